@@ -1,0 +1,1 @@
+"""The chain around the two bundles: phantom, dataset, augment, compare, report, demo."""

@@ -1,0 +1,58 @@
+"""Running a bundle's workflow in a process of its own (two bundles in one process would share ``scripts``)."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from monai.bundle import ConfigParser
+
+from tools.files import InputError
+from tools.scheme import BUNDLES
+
+
+def check_overrides(bundle: str, config_files: list[str], overrides: dict) -> None:
+    """Raise InputError for an override whose id the configs do not have; MONAI itself would silently ignore it.
+
+    Args:
+        bundle: folder name below ``bundles/``.
+        config_files: names below the bundle's ``configs/``; a later one overlays the earlier ones.
+        overrides: config id to value; nested ids are written with ``::``.
+    """
+    parser = ConfigParser()
+    parser.read_config([str(BUNDLES / bundle / "configs" / name) for name in config_files])
+    for key in overrides:
+        try:
+            parser[key]
+        except (KeyError, ValueError, IndexError, TypeError):
+            raise InputError(f"{bundle}/{'+'.join(config_files)} has no id {key!r} to override") from None
+
+
+def run_bundle(bundle: str, config_files: list[str], overrides: dict, log: Path) -> None:
+    """Run ``python -m monai.bundle run`` on one of our bundles and wait for it; its progress bar stays visible.
+
+    Args:
+        bundle: folder name below ``bundles/``.
+        config_files: names below the bundle's ``configs/``; a later one overlays the earlier ones.
+        overrides: config id to value.
+        log: file that receives everything the run prints on standard output.
+
+    Raises:
+        InputError: if an override names an id that the configs do not have.
+        RuntimeError: if the run fails; the message holds the last lines of its output.
+    """
+    check_overrides(bundle, config_files, overrides)
+    root = BUNDLES / bundle
+    files = [str(root / "configs" / name) for name in config_files]
+    command = [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", str(root)]
+    command += ["--config_file", files[0] if len(files) == 1 else str(files)]
+    command += ["--meta_file", str(root / "configs/metadata.json"), "--logging_file", str(root / "configs/logging.conf")]
+    for key, value in overrides.items():
+        command += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+    Path(log).parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "wb") as stream:
+        finished = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    if finished.returncode:
+        tail = "\n".join(Path(log).read_text(errors="replace").splitlines()[-15:])
+        raise RuntimeError(f"{bundle}/{config_files[0]} failed (exit {finished.returncode}); the end of {log}:\n{tail}")

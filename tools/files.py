@@ -1,0 +1,137 @@
+"""Writing results so that an interrupted run never leaves half a file or half a folder behind."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong; the message names the thing, its value and what was expected."""
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON file.
+
+    Raises:
+        InputError: if the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from None
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path with the same ending beside ``path``; it becomes ``path`` when the block ends well."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    suffix = "".join(path.suffixes[-2:]) if path.name.endswith(".nii.gz") else path.suffix
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".partial-", suffix=suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a JSON file atomically, indented by one space."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def check_new_directory(output: Path) -> Path:
+    """Return ``output`` as a path, if a command may create it: absent or empty, below a folder that can be written.
+
+    Raises:
+        InputError: if it holds something, is a file, or cannot be written.
+    """
+    output = Path(output)
+    if output.is_file():
+        raise InputError(f"output {output} is a file; name a folder that does not exist yet")
+    if output.is_dir() and any(output.iterdir()):
+        raise InputError(f"output {output} is not empty; remove it or name another folder")
+    check_writable(output)
+    return output
+
+
+def check_writable(output: Path) -> None:
+    """Raise InputError if no file can be created in ``output`` (or, where it is absent, in its nearest parent)."""
+    parent = Path(output).absolute()
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise InputError(f"output {output} cannot be written: {parent} is a file")
+    try:
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise InputError(f"output {output} cannot be written: {error}") from None
+
+
+@contextlib.contextmanager
+def new_directory(output: Path) -> Iterator[Path]:
+    """Yield a folder to fill beside ``output``; it becomes ``output`` when the block ends well and vanishes when not.
+
+    Raises:
+        InputError: if ``output`` is not empty or cannot be written.
+    """
+    output = check_new_directory(output)
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    partial = output.absolute().with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
+    partial.mkdir()
+    try:
+        yield partial
+        if output.is_dir():
+            output.rmdir()
+        os.replace(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def open_run(output: Path, settings: dict) -> Path:
+    """Open the folder of a command that can be resumed: new, or begun earlier with the same settings.
+
+    The settings stand in ``run.json``; a finished piece of work is whatever file the command finds there.
+
+    Raises:
+        InputError: if the folder holds something else, or a run with other settings (each difference is named).
+    """
+    output = Path(output)
+    run_file = output / "run.json"
+    settings = json.loads(json.dumps(settings))
+    if not run_file.is_file():
+        check_new_directory(output)
+        write_json(run_file, settings)
+        return output
+    check_writable(output)
+    earlier = read_json(run_file)
+    differing = [key for key in sorted(settings.keys() | earlier.keys()) if settings.get(key) != earlier.get(key)]
+    if differing:
+        named = ", ".join(f"{key} was {earlier.get(key)}, now {settings.get(key)}" for key in differing)
+        raise InputError(f"output {output} holds a run with other settings ({named}); name another folder")
+    return output
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,141 @@
+"""Reading and writing CT and tissue maps, with the checks that keep wrong input out of the chain."""
+
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from tools.files import InputError, atomic_file
+
+# A CT in HU holds air: its darkest voxel lies near -1000. Pictures (0..255) and normalised images (0..1, -1..1) do not.
+AIR_HU_AT_MOST = -500
+SYNTHETIC_MARK = "SYNTHETIC"
+
+
+def list_nifti(directory: Path) -> dict[str, Path]:
+    """Return case name to path for the .nii and .nii.gz files of a folder, sorted by name.
+
+    Raises:
+        InputError: if the folder is missing or holds no NIfTI file.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise InputError(f"{directory} is not a folder")
+    files = sorted(path for path in directory.iterdir() if path.name.endswith((".nii", ".nii.gz")))
+    if not files:
+        raise InputError(f"{directory} holds no .nii or .nii.gz file")
+    return {case_name(path): path for path in files}
+
+
+def case_name(path: Path) -> str:
+    """Return the file name without .nii or .nii.gz.
+
+    Example:
+        >>> case_name("scans/case012.nii.gz")
+        'case012'
+    """
+    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _load(path: Path) -> tuple[np.ndarray, nib.Nifti1Image]:
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist")
+    try:
+        file = nib.load(path)
+        array = np.asarray(file.dataobj)
+    except Exception as error:  # nibabel, gzip and zlib each raise their own on a damaged file
+        raise InputError(f"{path} cannot be read as NIfTI, it may be truncated: {error}") from None
+    if array.ndim != 3:
+        raise InputError(f"{path} is {array.ndim}D with shape {array.shape}; expected one 3D volume (W, H, slices)")
+    return array, file
+
+
+def load_ct(path: Path) -> tuple[np.ndarray, nib.Nifti1Image]:
+    """Load a CT in HU.
+
+    Args:
+        path: NIfTI file.
+
+    Returns:
+        HU as float32, shape (W, H, slices), and the nibabel image for its geometry.
+
+    Raises:
+        InputError: if the file cannot be read, is not 3D, holds NaN or infinity, or cannot be HU.
+    """
+    array, file = _load(path)
+    array = array.astype(np.float32, copy=False)
+    if not np.isfinite(array).all():
+        raise InputError(f"{path} holds {np.count_nonzero(~np.isfinite(array))} NaN or infinite voxels")
+    lowest, highest = float(array.min()), float(array.max())
+    if lowest > AIR_HU_AT_MOST or highest <= lowest:
+        raise InputError(
+            f"{path} ranges from {lowest:g} to {highest:g}, which cannot be HU (air is -1000); "
+            "8-bit pictures and normalised images must be converted to HU first"
+        )
+    return array, file
+
+
+def load_labels(path: Path, labels: dict[str, int]) -> tuple[np.ndarray, nib.Nifti1Image]:
+    """Load a tissue map.
+
+    Args:
+        path: NIfTI file.
+        labels: tissue name to value; a value without a name is refused.
+
+    Returns:
+        Label values as int16, shape (W, H, slices), and the nibabel image for its geometry.
+
+    Raises:
+        InputError: if the file cannot be read, is not 3D, or holds a value that is no integer or has no name.
+    """
+    array, file = _load(path)
+    values = np.unique(array)
+    not_integer = [float(value) for value in values if not np.isfinite(value) or value != np.round(value)]
+    if not_integer:
+        raise InputError(f"{path} holds label {not_integer[0]:g}, but labels must be integers")
+    for value in values:
+        if int(value) not in labels.values():
+            named = ", ".join(f"{name}={number}" for name, number in labels.items())
+            raise InputError(f"{path} holds label {int(value)}, but labels name only {named}")
+    return array.astype(np.int16), file
+
+
+def check_same_geometry(image: nib.Nifti1Image, label: nib.Nifti1Image, image_path: Path, label_path: Path) -> None:
+    """Raise InputError if two files differ in shape or by more than 0.01 mm in any voxel's position."""
+    if image.shape != label.shape:
+        raise InputError(f"{label_path} has shape {label.shape}, but {image_path} has {image.shape}")
+    corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
+    corners[:, :3] *= np.array(image.shape) - 1
+    shift = np.abs(corners @ (image.affine - label.affine).T).max()
+    if shift > 0.01:
+        raise InputError(f"{label_path} has another affine than {image_path} (voxels lie up to {shift:.3g} mm apart)")
+
+
+def save_nifti(array: np.ndarray, like: nib.Nifti1Image, path: Path, description: str = "") -> None:
+    """Write an array atomically in the geometry of another image.
+
+    Args:
+        array: voxels, shape (W, H, slices); its dtype is the file's.
+        like: image whose affine, orientation codes and units are kept.
+        path: file to write, .nii or .nii.gz.
+        description: text for the header's ``descrip`` field (79 bytes at most).
+    """
+    header = like.header.copy()
+    header.set_data_dtype(array.dtype)
+    header.set_slope_inter(1, 0)
+    header["descrip"] = description.encode()[:79]
+    header["cal_min"] = header["cal_max"] = 0
+    with atomic_file(path) as temporary:
+        nib.save(nib.Nifti1Image(array, like.affine, header), temporary)
+
+
+def spacing_mm(file: nib.Nifti1Image) -> list[float]:
+    """Return the voxel size along each axis in mm."""
+    return [float(size) for size in np.sqrt((file.affine[:3, :3] ** 2).sum(axis=0))]
+
+
+def relative(path: Path, start: Path) -> str:
+    """Return ``path`` as seen from the folder ``start``, so that a project folder can be moved as a whole."""
+    return os.path.relpath(Path(path).absolute(), Path(start).absolute())
