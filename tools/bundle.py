@@ -30,13 +30,13 @@ def check_overrides(bundle: str, config_files: list[str], overrides: dict) -> No
 
 
 def run_bundle(bundle: str, config_files: list[str], overrides: dict, log: Path) -> None:
-    """Run ``python -m monai.bundle run`` on one of our bundles and wait for it; its progress bar stays visible.
+    """Run ``python -m monai.bundle run`` on one of our bundles and wait for it; its progress bar shows on a terminal.
 
     Args:
         bundle: folder name below ``bundles/``.
         config_files: names below the bundle's ``configs/``; a later one overlays the earlier ones.
         overrides: config id to value.
-        log: file that receives everything the run prints on standard output.
+        log: file that receives everything the run prints.
 
     Raises:
         InputError: if an override names an id that the configs do not have.
@@ -47,12 +47,29 @@ def run_bundle(bundle: str, config_files: list[str], overrides: dict, log: Path)
     files = [str(root / "configs" / name) for name in config_files]
     command = [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", str(root)]
     command += ["--config_file", files[0] if len(files) == 1 else str(files)]
-    command += ["--meta_file", str(root / "configs/metadata.json"), "--logging_file", str(root / "configs/logging.conf")]
+    command += [
+        "--meta_file",
+        str(root / "configs/metadata.json"),
+        "--logging_file",
+        str(root / "configs/logging.conf"),
+    ]
     for key, value in overrides.items():
         command += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
     Path(log).parent.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     with open(log, "wb") as stream:
-        finished = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONUNBUFFERED": "1"})
-    if finished.returncode:
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.PIPE, env=environment)
+        try:
+            for chunk in iter(lambda: process.stderr.read1(4096), b""):
+                stream.write(chunk)
+                stream.flush()
+                if sys.stderr.isatty() and b"\r" in chunk:  # a progress bar
+                    sys.stderr.buffer.write(b"\r" + chunk.rsplit(b"\r")[-1])
+                    sys.stderr.flush()
+        finally:
+            if sys.exc_info()[0]:  # interrupted
+                process.terminate()
+            returncode = process.wait()
+    if returncode:
         tail = "\n".join(Path(log).read_text(errors="replace").splitlines()[-15:])
-        raise RuntimeError(f"{bundle}/{config_files[0]} failed (exit {finished.returncode}); the end of {log}:\n{tail}")
+        raise RuntimeError(f"{bundle}/{config_files[0]} failed (exit {returncode}); the end of {log}:\n{tail}")

@@ -1,0 +1,1 @@
+"""What MONAI lacks for painting tissue: mask ablation, the flow inside a region, and the sampler over a whole CT."""

@@ -1,0 +1,175 @@
+"""Class-balanced mask-ablated training (CBMAT): hide frequent tissues more often, so that each is learned alike.
+
+CBMAT is named by Diff-Lung (Khiati et al. 2025, arXiv 2501.02867) without a public definition; the definition here is
+this project's own. ``gamma=0, q_max=0.5, anchor=0`` is the ablation of Konz et al. (MICCAI 2024), drawn per sample.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+
+from .condition import UNKNOWN, tissue_values
+
+
+def keep_probability(
+    presence: torch.Tensor, gamma: float = 1.0, q_min: float = 0.1, q_max: float = 0.9
+) -> torch.Tensor:
+    """Return q_k, the probability that tissue k stays visible in a sample that is ablated.
+
+    q_k = clip(q_max * (f_* / f_k)^gamma, q_min, q_max) with f_* the presence of the rarest tissue.
+
+    Args:
+        presence: f_k, share of the sampled patches that hold tissue k, shape (tissues,); 0 for a tissue that the
+            training set lacks, which is left out of f_* and keeps q_max.
+        gamma: 0 treats all tissues alike, 1 balances their exposure fully.
+        q_min: lower bound of q_k.
+        q_max: upper bound of q_k.
+
+    Returns:
+        Keep probabilities, shape (tissues,).
+
+    Example:
+        >>> keep_probability(torch.tensor([0.8, 0.4, 0.1]), gamma=1.0, q_min=0.0, q_max=0.8).tolist()
+        [0.10000000149011612, 0.20000000298023224, 0.800000011920929]
+    """
+    if not 0 <= q_min <= q_max <= 1:
+        raise ValueError(f"q_min={q_min} and q_max={q_max} must satisfy 0 <= q_min <= q_max <= 1")
+    if gamma < 0:
+        raise ValueError(f"gamma must be at least 0, not {gamma}")
+    seen = presence > 0
+    if not seen.any():
+        raise ValueError("no tissue occurs in the training patches, so there is nothing to learn")
+    ratio = torch.where(seen, presence[seen].min() / presence.clamp(min=1e-12), torch.ones_like(presence))
+    return (q_max * ratio**gamma).clamp(q_min, q_max)
+
+
+def exposure(presence: torch.Tensor, keep: torch.Tensor, anchor: float) -> torch.Tensor:
+    """Return r_k = f_k (rho + (1 - rho) q_k), the share of patches in which tissue k is present and visible.
+
+    Args:
+        presence: f_k, shape (tissues,).
+        keep: q_k, shape (tissues,).
+        anchor: rho, probability that a sample keeps its full mask.
+    """
+    return presence * (anchor + (1 - anchor) * keep)
+
+
+class ClassBalancedMaskAblation:
+    """Hide whole tissues of a map from the network, per sample, the frequent ones more often.
+
+    Args:
+        labels: tissue name to value.
+        gamma: strength of the balancing, see :func:`keep_probability`.
+        q_min: lower bound of the keep probability.
+        q_max: upper bound of the keep probability.
+        anchor: rho, probability that a sample keeps its full mask.
+        presence: f_k if known; :class:`MeasurePresence` sets it when training starts.
+
+    Raises:
+        ValueError: if ``anchor`` is no probability.
+    """
+
+    def __init__(
+        self,
+        labels: Mapping[str, int],
+        gamma: float = 1.0,
+        q_min: float = 0.1,
+        q_max: float = 0.9,
+        anchor: float = 0.1,
+        presence: Sequence[float] | None = None,
+    ) -> None:
+        if not 0 <= anchor <= 1:
+            raise ValueError(f"anchor must be a probability in [0, 1], not {anchor}")
+        self.values = tissue_values(labels)
+        self.gamma, self.q_min, self.q_max, self.anchor = gamma, q_min, q_max, anchor
+        self.keep: torch.Tensor | None = None
+        if presence is not None:
+            self.fit(torch.as_tensor(presence, dtype=torch.float32))
+
+    def fit(self, presence: torch.Tensor) -> None:
+        """Set the keep probabilities from f_k, shape (tissues,)."""
+        self.keep = keep_probability(presence, self.gamma, self.q_min, self.q_max)
+
+    def __call__(self, tissue_map: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Return the map with the voxels of hidden tissues set to UNKNOWN; background is never hidden.
+
+        Args:
+            tissue_map: label values, shape (B, 1, ...).
+            generator: source of randomness on the CPU; the global one if None.
+
+        Raises:
+            RuntimeError: if the presence of the tissues has not been set.
+        """
+        if self.keep is None:
+            raise RuntimeError("the presence of the tissues is unknown; give it, or attach MeasurePresence")
+        samples = tissue_map.shape[0]
+        full = torch.rand(samples, 1, generator=generator) < self.anchor  # z ~ Bern(rho)
+        kept = torch.rand(samples, len(self.values), generator=generator) < self.keep  # b_k ~ Bern(q_k)
+        hidden = ~(full | kept).to(tissue_map.device)
+        ablated = tissue_map.clone()
+        for index, value in enumerate(self.values):
+            hide = hidden[:, index].view(-1, *[1] * (tissue_map.ndim - 1))
+            ablated[(tissue_map == value) & hide] = UNKNOWN
+        return ablated
+
+
+def tissue_presence(maps: torch.Tensor, labels: Mapping[str, int], min_voxels: int) -> torch.Tensor:
+    """Return which tissues have at least ``min_voxels`` voxels in each map.
+
+    Args:
+        maps: label values, shape (B, 1, ...).
+        labels: tissue name to value.
+        min_voxels: tau, fewer voxels do not count as present.
+
+    Returns:
+        Booleans, shape (B, tissues).
+    """
+    flat = maps.flatten(1)
+    return torch.stack([(flat == value).sum(1) >= min_voxels for value in tissue_values(labels)], dim=1)
+
+
+class MeasurePresence:
+    """Handler that measures f_k through the patch sampler in use, before the first iteration.
+
+    The result goes to the ablation and, as the buffer ``tissue_presence``, into the network's checkpoint.
+
+    Args:
+        dataset: training dataset; an item is a patch or a list of patches with a ``label``, shape (1, H, W).
+        ablation: what to fit.
+        network: module with a buffer ``tissue_presence``, shape (tissues,).
+        labels: tissue name to value.
+        min_voxels: tau, see :func:`tissue_presence`.
+        num_patches: at least so many patches are drawn.
+    """
+
+    def __init__(self, dataset, ablation, network, labels, min_voxels: int = 16, num_patches: int = 512) -> None:
+        self.dataset, self.ablation, self.labels = dataset, ablation, labels
+        self.network = getattr(network, "module", network)
+        self.min_voxels, self.num_patches = min_voxels, num_patches
+
+    def attach(self, engine: Engine) -> None:
+        """Measure when the engine starts."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Draw patches, count, and hand the frequencies on; several processes average theirs."""
+        if len(self.dataset) == 0:
+            raise ValueError("the training dataset is empty; check datalist and fold")
+        present, index = [], 0
+        while len(present) < self.num_patches:
+            item = self.dataset[index % len(self.dataset)]
+            patches = item if isinstance(item, list) else [item]
+            maps = torch.stack([torch.as_tensor(patch["label"]) for patch in patches])
+            present.extend(tissue_presence(maps, self.labels, self.min_voxels).float())
+            index += 1
+        mean = torch.stack(present).mean(dim=0)
+        presence = torch.as_tensor(idist.all_reduce(mean, op="SUM")) / idist.get_world_size()
+        self.ablation.fit(presence)
+        self.network.tissue_presence.copy_(presence)
+        names = [name for name, value in sorted(self.labels.items(), key=lambda item: item[1]) if value != 0]
+        shown = ", ".join(
+            f"{n} {f:.2f}/{q:.2f}" for n, f, q in zip(names, presence.tolist(), self.ablation.keep.tolist())
+        )
+        engine.logger.info(f"tissue presence / keep probability: {shown}")
