@@ -91,15 +91,22 @@ def file_name(image: torch.Tensor, otherwise: str) -> str:
 
 
 class PaintPrepareBatch(PrepareBatch):
-    """Hand a volume, its target map and region to :class:`PaintInferer`."""
+    """Hand a volume, its target map and region to :class:`PaintInferer`.
+
+    Args:
+        label_key: what the engine's metrics see as ``label``.
+    """
+
+    def __init__(self, label_key: str = "target") -> None:
+        self.label_key = label_key
 
     def __call__(self, batchdata, device=None, non_blocking: bool = False, **kwargs):
-        """Return (image, target map, (), inferer arguments); ``seed`` is the item's own, or 0."""
+        """Return (image, label, (), inferer arguments); ``seed`` is the item's own, or 0."""
         image, target, region = (
             plain(batchdata[key]).to(device, non_blocking=non_blocking) for key in ("image", "target", "region")
         )
         seeds = [int(seed) for seed in batchdata.get("seed", [0] * len(image))]
-        return image, target, (), {"target": target, "region": region, "seeds": seeds}
+        return image, plain(batchdata[self.label_key]), (), {"target": target, "region": region, "seeds": seeds}
 
 
 class PaintInferer(Inferer):
@@ -161,9 +168,11 @@ class PaintInferer(Inferer):
     def paint_slices(self, x_0, region, tissues, network, generator: torch.Generator) -> torch.Tensor:
         """Paint a stack of slices, each of shape (n, 1, W, H), and return it in the same shape."""
         width, height = x_0.shape[2:]
+        noise = torch.stack([torch.randn(x.shape, generator=generator) for x in x_0]).to(x_0.device)
         pad = (0, max(0, self.patch_size - height), 0, max(0, self.patch_size - width))
-        x_0, region, tissues = (
-            torch.nn.functional.pad(v.float(), pad, value=fill) for v, fill in ((x_0, AIR), (region, 0), (tissues, 0))
+        x_0, region, tissues, noise = (
+            torch.nn.functional.pad(volume.float(), pad, value=fill)
+            for volume, fill in ((x_0, AIR), (region, 0), (tissues, 0), (noise, 0))
         )
         known = torch.cat([region, condition_channels(tissues, self.labels)], dim=1)
         size = (self.patch_size, self.patch_size)
@@ -185,7 +194,6 @@ class PaintInferer(Inferer):
                     summed[n, 0, i : i + self.patch_size, j : j + self.patch_size] += v[0] * weight
             return summed / total * region
 
-        noise = torch.randn(x_0.shape, generator=generator).to(x_0.device)
         painted = euler(velocity, torch.where(region > 0, noise, x_0), self.num_steps)
         return torch.where(region > 0, painted, x_0)[..., :width, :height]
 

@@ -1,0 +1,199 @@
+"""The synthesizer bundle run as its users run it: train, paint, evaluate, from another folder, on oblique CTs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
+from monai.utils import set_determinism
+
+ROOT = Path(__file__).resolve().parents[1]
+BUNDLE = ROOT / "bundles/difflung_synthesis"
+SCHEMA = ROOT.parent / "shared/meta_schema_20240725.json"
+TINY = {"max_epochs": 1, "epoch_length": 2, "batch_size": 2, "patches_per_case": 2, "patch_size": 32,
+        "network_channels": [16, 16], "network_def#attention_levels": [False, False],
+        "network_def#num_head_channels": 16, "warmup_steps": 1, "num_steps": 2, "device": "cpu"}  # fmt: skip
+
+
+def oblique(angle=0.2):
+    """Return an affine that is turned about two axes, with the first axis flipped and 2 x 1.8 x 7 mm voxels."""
+    c, s = np.cos(angle), np.sin(angle)
+    turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag([-2, 1.8, 7])
+    affine[:3, 3] = [31.5, -12.25, 100]
+    return affine
+
+
+def write_case(folder, name, seed, size=(45, 39, 5)):
+    """Write a CT with lung of HU -850 and three kinds of lesion, and its map."""
+    rng = np.random.default_rng(seed)
+    hu = rng.normal(40, 10, size)
+    label = np.zeros(size, np.uint8)
+    label[6:-6, 6:-6] = 1
+    label[10:20, 10:30], label[25:33, 10:20, 1:], label[25:33, 22:30, :3] = 2, 3, 4
+    if seed % 2:
+        label[20:25, 10:20] = 5
+    for value, mean in {1: -850, 2: -600, 3: -550, 4: -960, 5: 20}.items():
+        hu[label == value] = rng.normal(mean, 40, (label == value).sum())
+    for kind, array in (("images", hu.round().astype(np.int16)), ("labels", label)):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(array, oblique()), folder / kind / f"{name}.nii.gz")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A datalist of four cases in two folds, and targets for painting two of them."""
+    folder = tmp_path_factory.mktemp("data")
+    items = []
+    for number in range(4):
+        write_case(folder, f"case{number}", number)
+        items.append({"image": f"images/case{number}.nii.gz", "label": f"labels/case{number}.nii.gz",
+                      "fold": number // 2, "patient": f"p{number}", "age": 60 if number else None})  # fmt: skip
+    (folder / "datalist.json").write_text(json.dumps({"training": items}))
+    return folder
+
+
+def arguments(overrides):
+    words = []
+    for key, value in overrides.items():
+        words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+    return words
+
+
+def bundle(run_id, configs, cwd, *words, launcher=(), **overrides):
+    files = [str(BUNDLE / "configs" / name) for name in configs]
+    command = [sys.executable, *launcher, "-m", "monai.bundle", "run", *run_id, "--bundle_root", str(BUNDLE)]
+    command += ["--config_file", files[0] if len(files) == 1 else str(files), *words, *arguments(overrides)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """Weights of a tiny training, started from another folder by `run training`."""
+    folder = tmp_path_factory.mktemp("run")
+    places = {"dataset_dir": str(data), "model_dir": str(folder), "output_dir": str(folder / "eval"), "val_interval": 1}
+    result = bundle(["training"], ["train.json"], folder, **TINY, **places)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def painting(data, tmp_path_factory):
+    """images, labels and targets: ground glass put into healthy lung, more than a window wide."""
+    folder = tmp_path_factory.mktemp("painting")
+    for number in (0, 1):
+        write_case(folder, f"case{number}", number)
+        label = nib.load(folder / f"labels/case{number}.nii.gz")
+        target = np.asarray(label.dataobj).copy()
+        target[target == 1] = 2
+        (folder / "targets").mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(target, label.affine), folder / f"targets/case{number}.nii.gz")
+    return folder
+
+
+def config(*names, **overrides):
+    files = [str(BUNDLE / "configs" / name) for name in names]
+    return ConfigWorkflow(
+        config_file=files, meta_file=str(BUNDLE / "configs/metadata.json"), bundle_root=str(BUNDLE),
+        workflow_type="infer" if names == ("inference.json",) else "train", logging_file=False, **overrides,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [("train.json",), ("train.json", "evaluate.json"), ("inference.json",)])
+def test_no_property_is_missing(names, monkeypatch, data, painting):
+    monkeypatch.chdir(BUNDLE)
+    workflow = config(*names, dataset_dir=str(painting if names == ("inference.json",) else data))
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    set_determinism(None)
+
+
+def test_metadata_follows_the_schema(tmp_path):
+    if not SCHEMA.is_file():
+        pytest.skip("the schema lies in shared/, which is not here")
+    (tmp_path / "schema.json").write_text(SCHEMA.read_text())
+    verify_metadata(meta_file=str(BUNDLE / "configs/metadata.json"), filepath=str(tmp_path / "schema.json"))
+
+
+def test_network_takes_and_gives_what_the_metadata_says(monkeypatch):
+    monkeypatch.chdir(BUNDLE)
+    verify_net_in_out(
+        "network_def", config_file=str(BUNDLE / "configs/inference.json"), device="cpu",
+        meta_file=str(BUNDLE / "configs/metadata.json"),
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_training_writes_plain_weights_with_the_measured_presence(trained):
+    weights = torch.load(trained / "model.pt", weights_only=True)
+    presence = weights["tissue_presence"]
+    assert presence.shape == (5,)
+    assert (presence[:4] > 0.2).all() and presence.max() <= 1
+    assert (trained / "eval/metrics.csv").is_file()
+    assert list((trained / "eval").glob("events.out.tfevents*"))
+
+
+@pytest.mark.slow
+def test_painting_changes_nothing_outside_the_region_of_an_oblique_ct(trained, painting, tmp_path):
+    places = {"dataset_dir": str(painting), "output_dir": str(tmp_path), "checkpoint": str(trained / "model.pt")}
+    tiny = {key: value for key, value in TINY.items() if key.startswith(("network", "patch_size", "num", "device"))}
+    result = bundle(["inferring"], ["inference.json"], tmp_path, **tiny, **places)
+    assert result.returncode == 0, result.stderr[-3000:]
+    for name in ("case0", "case1"):
+        painted, image = nib.load(tmp_path / f"{name}.nii.gz"), nib.load(painting / f"images/{name}.nii.gz")
+        label = np.asarray(nib.load(painting / f"labels/{name}.nii.gz").dataobj)
+        target = np.asarray(nib.load(painting / f"targets/{name}.nii.gz").dataobj)
+        assert painted.shape == image.shape
+        assert np.allclose(painted.affine, image.affine, atol=1e-5)
+        after, before = np.asarray(painted.dataobj), np.asarray(image.dataobj)
+        region = target != label
+        assert np.array_equal(after[~region], before[~region])
+        assert (after[region] != before[region]).mean() > 0.9
+        assert after[region].min() >= -1100 and after[region].max() <= 400
+
+
+@pytest.mark.slow
+def test_evaluation_scores_the_held_out_cases(trained, data, tmp_path):
+    places = {"dataset_dir": str(data), "model_dir": str(trained), "output_dir": str(tmp_path)}
+    result = bundle([], ["train.json", "evaluate.json"], tmp_path, **TINY, **places)
+    assert result.returncode == 0, result.stderr[-3000:]
+    metrics = dict(line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines())
+    tissues = ("ground_glass", "fibrosis", "emphysema", "consolidation")
+    assert all(float(metrics[f"hu_wasserstein_{tissue}"]) > 0 for tissue in tissues)
+    assert all(float(metrics[f"hu_wasserstein_floor_{tissue}"]) < 30 for tissue in tissues[:3])
+
+
+@pytest.mark.slow
+def test_missing_weights_are_an_error(painting, tmp_path):
+    places = {"dataset_dir": str(painting), "output_dir": str(tmp_path / "out")}
+    places["checkpoint"] = str(tmp_path / "none.pt")
+    result = bundle([], ["inference.json"], tmp_path, device="cpu", **places)
+    assert result.returncode != 0
+    assert "none.pt" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_same_seed_gives_the_same_weights(trained, data, tmp_path):
+    places = {"dataset_dir": str(data), "model_dir": str(tmp_path), "output_dir": str(tmp_path), "val_interval": 9}
+    result = bundle([], ["train.json"], tmp_path, **TINY, **places)
+    assert result.returncode == 0, result.stderr[-3000:]
+    first, second = (torch.load(folder / "model.pt", weights_only=True) for folder in (trained, tmp_path))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_cpu(data, tmp_path):
+    places = {"dataset_dir": str(data), "model_dir": str(tmp_path), "output_dir": str(tmp_path), "val_interval": 9}
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    tiny = {key: value for key, value in TINY.items() if key != "device"}
+    result = bundle(["training"], ["train.json", "multi_gpu_train.json"], tmp_path, launcher=launcher, **tiny, **places)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert torch.load(tmp_path / "model.pt", weights_only=True)["tissue_presence"].sum() > 0
