@@ -1,13 +1,17 @@
 """``python -m tools <command>``: find the command, check its flags, run it, and turn errors into messages."""
 
+import ast
 import difflib
 import importlib
 import inspect
 import sys
+import types
+import typing
+from collections.abc import Callable
 from pathlib import Path
 
 import fire
-from fire import decorators
+from fire import decorators, parser
 
 from tools.files import InputError
 
@@ -15,34 +19,95 @@ from tools.files import InputError
 COMMANDS = ("demo", "phantom", "dataset", "augment", "compare", "report")
 
 
-def check_flags(command: str, function, arguments: list[str]) -> None:
-    """Raise InputError if an argument names a flag that the command does not have (fire would run first, then complain).
+def _flags(function: Callable) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(function, eval_str=True).parameters)
+
+
+def _types(parameter: inspect.Parameter) -> tuple:
+    """Return the types that a parameter may have; ``Path | None`` has two, ``list[int]`` is one."""
+    union = isinstance(parameter.annotation, types.UnionType)
+    return typing.get_args(parameter.annotation) if union else (parameter.annotation,)
+
+
+def _number(text: str, kind: type) -> bool:
+    try:
+        kind(text)
+    except ValueError:
+        return False
+    return True
+
+
+def check_flags(command: str, function: Callable, arguments: list[str]) -> None:
+    """Check the words of a command before anything runs (fire would run first and complain afterwards).
 
     Args:
         command: name of the command, for the message.
         function: the function behind it.
         arguments: the words after the command's name.
+
+    Raises:
+        InputError: if a word names a flag that the command does not have, or follows no flag; if a flag is given twice,
+            has no value, or no number where a number is needed; if a flag that the command needs is missing.
     """
-    flags = list(inspect.signature(function).parameters)
-    for argument in arguments:
-        if not argument.startswith("-") or argument.lstrip("-")[:1].isdigit():
-            continue
-        if not argument.startswith("--"):
-            raise InputError(f"{command} has no flag {argument}; flags begin with two dashes")
-        flag = argument[2:].split("=")[0].replace("-", "_")
+    flags = _flags(function)
+    given: dict[str, str] = {}
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("-"):
+            raise InputError(
+                f"{command} cannot place {word!r}; each value follows its flag, as in --{next(iter(flags))} VALUE"
+            )
+        if not word.startswith("--"):
+            raise InputError(f"{command} has no flag {word}; flags begin with two dashes")
+        flag, equals, value = word[2:].partition("=")
+        flag = flag.replace("-", "_")
         if flag not in flags:
             close = difflib.get_close_matches(flag, flags, n=1)
-            hint = f"; did you mean --{close[0]}?" if close else f"; it has {', '.join('--' + name for name in flags)}"
-            raise InputError(f"{command} has no flag --{flag}{hint}")
+            hint = f"did you mean --{close[0]}?" if close else f"it has {', '.join('--' + name for name in flags)}"
+            raise InputError(f"{command} has no flag --{flag}; {hint}")
+        if flag in given:
+            raise InputError(f"{command} got --{flag} twice")
+        kinds = _types(flags[flag])
+        if not equals:
+            follows = words and not (words[0].startswith("-") and not _number(words[0], float))
+            value = words.pop(0) if follows else "True" if bool in kinds else ""
+        if not value:
+            raise InputError(f"{command} got no value for --{flag}")
+        if bool in kinds and value not in ("True", "False"):
+            raise InputError(f"{command} --{flag} is True or False, not {value!r}")
+        if int in kinds and not {float, str} & set(kinds) and not _number(value, int) and value != "None":
+            raise InputError(f"{command} --{flag} needs a whole number, not {value!r}")
+        if float in kinds and str not in kinds and not _number(value, float) and value != "None":
+            raise InputError(f"{command} --{flag} needs a number, not {value!r}")
+        given[flag] = value
+    missing = [f"--{name}" for name, flag in flags.items() if flag.default is flag.empty and name not in given]
+    if missing:
+        raise InputError(f"{command} needs {', '.join(missing)}; python -m tools {command} --help explains")
 
 
 def usage() -> str:
-    """Return the list of commands, one line each."""
+    """Return the list of commands, one line each; read from the source, since importing all of them takes seconds."""
     lines = ["usage: python -m tools <command> [flags]   (--help after a command shows its flags)", ""]
     for command in COMMANDS:
-        function = getattr(importlib.import_module(f"tools.{command}"), command)
-        lines.append(f"  {command:9s} {inspect.getdoc(function).splitlines()[0]}")
+        source = ast.parse(Path(__file__).with_name(f"{command}.py").read_text())
+        function = next(node for node in source.body if isinstance(node, ast.FunctionDef) and node.name == command)
+        lines.append(f"  {command:9s} {ast.get_docstring(function).splitlines()[0]}")
     return "\n".join(lines)
+
+
+def command_usage(command: str, function: Callable) -> str:
+    """Return how a command is called, and its documentation."""
+    words = [f"usage: python -m tools {command}"]
+    for name, flag in _flags(function).items():
+        value = name.upper() if flag.default in (flag.empty, None) else flag.default
+        word = f"--{name}" if bool in _types(flag) else f"--{name} {value}"
+        words.append(word if flag.default is flag.empty else f"[{word}]")
+    return f"{' '.join(words)}\n\n{inspect.getdoc(function)}"
+
+
+def _text_or_dict(text: str) -> object:
+    return parser.DefaultParseValue(text) if text.startswith("{") else text
 
 
 def main(arguments: list[str]) -> int:
@@ -65,17 +130,18 @@ def main(arguments: list[str]) -> int:
         return 2
     function = getattr(importlib.import_module(f"tools.{command}"), command)
     if {"-h", "--help"} & set(rest):
-        print(f"python -m tools {command}{inspect.signature(function)}\n\n{inspect.getdoc(function)}")
+        print(command_usage(command, function))
         return 0
-    paths = [name for name, p in inspect.signature(function).parameters.items() if p.annotation in (Path, Path | None)]
     try:
         check_flags(command, function, rest)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
     try:
-        typed = decorators.SetParseFns(**{name: str for name in paths})(function)  # a folder named 12 stays a path
-        fire.Fire(typed, command=rest, name=f"tools {command}")
+        kinds = {name: set(_types(flag)) for name, flag in _flags(function).items()}
+        # a folder named 12 stays a path, and a text with commas stays a text
+        texts = {name: _text_or_dict if dict in kind else str for name, kind in kinds.items() if kind & {Path, str}}
+        fire.Fire(decorators.SetParseFns(**texts)(function), command=rest, name=f"tools {command}")
     except InputError as error:
         print(f"{command}: {error}", file=sys.stderr)
         return 1

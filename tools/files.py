@@ -18,13 +18,15 @@ def read_json(path: Path) -> dict:
     """Read a JSON file.
 
     Raises:
-        InputError: if the file is missing or is not JSON.
+        InputError: if the file is missing, cannot be read, or is not JSON.
     """
     try:
         return json.loads(Path(path).read_text())
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from None
 
 
@@ -67,7 +69,7 @@ def check_new_directory(output: Path) -> Path:
     output = Path(output)
     if output.is_file():
         raise InputError(f"output {output} is a file; name a folder that does not exist yet")
-    if output.is_dir() and any(output.iterdir()):
+    if output.is_dir() and any(entry.name != ".partial" for entry in output.iterdir()):  # what a killed run left
         raise InputError(f"output {output} is not empty; remove it or name another folder")
     check_writable(output)
     return output
@@ -88,23 +90,33 @@ def check_writable(output: Path) -> None:
 
 @contextlib.contextmanager
 def new_directory(output: Path) -> Iterator[Path]:
-    """Yield a folder to fill beside ``output``; it becomes ``output`` when the block ends well and vanishes when not.
+    """Yield a folder to fill; its content becomes ``output`` when the block ends well and vanishes when not.
+
+    The folder lies beside ``output``, or in it where ``output`` exists and is empty (a mount cannot be replaced).
 
     Raises:
         InputError: if ``output`` is not empty or cannot be written.
     """
-    output = check_new_directory(output)
-    output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    partial = output.absolute().with_name(output.name + ".partial")
+    output = check_new_directory(output).resolve()
+    existed = output.is_dir()
+    created = [folder for folder in output.parents if not folder.exists()]
+    partial = output / ".partial" if existed else output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
-    partial.mkdir()
+    partial.mkdir(parents=True)
     try:
         yield partial
-        if output.is_dir():
-            output.rmdir()
-        os.replace(partial, output)
-    finally:
+        if existed:
+            for entry in partial.iterdir():
+                os.replace(entry, output / entry.name)
+            partial.rmdir()
+        else:
+            os.replace(partial, output)
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        for folder in created:  # innermost first
+            with contextlib.suppress(OSError):  # another process uses it by now
+                folder.rmdir()
+        raise
 
 
 def open_run(output: Path, settings: dict) -> Path:

@@ -14,18 +14,24 @@ SYNTHETIC_MARK = "SYNTHETIC"
 
 
 def list_nifti(directory: Path) -> dict[str, Path]:
-    """Return case name to path for the .nii and .nii.gz files of a folder, sorted by name.
+    """Return case name to path for the .nii and .nii.gz files of a folder, sorted by name; hidden files do not count.
 
     Raises:
-        InputError: if the folder is missing or holds no NIfTI file.
+        InputError: if the folder is missing, holds no NIfTI file, or holds one case as .nii and as .nii.gz.
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise InputError(f"{directory} is not a folder")
-    files = sorted(path for path in directory.iterdir() if path.name.endswith((".nii", ".nii.gz")))
-    if not files:
+        raise InputError(f"{directory} is not a folder" if directory.exists() else f"{directory} does not exist")
+    cases: dict[str, Path] = {}
+    for path in sorted(directory.iterdir()):
+        if path.name.startswith(".") or not path.name.endswith((".nii", ".nii.gz")) or not path.is_file():
+            continue  # ._case.nii.gz is macOS's, .partial-*.nii.gz is what a killed run of ours left
+        if case_name(path) in cases:
+            raise InputError(f"{directory} holds both {cases[case_name(path)].name} and {path.name}; remove one")
+        cases[case_name(path)] = path
+    if not cases:
         raise InputError(f"{directory} holds no .nii or .nii.gz file")
-    return {case_name(path): path for path in files}
+    return cases
 
 
 def case_name(path: Path) -> str:
@@ -47,9 +53,24 @@ def _load(path: Path) -> tuple[np.ndarray, nib.Nifti1Image]:
         array = np.asarray(file.dataobj)
     except Exception as error:  # nibabel, gzip and zlib each raise their own on a damaged file
         raise InputError(f"{path} cannot be read as NIfTI, it may be truncated: {error}") from None
+    if array.dtype.kind not in "iuf":
+        raise InputError(f"{path} holds voxels of type {array.dtype}; expected one number per voxel")
     if array.ndim != 3:
-        raise InputError(f"{path} is {array.ndim}D with shape {array.shape}; expected one 3D volume (W, H, slices)")
+        held, hint = f"{array.ndim}D with shape {array.shape}", _hint_3d(array.shape)
+        raise InputError(f"{path} is {held}; expected one 3D volume (W, H, slices){hint}")
+    if array.size == 0:
+        raise InputError(f"{path} is empty: its shape is {array.shape}")
+    if not np.isfinite(file.affine).all() or min(spacing_mm(file)) == 0:
+        raise InputError(f"{path} has no usable affine: its voxel size is {spacing_mm(file)} mm")
     return array, file
+
+
+def _hint_3d(shape: tuple[int, ...]) -> str:
+    if len(shape) == 2:
+        return f"; save the slice with shape {(*shape, 1)}"
+    if len(shape) > 3 and set(shape[3:]) == {1}:
+        return "; remove the last axis, which has length 1, with nibabel.squeeze_image"
+    return "; save each volume as a case of its own" if len(shape) > 3 else ""
 
 
 def load_ct(path: Path) -> tuple[np.ndarray, nib.Nifti1Image]:
@@ -77,15 +98,19 @@ def load_ct(path: Path) -> tuple[np.ndarray, nib.Nifti1Image]:
     return array, file
 
 
-def load_labels(path: Path, labels: dict[str, int]) -> tuple[np.ndarray, nib.Nifti1Image]:
+def load_labels(
+    path: Path, labels: dict[str, int], foreign: dict[int, str] | None = None
+) -> tuple[np.ndarray, nib.Nifti1Image]:
     """Load a tissue map.
 
     Args:
-        path: NIfTI file.
+        path: NIfTI file; whole numbers stored as floats are fine.
         labels: tissue name to value; a value without a name is refused.
+        foreign: value in the file to tissue name, for a file of another label scheme; 0 is background unless it says
+            otherwise.
 
     Returns:
-        Label values as int16, shape (W, H, slices), and the nibabel image for its geometry.
+        Label values of ``labels`` as int16, shape (W, H, slices), and the nibabel image for its geometry.
 
     Raises:
         InputError: if the file cannot be read, is not 3D, or holds a value that is no integer or has no name.
@@ -95,11 +120,21 @@ def load_labels(path: Path, labels: dict[str, int]) -> tuple[np.ndarray, nib.Nif
     not_integer = [float(value) for value in values if not np.isfinite(value) or value != np.round(value)]
     if not_integer:
         raise InputError(f"{path} holds label {not_integer[0]:g}, but labels must be integers")
+    names = {value: name for name, value in labels.items()} if foreign is None else {0: "background"} | foreign
+    unnamed = [int(value) for value in values if int(value) not in names]
+    if unnamed:
+        held = f"label{'s' * (len(unnamed) > 1)} {', '.join(map(str, unnamed[:10]))}{', ...' * (len(unnamed) > 10)}"
+        if foreign is None:
+            named = f"labels name only {', '.join(f'{name}={value}' for value, name in names.items())}"
+        else:
+            named = f"label_map names only {', '.join(f'{value}={name}' for value, name in names.items())}"
+        raise InputError(f"{path} holds {held}, but {named}")
+    if foreign is None:
+        return array.astype(np.int16), file
+    mapped = np.zeros(array.shape, np.int16)
     for value in values:
-        if int(value) not in labels.values():
-            named = ", ".join(f"{name}={number}" for name, number in labels.items())
-            raise InputError(f"{path} holds label {int(value)}, but labels name only {named}")
-    return array.astype(np.int16), file
+        mapped[array == value] = labels[names[int(value)]]
+    return mapped, file
 
 
 def check_same_geometry(image: nib.Nifti1Image, label: nib.Nifti1Image, image_path: Path, label_path: Path) -> None:
@@ -137,5 +172,9 @@ def spacing_mm(file: nib.Nifti1Image) -> list[float]:
 
 
 def relative(path: Path, start: Path) -> str:
-    """Return ``path`` as seen from the folder ``start``, so that a project folder can be moved as a whole."""
-    return os.path.relpath(Path(path).absolute(), Path(start).absolute())
+    """Return ``path`` as seen from the folder ``start``, so that a project folder can be moved as a whole.
+
+    Links among the folders are followed first: ``..`` behind a linked folder leads elsewhere. The file may be a link.
+    """
+    path = Path(path).absolute()
+    return os.path.relpath(path.parent.resolve() / path.name, Path(start).resolve())

@@ -1,0 +1,87 @@
+"""The demo's chain on a tiny phantom, with stand-ins for the two trainings."""
+
+import json
+import sys
+import types
+
+import pytest
+
+from tools import arms, demo, results
+from tools.files import InputError, read_json, write_json
+from tools.nifti import case_name
+from tools.scheme import tissue_labels
+
+TISSUES = [name for name in tissue_labels() if name != "background"]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """A demo of six small patients whose bundles do not run; returns what was asked of them."""
+    calls = []
+
+    def run_bundle(bundle, config_files, overrides, log):
+        calls.append((log.parent.name, overrides["seed"], overrides["max_epochs"] * overrides["epoch_length"]))
+        test = [item for item in read_json(overrides["datalist"])["training"] if item["fold"] == overrides["fold"]]
+        lines = [",".join(["filename", *TISSUES, "mean"])]
+        lines += [",".join([item["image"], *["0.5"] * (len(TISSUES) + 1)]) for item in test]
+        (log.parent / results.DICE_FILE).write_text("\n".join(lines))
+
+    def augment(datalist, fold, output, method, **settings):
+        calls.append(("augment", method, settings["seed"], settings["max_cases"]))
+        train, test = arms.split(arms.read_datalist(datalist), fold)
+        new = train[0] | {"synthetic": True, "source": case_name(train[0]["image"])}
+        content = {"labels": tissue_labels(), "held_out_fold": fold, "fitted_on": {"masks": arms.patients(train)}}
+        write_json(
+            output / "datalist.json", content | {"training": [item | {"fold": -1} for item in [*train, new]] + test}
+        )
+        line = {"case": "a", "source": new["source"], "tissues": ["fibrosis"], "accepted": False, "reason": "stand-in"}
+        (output / "manifest.jsonl").write_text(json.dumps(line))
+
+    bundle = types.SimpleNamespace(run_bundle=run_bundle, check_overrides=lambda *_: None)
+    monkeypatch.setitem(sys.modules, "tools.bundle", bundle)
+    monkeypatch.setitem(sys.modules, "tools.augment", types.SimpleNamespace(augment=augment))
+    for name, value in {"PATIENTS": 6, "SIZE": (64, 64, 4), "FOLDS": 2, "SEGMENTER_ITERATIONS": 7}.items():
+        monkeypatch.setattr(demo, name, value)
+    return calls
+
+
+def test_the_chain_runs_through_says_how_long_it_took_and_is_not_repeated(calls, tmp_path, capsys):
+    output = tmp_path / "demo"
+    demo.demo(output, seed=3)
+    trained = [(arm, seed, 7) for seed in (3, 4) for arm in demo.ARMS]
+    assert [call for call in calls if call[0] != "augment"] == trained
+    assert {call[1:] for call in calls if call[0] == "augment"} == {
+        ("diffusion", 3, demo.NEW_CASES),
+        ("copy_paste", 3, demo.NEW_CASES),
+    }
+    printed = capsys.readouterr().out
+    assert printed.count("] took") == 4 and printed.splitlines()[-1].endswith(str(output / "report.html"))
+    assert "Does painted lung tissue" in (output / "report.html").read_text()
+    before, page = len(calls), (output / "report.html").read_bytes()
+    demo.demo(output, seed=3)
+    assert len(calls) == before and (output / "report.html").read_bytes() == page
+
+
+def test_a_demo_killed_after_the_phantom_goes_on(calls, tmp_path, monkeypatch):
+    def killed(**_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(demo, "dataset", killed)
+        with pytest.raises(KeyboardInterrupt):
+            demo.demo(tmp_path / "demo")
+    with monkeypatch.context() as context:
+        context.setattr(demo, "phantom", lambda **_: pytest.fail("the phantom was drawn twice"))
+        demo.demo(tmp_path / "demo")
+    assert (tmp_path / "demo/report.html").is_file()
+
+
+def test_a_folder_with_another_demo_or_other_things_is_refused(calls, tmp_path):
+    demo.open_run(tmp_path / "demo", {"command": "demo", "seed": 1})
+    with pytest.raises(InputError, match="seed was 1, now 0"):
+        demo.demo(tmp_path / "demo")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="full is not empty"):
+        demo.demo(tmp_path / "full")
+    assert not calls

@@ -1,0 +1,266 @@
+"""``python -m tools dataset``: turn folders of CT and tissue maps into a checked datalist with patient-level folds."""
+
+import hashlib
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
+
+from tools.data_card import TissueStatistics, card_text, data_card
+from tools.files import InputError, check_new_directory, new_directory, read_json, write_json, write_text
+from tools.folds import assign_folds, scarce_tissues
+from tools.nifti import (
+    check_same_geometry,
+    list_nifti,
+    load_ct,
+    load_labels,
+    relative,
+    save_nifti,
+    spacing_mm,
+)
+from tools.patients import read_patients
+from tools.scheme import tissue_labels
+
+PROBLEMS_SHOWN = 20
+HEALTHY_MEDIAN_AT_MOST_HU = -500
+
+
+def dataset(
+    images: Path,
+    labels: Path,
+    output: Path,
+    label_map: Path | dict | None = None,
+    patients: Path | None = None,
+    folds: int = 5,
+    seed: int = 0,
+) -> None:
+    """Check CT and tissue maps, divide the patients into folds, and write a datalist and a data card.
+
+    An image and its label have the same file name in their folders. Every file is checked and all problems are
+    reported together; nothing is written unless all is well. Writes datalist.json (as MONAI's Auto3DSeg reads it),
+    data_card.json, data_card.md and, with a label map, the mapped labels; images are never copied.
+
+    Args:
+        images: folder of CT in HU, .nii or .nii.gz, each 3D (a single slice has the shape (W, H, 1)).
+        labels: folder of tissue maps of the same names, shapes and affines.
+        output: folder to create.
+        label_map: for maps of another label scheme: a JSON file {"foreign value": "tissue name", ...}, or the same on
+            the command line, "{1: ground_glass, 3: consolidation}". 0 is background unless it says otherwise.
+        patients: CSV file with the columns case (file name without .nii.gz) and patient, and optionally age (years),
+            severity (a number), history (text) and fold (given folds are used instead of drawn ones, and ``folds``
+            is ignored); other columns are not used. Without it every file counts as a patient of its own.
+        folds: number of folds, at least 2 and at most the number of patients.
+        seed: for the folds.
+
+    Raises:
+        InputError: if anything about the input is wrong, or ``output`` holds something or cannot be written.
+    """
+    output = check_new_directory(output)
+    scheme = tissue_labels()
+    foreign = None if label_map is None else read_label_map(label_map, scheme)
+    if not isinstance(folds, int) or folds < 2:
+        raise InputError(f"folds is {folds}, but cross-validation needs at least 2")
+    if not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed is {seed}, but must be a whole number from 0 up")
+    problems: list[str] = []
+    pairs, unpaired = pair_files(images, labels, problems)
+    items, warnings = read_patients(patients, [*pairs, *unpaired], problems)
+    if not problems and "fold" not in next(iter(items.values())):
+        count = len({item["patient"] for item in items.values()})
+        if folds > count:
+            raise InputError(f"folds is {folds}, but there are only {count} patients; a patient cannot be divided")
+
+    statistics = TissueStatistics(scheme)
+    owners: dict[str, str] = {}  # hash of the voxels to case
+    with new_directory(output) as partial:
+        for case, (image_path, label_path) in tqdm(pairs.items(), desc="checking", unit="case"):
+            checked = check_case(image_path, label_path, scheme, foreign, problems)
+            if checked is None:
+                continue
+            hu, tissue, file = checked
+            twin = owners.setdefault(hashlib.sha256(np.ascontiguousarray(hu.T)).hexdigest(), case)
+            both = [items[name]["patient"] for name in (case, twin) if name in items]
+            if len(set(both)) == 2:
+                problems.append(
+                    f"{image_path} has the same voxels as {pairs[twin][0].name}, but belongs to patient {both[0]} "
+                    f"instead of {both[1]}; name one patient, or remove one file"
+                )
+            statistics.add(case, hu, tissue, spacing_mm(file))
+            if foreign is not None:
+                save_nifti(tissue.astype(np.uint8), file, partial / "labels" / f"{case}.nii.gz")
+        refuse(problems)
+
+        tissues: dict[str, set[str]] = {}
+        sizes: dict[str, int] = {}
+        for case, item in items.items():
+            tissues[item["patient"]] = tissues.get(item["patient"], set()) | statistics.tissues(case)
+            sizes[item["patient"]] = sizes.get(item["patient"], 0) + 1
+        if "fold" in next(iter(items.values())):
+            fold_of = {item["patient"]: item["fold"] for item in items.values()}
+            folds = max(fold_of.values()) + 1
+        else:
+            fold_of = assign_folds(tissues, folds, seed, sizes)
+        warnings += content_warnings(statistics, tissues) + scarce_tissues(tissues, fold_of, folds)
+
+        training = []
+        for case, item in items.items():
+            image, label = (relative(path, output) for path in pairs[case])
+            if foreign is not None:
+                label = f"labels/{case}.nii.gz"
+            training.append({"image": image, "label": label} | item | {"fold": fold_of[item["patient"]]})
+        name = output.absolute().name
+        rows = [{"case": case, **item} for case, item in zip(items, training)]
+        card = data_card(name, statistics, rows, folds, warnings)
+        write_json(partial / "data_card.json", card)
+        write_text(partial / "data_card.md", card_text(card))
+        datalist = {
+            "name": name,
+            "description": f"CT in HU with tissue maps; {folds} folds of whole patients",
+            "modality": "CT",
+            "labels": scheme,
+            "numTraining": len(training),
+            "training": training,
+        }
+        write_json(partial / "datalist.json", datalist)
+
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    written, following = output / "datalist.json", output.with_name(f"{output.absolute().name}_augmented")
+    print(f"wrote {written} ({len(items)} cases, {len(tissues)} patients, {folds} folds) and {output / 'data_card.md'}")
+    command = ["--datalist", str(written), "--fold", "0", "--output", str(following)]
+    print(f"next: python -m tools augment {shlex.join(command)}")
+
+
+def refuse(problems: list[str]) -> None:
+    """Raise InputError with all problems, at most 20 of them in full, if there are any."""
+    if len(problems) == 1:
+        raise InputError(problems[0])
+    if problems:
+        more = len(problems) - PROBLEMS_SHOWN
+        lines = problems[:PROBLEMS_SHOWN] + ([f"... and {more} more"] if more > 0 else [])
+        raise InputError("\n  ".join([f"{len(problems)} problems", *lines]))
+
+
+def named(things: Iterable[str], shown: int = 5) -> str:
+    """Return the first names of a list, and how many there are beyond.
+
+    Example:
+        >>> named("abcd", shown=2)
+        'a, b and 2 more'
+    """
+    things = list(things)
+    more = f" and {len(things) - shown} more" if len(things) > shown else ""
+    return ", ".join(things[:shown]) + more
+
+
+def read_label_map(label_map: Path | dict, scheme: dict[str, int]) -> dict[int, str]:
+    """Read and check a label map.
+
+    Args:
+        label_map: JSON file or dictionary, foreign value to tissue name.
+        scheme: tissue name to value.
+
+    Returns:
+        Foreign value to tissue name.
+
+    Raises:
+        InputError: if a value is no integer or a name is not in ``scheme``.
+    """
+    source = "label_map" if isinstance(label_map, dict) else f"label_map {label_map}"
+    content = label_map if isinstance(label_map, dict) else read_json(label_map)
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"{source} must look like {{1: ground_glass, 3: consolidation}}, not {content!r}")
+    mapping: dict[int, str] = {}
+    for value, name in content.items():
+        try:
+            number = int(str(value))
+        except ValueError:
+            raise InputError(f"{source} maps {value!r}, but label values are integers") from None
+        if name not in scheme:
+            raise InputError(f"{source} maps {value} to {name!r}, but the tissues are {', '.join(scheme)}")
+        mapping[number] = name
+    return mapping
+
+
+def pair_files(images: Path, labels: Path, problems: list[str]) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
+    """Return case to its image and label file, and the cases that lack one; each of those is added to ``problems``.
+
+    Raises:
+        InputError: if a folder is missing or empty, or holds one case twice; both folders are reported.
+    """
+    found, unusable = [], []
+    for directory in (images, labels):
+        try:
+            found.append(list_nifti(directory))
+        except InputError as error:
+            unusable.append(str(error))
+    refuse(unusable)
+    image_of, label_of = found
+    unpaired = sorted(image_of.keys() ^ label_of.keys())
+    for case in unpaired:
+        if case in image_of:
+            problems.append(f"{image_of[case]} has no label {Path(labels) / case}.nii.gz")
+        else:
+            problems.append(f"{label_of[case]} has no image {Path(images) / case}.nii.gz")
+    return {case: (image_of[case], label_of[case]) for case in image_of if case in label_of}, unpaired
+
+
+def check_case(
+    image_path: Path, label_path: Path, scheme: dict[str, int], foreign: dict[int, str] | None, problems: list[str]
+) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Image] | None:
+    """Load and check one case.
+
+    Args:
+        image_path: CT in HU.
+        label_path: tissue map.
+        scheme: tissue name to value.
+        foreign: foreign value to tissue name, or None if the map holds the scheme's values.
+        problems: receives what is wrong.
+
+    Returns:
+        HU, label values and the image's geometry; None if something is wrong.
+    """
+    loaded = []
+    for load, arguments in ((load_ct, (image_path,)), (load_labels, (label_path, scheme, foreign))):
+        try:
+            loaded.append(load(*arguments))
+        except InputError as error:
+            problems.append(str(error))
+    if len(loaded) < 2:
+        return None
+    (hu, image), (tissue, label) = loaded
+    try:
+        check_same_geometry(image, label, image_path, label_path)
+    except InputError as error:
+        problems.append(str(error))
+        return None
+    return hu, tissue, image
+
+
+def content_warnings(statistics: TissueStatistics, tissues: dict[str, set[str]]) -> list[str]:
+    """Return sentences about content that is allowed but unlikely to be wanted.
+
+    Args:
+        statistics: of all cases.
+        tissues: patient to tissues.
+    """
+    absent = [name for name in statistics.labels if not any(name in held for held in tissues.values())]
+    warnings = [f"no case holds {name}; it can be neither learned nor synthesized from these data" for name in absent]
+    blank = [case for case in statistics.voxels if not statistics.tissues(case)]
+    if blank:
+        warnings.append(f"only background in {named(blank)}")
+    dense = [
+        case
+        for case, medians in statistics.median_hu.items()
+        if medians.get("healthy", -1000) > HEALTHY_MEDIAN_AT_MOST_HU
+    ]
+    if dense:
+        warnings.append(
+            f"healthy lung has a median above {HEALTHY_MEDIAN_AT_MOST_HU} HU in {named(dense)}; "
+            "do the labels lie on the lung, and are the values HU?"
+        )
+    return warnings
