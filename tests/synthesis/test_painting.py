@@ -121,7 +121,7 @@ def change(key, index, value):
     (change("target", (0, 1, 1, 0), 9), "target.nii.gz holds label 9, but labels name only"),
     (change("target", (0, 2), 1), "target.nii.gz equals the CT's own map"),
     (lambda d: d.update(target=d["target"][..., :1]), r"target.nii.gz has shape \(1, 4, 4, 1\), but ct.nii.gz has"),
-    (lambda d: setattr(d["label"], "affine", torch.eye(4).double() * 2), "map.nii.gz has another affine than ct.nii.gz"),
+    (lambda d: setattr(d["label"], "affine", torch.eye(4).double() * 2), "map.nii.gz has another affine than ct.nii"),
 ])  # fmt: skip
 def test_impossible_target_is_refused(spoil, message):
     data = sample()

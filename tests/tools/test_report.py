@@ -117,7 +117,8 @@ def comparison(data, output, wanted):
                 for index, name in enumerate(names)
             }
             run = {
-                "arm": arm, "fold": 0, "seed": seed, "iterations": 123, "training_items": 9, "synthetic_items": int(arm == "synthetic"),
+                "arm": arm, "fold": 0, "seed": seed, "iterations": 123, "training_items": 9,
+                "synthetic_items": int(arm == "synthetic"),
                 "train_patients": ["real0"], "test_patients": names, "fitted_on": {"segmenter": ["real0"]},
                 "spacing_mm": [0.7, 0.7, -1], "seconds": 90.0, "versions": {"monai": "1.6.1"}, "dice": dice,
             }  # fmt: skip

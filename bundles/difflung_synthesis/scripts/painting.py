@@ -132,7 +132,7 @@ class PaintInferer(Inferer):
         labels: Mapping[str, int],
         patch_size: int = 64,
         num_steps: int = 10,
-        overlap: float = 0.5,
+        overlap: float = 0.25,
         sw_batch_size: int = 16,
         slices_per_pass: int = 16,
     ) -> None:

@@ -1,0 +1,228 @@
+"""Augment without a network: a stand-in paints, everything around it is real."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import tools.augment as module
+from tools.augment import augment, check_painting, split_fold
+from tools.files import InputError, read_json
+
+AFFINE = np.diag([-2.0, 2.0, 8.0, 1.0])
+
+
+def write_case(folder, name, seed, value=5):
+    rng = np.random.default_rng(seed)
+    x, y, _ = np.meshgrid(np.arange(64), np.arange(60), np.arange(6), indexing="ij")
+    label = (((x - 32) / 26) ** 2 + ((y - 30) / 24) ** 2 < 1).astype(np.uint8)
+    label[20 + seed : 34 + seed, 20:34, 1:4] = 2
+    label[40:46, 20:28, 2:4] = value
+    means = np.array([40, -860, -600, -500, -950, 10])
+    hu = rng.normal(means[label], 30).round().astype(np.int16)
+    for kind, array in (("images", hu), ("labels", label)):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(array, AFFINE), folder / kind / f"{name}.nii.gz")
+
+
+@pytest.fixture
+def datalist(tmp_path):
+    items = []
+    for number in range(6):
+        write_case(tmp_path / "cohort", f"case{number}", number)
+        items.append({"image": f"images/case{number}.nii.gz", "label": f"labels/case{number}.nii.gz",
+                      "fold": number % 3, "patient": f"p{number}", "age": 50 + number})  # fmt: skip
+    path = tmp_path / "cohort/datalist.json"
+    path.write_text(json.dumps({"name": "cohort", "training": items}))
+    return path
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Replace the bundle's process: training writes weights, painting fills the region with the tissue's HU."""
+    runs = []
+
+    def run_bundle(bundle, configs, overrides, log):
+        runs.append((configs[0], overrides))
+        if configs == ["train.json"]:
+            content = read_json(module.Path(overrides["datalist_path"]) if "datalist_path" in overrides else
+                                module.Path(overrides["dataset_dir"]) / "datalist.json")  # fmt: skip
+            runs.append(("seen", [item["image"] for item in content["training"]]))
+            (module.Path(overrides["model_dir"]) / "model.pt").write_bytes(b"weights")
+            return
+        work = module.Path(overrides["dataset_dir"])
+        for path in sorted((work / "targets").iterdir()):
+            image, label = nib.load(work / "images" / path.name), nib.load(work / "labels" / path.name)
+            hu, target = image.get_fdata(dtype=np.float32), np.asarray(nib.load(path).dataobj)
+            region = target != np.asarray(label.dataobj)
+            noise = np.random.default_rng(overrides["seed"]).normal(0, 30, hu.shape)
+            hu[region] = (np.array([0, 0, -600, -500, -950, 10])[target] + noise)[region].round()
+            (work / "painted").mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(hu, image.affine), work / "painted" / path.name)
+
+    monkeypatch.setattr(module, "run_bundle", run_bundle)
+    return runs
+
+
+def test_synthetic_cases_differ_from_their_source_in_the_painted_region_only(datalist, stand_in, tmp_path):
+    augment(datalist, 0, tmp_path / "out")
+    rows = [json.loads(line) for line in (tmp_path / "out/manifest.jsonl").read_text().splitlines()]
+    assert rows and all(row["accepted"] for row in rows)
+    for row in rows:
+        painted, target = (nib.load(tmp_path / f"out/{kind}/{row['case']}.nii.gz") for kind in ("images", "labels"))
+        source, label = (nib.load(tmp_path / f"cohort/{kind}/{row['source']}.nii.gz") for kind in ("images", "labels"))
+        region = np.asarray(target.dataobj) != np.asarray(label.dataobj)
+        assert region.any()
+        assert np.array_equal(np.asarray(painted.dataobj)[~region], np.asarray(source.dataobj)[~region])
+        assert np.array_equal(painted.affine, source.affine)
+        assert painted.get_data_dtype() == source.get_data_dtype() == np.int16
+        assert b"SYNTHETIC" in painted.header["descrip"].tobytes()
+        assert row["checkpoint_sha256"] and row["source_sha256"] and row["steps"] == 10
+
+
+def test_rare_tissue_grows_towards_the_frequent_one(datalist, stand_in, tmp_path):
+    augment(datalist, 0, tmp_path / "out")
+    training = [item for item in read_json(tmp_path / "out/datalist.json")["training"] if item["fold"] == -1]
+
+    def voxels(value, synthetic):
+        maps = [nib.load(tmp_path / "out" / i["label"]) for i in training if i.get("synthetic", False) == synthetic]
+        return sum(int((np.asarray(m.dataobj) == value).sum()) for m in maps)
+
+    before = voxels(5, False) / voxels(2, False)
+    added = voxels(5, True) - voxels(5, False) * 0
+    assert before < 0.2
+    assert (voxels(5, False) + added) / voxels(2, False) > 2 * before
+
+
+def test_nothing_of_the_held_out_patients_is_read(datalist, stand_in, tmp_path):
+    held_out = [item for item in json.loads(datalist.read_text())["training"] if item["fold"] == 0]
+    for item in held_out:  # unreadable files would be noticed
+        (datalist.parent / item["image"]).write_bytes(b"")
+        (datalist.parent / item["label"]).write_bytes(b"")
+    augment(datalist, 0, tmp_path / "out")
+    content = read_json(tmp_path / "out/datalist.json")
+    test_patients = {item["patient"] for item in held_out}
+    assert all(not test_patients & set(patients) for patients in content["fitted_on"].values())
+    assert {item["patient"] for item in content["training"] if item["fold"] == 0} == test_patients
+    assert not test_patients & {item["patient"] for item in content["training"] if item["fold"] == -1}
+    seen = dict(stand_in)["seen"]
+    assert len(seen) == 4 and not any(item["image"].split("/")[-1] in path for item in held_out for path in seen)
+    manifest = (tmp_path / "out/manifest.jsonl").read_text()
+    assert not any(f'"{patient}"' in manifest for patient in test_patients)
+
+
+def test_same_seed_same_maps_for_both_methods_and_another_seed_others(datalist, stand_in, tmp_path):
+    augment(datalist, 0, tmp_path / "a")
+    augment(datalist, 0, tmp_path / "b", method="copy_paste")
+    augment(datalist, 0, tmp_path / "c", seed=1)
+    names = sorted(path.name for path in (tmp_path / "a/labels").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "b/labels").iterdir())
+    for name in names:
+        a, b = (np.asarray(nib.load(tmp_path / f"{run}/labels/{name}").dataobj) for run in "ab")
+        assert np.array_equal(a, b)
+    assert (tmp_path / "a/manifest.jsonl").read_text() != (tmp_path / "c/manifest.jsonl").read_text()
+
+
+def test_bad_painting_is_dropped_and_named(datalist, stand_in, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "check_painting", lambda *given: "consolidation: median -700 HU, outside -90 to 90")
+    augment(datalist, 0, tmp_path / "out")
+    rows = [json.loads(line) for line in (tmp_path / "out/manifest.jsonl").read_text().splitlines()]
+    assert rows and not any(row["accepted"] for row in rows)
+    assert rows[0]["reason"].startswith("consolidation: median -700")
+    assert not any(item.get("synthetic") for item in read_json(tmp_path / "out/datalist.json")["training"])
+
+
+@pytest.mark.parametrize(("hu", "reason"), [
+    (np.full(60, -800.0), "consolidation: median -800 HU, outside -90 to 90"),
+    (np.full(60, 10.0), "consolidation: spread 0.00 times"),
+    (np.append(np.full(59, 10.0), np.nan), "not finite"),
+    (np.linspace(-60, 80, 60), ""),
+])  # fmt: skip
+def test_checks_of_a_painted_region(hu, reason):
+    target = np.full(60, 5)
+    statistics = {"consolidation": {"low": -90.0, "high": 90.0, "spread": 40.0}}
+    assert reason in check_painting(hu, target, target == 5, ["consolidation"], statistics)
+    assert bool(reason) == bool(check_painting(hu, target, target == 5, ["consolidation"], statistics))
+
+
+def test_change_outside_the_region_is_never_written(datalist, stand_in, tmp_path, monkeypatch):
+    honest = module.run_bundle
+
+    def careless(bundle, configs, overrides, log):
+        honest(bundle, configs, overrides, log)
+        for path in (module.Path(overrides["dataset_dir"]) / "painted").glob("*"):
+            image = nib.load(path)
+            hu = image.get_fdata(dtype=np.float32)
+            hu[0, 0, 0] += 1
+            nib.save(nib.Nifti1Image(hu, image.affine), path)
+
+    monkeypatch.setattr(module, "run_bundle", careless)
+    with pytest.raises(RuntimeError, match="changed outside its painted region"):
+        augment(datalist, 0, tmp_path / "out")
+    assert not (tmp_path / "out/datalist.json").exists()
+
+
+def test_finished_run_is_left_alone_and_other_settings_are_refused(datalist, stand_in, tmp_path, capsys):
+    augment(datalist, 0, tmp_path / "out")
+    runs = len(stand_in)
+    augment(datalist, 0, tmp_path / "out")
+    assert len(stand_in) == runs and "complete already" in capsys.readouterr().out
+    with pytest.raises(InputError, match="steps was 10, now 20"):
+        augment(datalist, 0, tmp_path / "out", steps=20)
+
+
+def test_interrupted_run_goes_on_with_the_trained_synthesizer(datalist, stand_in, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "paint", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        augment(datalist, 0, tmp_path / "out")
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "run_bundle", lambda *given: pytest.fail("trained again"))
+    monkeypatch.setattr(module, "paint", lambda *given: (_ for _ in ()).throw(RuntimeError("painting")))
+    with pytest.raises(RuntimeError, match="painting"):
+        augment(datalist, 0, tmp_path / "out")
+
+
+def test_synthesizer_that_saw_a_held_out_patient_is_refused(datalist, stand_in, tmp_path):
+    augment(datalist, 0, tmp_path / "out")
+    weights = tmp_path / "out/synthesizer/model.pt"
+    with pytest.raises(InputError, match="model.pt was trained on held-out patient p1"):
+        augment(datalist, 1, tmp_path / "leak", synthesizer=weights)
+    augment(datalist, 0, tmp_path / "again", synthesizer=weights)
+    with pytest.raises(InputError, match="none.pt does not exist"):
+        augment(datalist, 0, tmp_path / "x", synthesizer=tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ({"method": "gan"}, "method must be one of diffusion, copy_paste, not gan"),
+    ({"balance": 1.5}, "balance must be above 0 and at most 1, not 1.5"),
+    ({"steps": 0}, "steps must be a whole number of at least 1, not 0"),
+    ({"max_cases": 0}, "max_cases must be a whole number of at least 1, not 0"),
+    ({"fold": 9}, r"has folds \[0, 1, 2\]; holding out fold 9 leaves one side empty"),
+    ({"overrides": {"max_epoch": 1}}, "train.json has no id 'max_epoch' to override"),
+])  # fmt: skip
+def test_wrong_settings_are_refused_before_anything_is_written(datalist, tmp_path, given, message):
+    with pytest.raises(InputError, match=message):
+        augment(datalist, **({"fold": 0} | given), output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_patient_on_both_sides_is_refused(datalist):
+    content = json.loads(datalist.read_text())
+    content["training"][1]["patient"] = "p0"
+    datalist.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="patient p0 is in fold 0 and in another"):
+        split_fold(datalist, 0)
+
+
+def test_cohort_without_pathology_is_refused(tmp_path, stand_in):
+    for number in range(2):
+        write_case(tmp_path / "cohort", f"case{number}", number, value=1)
+        path = tmp_path / f"cohort/labels/case{number}.nii.gz"
+        label = np.asarray(nib.load(path).dataobj)
+        nib.save(nib.Nifti1Image((label > 0).astype(np.uint8), AFFINE), path)
+    items = [{"image": f"images/case{n}.nii.gz", "label": f"labels/case{n}.nii.gz", "fold": n, "patient": f"p{n}"}
+             for n in range(2)]  # fmt: skip
+    (tmp_path / "cohort/datalist.json").write_text(json.dumps({"training": items}))
+    with pytest.raises(InputError, match="no pathological tissue"):
+        augment(tmp_path / "cohort/datalist.json", 0, tmp_path / "out", method="copy_paste")
