@@ -224,7 +224,12 @@ def test_training_tensors_are_patches_without_metadata(cohort):
     flow = workflow("train", "train", dataset_dir=str(cohort), fold=1, **TINY)
     flow.initialize()
     loader = flow.parser.get_parsed_content("train::dataloader")
+    cached = [{key: case[key].clone() for key in ("image", "label")} for case in loader.dataset._cache]
     batches = list(loader)
+    for case, before in zip(loader.dataset._cache, cached):  # which the crops read without copying it
+        assert all(torch.equal(case[key], before[key]) for key in before)
+        assert len(case["image"].applied_operations) == len(before["image"].applied_operations)
+        assert "label_cls_indices" in case
     assert len(batches) == TINY["epoch_length"]  # steps do not depend on the number of cases
     for batch in batches:
         assert set(batch) == {"image", "label"}

@@ -13,7 +13,7 @@ from pathlib import Path
 import fire
 from fire import decorators, parser
 
-from tools.files import InputError
+from tools.files import InputError, RunError
 
 # Each command is the function of its own name in the module of its own name.
 COMMANDS = ("demo", "phantom", "dataset", "augment", "compare", "report")
@@ -142,7 +142,7 @@ def main(arguments: list[str]) -> int:
         # a folder named 12 stays a path, and a text with commas stays a text
         texts = {name: _text_or_dict if dict in kind else str for name, kind in kinds.items() if kind & {Path, str}}
         fire.Fire(decorators.SetParseFns(**texts)(function), command=rest, name=f"tools {command}")
-    except InputError as error:
+    except (InputError, RunError) as error:
         print(f"{command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tools.bundle import check_overrides, run_bundle
-from tools.files import InputError, open_run, read_json, sha256, write_json, write_text
+from tools.files import InputError, RunError, open_run, read_json, sha256, write_json, write_text
 from tools.masks import Host, Lesion, canonical, canonical_spacing, find_lesions, original
 from tools.nifti import (
     SYNTHETIC_MARK,
@@ -321,7 +321,7 @@ def collect(
         region = target != label
         reason = check_painting(painted, target, region, row["tissues"], statistics)
         if not np.array_equal(painted[~region], source[~region]):
-            raise RuntimeError(f"{row['case']} changed outside its painted region")
+            raise RunError(f"{row['case']} changed outside its painted region")
         rows.append(
             {key: row[key] for key in ("case", "source", "patient", "tissues", "volume_ml", "donors")}
             | {"source_sha256": sha256(row["image"]), "method": method, "seed": seed, "steps": steps,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from monai.bundle import ConfigParser
 
-from tools.files import InputError
+from tools.files import InputError, RunError
 from tools.scheme import BUNDLES
 
 
@@ -40,7 +40,7 @@ def run_bundle(bundle: str, config_files: list[str], overrides: dict, log: Path)
 
     Raises:
         InputError: if an override names an id that the configs do not have.
-        RuntimeError: if the run fails; the message holds the last lines of its output.
+        RunError: if the run fails; the message holds the last lines of its output.
     """
     check_overrides(bundle, config_files, overrides)
     root = BUNDLES / bundle
@@ -72,4 +72,4 @@ def run_bundle(bundle: str, config_files: list[str], overrides: dict, log: Path)
             returncode = process.wait()
     if returncode:
         tail = "\n".join(Path(log).read_text(errors="replace").splitlines()[-15:])
-        raise RuntimeError(f"{bundle}/{config_files[0]} failed (exit {returncode}); the end of {log}:\n{tail}")
+        raise RunError(f"{bundle}/{config_files[0]} failed (exit {returncode}); the end of {log}:\n{tail}")

@@ -10,7 +10,7 @@ import numpy as np
 
 from tools import arms as arm_module
 from tools.arms import ARMS, AUGMENTED
-from tools.files import InputError, open_run, sha256, write_json
+from tools.files import InputError, RunError, open_run, sha256, write_json
 from tools.nifti import spacing_mm
 from tools.results import DICE_FILE, collect, read_dice
 from tools.scheme import tissue_labels
@@ -60,7 +60,7 @@ def compare(
 
     Raises:
         InputError: for an argument or datalist that cannot be compared, or if any stage has seen a test patient.
-        RuntimeError: if runs failed; the others are finished and kept.
+        RunError: if runs failed; the others are finished and kept.
     """
     datalist, output = Path(datalist), Path(output)
     overrides, synthesis_overrides = dict(overrides or {}), dict(synthesis_overrides or {})
@@ -101,7 +101,7 @@ def compare(
             print(f"{title} FAILED: {error}", flush=True)
             failed.append(f"fold {fold} seed {seed} {arm}")
     if failed:
-        raise RuntimeError(
+        raise RunError(
             f"{len(failed)} of {len(runs)} runs failed ({'; '.join(failed)}), so there is no result yet; "
             "the others are kept: start the same command again to repeat only these"
         )

@@ -14,6 +14,10 @@ class InputError(ValueError):
     """Something the user gave is wrong; the message names the thing, its value and what was expected."""
 
 
+class RunError(RuntimeError):
+    """A run failed although the input was accepted; the message says which run and where its log is."""
+
+
 def read_json(path: Path) -> dict:
     """Read a JSON file.
 

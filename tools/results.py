@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from tools.arms import ARMS
-from tools.files import InputError, atomic_file, read_json, write_json
+from tools.files import InputError, RunError, atomic_file, read_json, write_json
 from tools.nifti import case_name
 from tools.verdicts import summarise
 
@@ -26,14 +26,14 @@ def read_dice(path: Path, test: list[dict], tissues: list[str]) -> dict[str, dic
         Patient to tissue to Dice; None where no case of the patient holds the tissue.
 
     Raises:
-        RuntimeError: if the table is missing, has other columns, or does not hold each test case once.
+        RunError: if the table is missing, has other columns, or does not hold each test case once.
     """
     if not path.is_file():
-        raise RuntimeError(f"the run ended without {path}")
+        raise RunError(f"the run ended without {path}")
     with open(path, newline="") as stream:
         head, *rows = [row for row in csv.reader(stream) if row]
     if len(head) != len(tissues) + 2:
-        raise RuntimeError(f"{path} has columns {head}; expected filename, {', '.join(tissues)}, mean")
+        raise RunError(f"{path} has columns {head}; expected filename, {', '.join(tissues)}, mean")
     by_file = {item[key]: item for item in test for key in ("image", "label")}
     by_name = {case_name(item["image"]): item for item in test}
     found: dict[str, dict] = {}
@@ -41,7 +41,7 @@ def read_dice(path: Path, test: list[dict], tissues: list[str]) -> dict[str, dic
     for row in rows:
         item = by_file.get(str(Path(row[0]).resolve())) or by_name.get(case_name(row[0]))
         if item is None or item["image"] in found:
-            raise RuntimeError(f"{path} holds {row[0]} {'twice' if item else 'which is no test case'}")
+            raise RunError(f"{path} holds {row[0]} {'twice' if item else 'which is no test case'}")
         found[item["image"]] = item
         for tissue, value in zip(tissues, row[1:]):
             kept = values.setdefault(item["patient"], {}).setdefault(tissue, [])
@@ -49,7 +49,7 @@ def read_dice(path: Path, test: list[dict], tissues: list[str]) -> dict[str, dic
                 kept.append(float(value))
     missing = [case_name(item["image"]) for item in test if item["image"] not in found]
     if missing:
-        raise RuntimeError(f"{path} lacks the test cases {', '.join(missing)}")
+        raise RunError(f"{path} lacks the test cases {', '.join(missing)}")
     return {
         patient: {tissue: float(np.mean(kept)) if kept else None for tissue, kept in row.items()}
         for patient, row in sorted(values.items())

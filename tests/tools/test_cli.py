@@ -187,3 +187,17 @@ def test_program_ends_with_the_exit_codes_and_without_traceback(tmp_path):
     assert f"dataset: 2 problems\n  {tmp_path} holds no .nii or .nii.gz file" in failed.stderr
     wrong = run("dataset", "--imges", "a")
     assert (wrong.returncode, wrong.stderr) == (2, "dataset has no flag --imges; did you mean --images?\n")
+
+
+def test_failed_run_is_a_message_without_a_traceback(monkeypatch, capsys, tmp_path):
+    import tools.dataset
+    from tools.__main__ import main
+    from tools.files import RunError
+
+    def dataset(images: Path) -> None:
+        """Stand-in that fails."""
+        raise RunError("run 3 died; its log is run.log")
+
+    monkeypatch.setattr(tools.dataset, "dataset", dataset)
+    assert main(["dataset", "--images", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "dataset: run 3 died; its log is run.log\n"

@@ -39,7 +39,7 @@ class TissueDenoiser(nn.Module):
         num_res_blocks: int = 1,
         attention_levels: tuple[bool, ...] = (False, False, False),
         num_head_channels: int = 32,
-        norm_num_groups: int = 16,
+        norm_num_groups: int = 8,
         amp: bool = True,
     ) -> None:
         super().__init__()
