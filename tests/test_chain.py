@@ -26,7 +26,8 @@ def test_chain_from_nothing_to_a_report(tmp_path):
     )  # fmt: skip
     compare(
         datalist=tmp_path / "dataset/datalist.json", output=tmp_path / "comparison", arms=("real", "synthetic"),
-        folds=(0,), seeds=(0,), iterations=3, steps=2, max_cases=2, overrides=SEGMENTER, synthesis_overrides=SYNTHESIZER,
+        folds=(0,), seeds=(0,), iterations=3, steps=2, max_cases=2, overrides=SEGMENTER,
+        synthesis_overrides=SYNTHESIZER,
     )  # fmt: skip
     report(directory=tmp_path / "comparison", output=tmp_path / "report.html")
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
 from monai.utils import set_determinism
+from scripts.network import TissueDenoiser
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles/difflung_synthesis"
@@ -100,7 +101,7 @@ def painting(data, tmp_path_factory):
 def config(*names, **overrides):
     files = [str(BUNDLE / "configs" / name) for name in names]
     return ConfigWorkflow(
-        config_file=files, meta_file=str(BUNDLE / "configs/metadata.json"), bundle_root=str(BUNDLE),
+        config_file=files, meta_file=str(BUNDLE / "configs/metadata.json"),
         workflow_type="infer" if names == ("inference.json",) else "train", logging_file=False, **overrides,
     )  # fmt: skip
 
@@ -108,7 +109,9 @@ def config(*names, **overrides):
 @pytest.mark.parametrize("names", [("train.json",), ("train.json", "evaluate.json"), ("inference.json",)])
 def test_no_property_is_missing(names, monkeypatch, data, painting):
     monkeypatch.chdir(BUNDLE)
-    workflow = config(*names, dataset_dir=str(painting if names == ("inference.json",) else data))
+    workflow = config(
+        *names, bundle_root=str(BUNDLE), dataset_dir=str(painting if names == ("inference.json",) else data)
+    )
     workflow.initialize()
     assert workflow.check_properties() == []
     set_determinism(None)
@@ -156,6 +159,24 @@ def test_painting_changes_nothing_outside_the_region_of_an_oblique_ct(trained, p
         assert np.array_equal(after[~region], before[~region])
         assert (after[region] != before[region]).mean() > 0.9
         assert after[region].min() >= -1024 and after[region].max() <= 300
+
+
+def test_what_the_network_paints_lands_where_it_was_asked(painting, tmp_path):
+    """An inferer that gives back its input must reproduce the CT: nothing is flipped, shifted or rescaled."""
+    torch.save(TissueDenoiser().state_dict(), tmp_path / "model.pt")
+    workflow = config(
+        "inference.json", dataset_dir=str(painting), output_dir=str(tmp_path), checkpoint=str(tmp_path / "model.pt"),
+        inferer="$lambda inputs, network, **given: torch.as_tensor(inputs)", device="cpu", bundle_root=str(BUNDLE),
+    )  # fmt: skip
+    workflow.initialize()
+    workflow.run()
+    set_determinism(None)
+    for name in ("case0", "case1"):
+        after = np.asarray(nib.load(tmp_path / f"{name}.nii.gz").dataobj)
+        before = np.asarray(nib.load(painting / f"images/{name}.nii.gz").dataobj)
+        label = np.asarray(nib.load(painting / f"labels/{name}.nii.gz").dataobj)
+        region = label == 1  # the fixture turns healthy lung into ground glass
+        assert np.array_equal(after[region], before[region].clip(-1024, 300))
 
 
 @pytest.mark.slow

@@ -59,6 +59,14 @@ def test_seed_belongs_to_the_volume():
     assert not torch.equal(first, second)
 
 
+def test_metadata_by_which_the_result_is_turned_back_is_kept():
+    image, target, region = volume()
+    affine = torch.diag(torch.tensor([-2.0, 2.0, 5.0, 1.0])).double()
+    painted = PaintInferer(LABELS, 32, 1)(MetaTensor(image, affine=affine), pointwise, target, region, [0])
+    assert torch.equal(painted.affine, affine)
+    assert torch.equal(painted.as_tensor(), PaintInferer(LABELS, 32, 1)(image, pointwise, target, region, [0]))
+
+
 def test_image_smaller_than_a_window():
     image, target, region = (v[:, :, :20, :27] for v in volume())
     painted = PaintInferer(LABELS, patch_size=32, num_steps=1)(image, pointwise, target, region, [0])

@@ -101,10 +101,12 @@ class PaintPrepareBatch(PrepareBatch):
         self.label_key = label_key
 
     def __call__(self, batchdata, device=None, non_blocking: bool = False, **kwargs):
-        """Return (image, label, (), inferer arguments); ``seed`` is the item's own, or 0."""
-        image, target, region = (
-            plain(batchdata[key]).to(device, non_blocking=non_blocking) for key in ("image", "target", "region")
-        )
+        """Return (image, label, (), inferer arguments); ``seed`` is the item's own, or 0.
+
+        The image keeps its metadata, by which Invertd finds the way back to the file's geometry.
+        """
+        image = batchdata["image"].to(device, non_blocking=non_blocking)
+        target, region = (plain(batchdata[key]).to(device, non_blocking=non_blocking) for key in ("target", "region"))
         seeds = [int(seed) for seed in batchdata.get("seed", [0] * len(image))]
         return image, plain(batchdata[self.label_key]), (), {"target": target, "region": region, "seeds": seeds}
 
@@ -153,10 +155,10 @@ class PaintInferer(Inferer):
             seeds: one per volume; a volume's noise depends on its own seed only.
 
         Returns:
-            Shape (B, 1, W, H, D); outside the region equal to ``inputs``.
+            Shape (B, 1, W, H, D), with the metadata of ``inputs``; outside the region equal to them.
         """
-        painted = inputs.clone()
-        for volume, own_target, own_region, seed in zip(painted, target, region, seeds):
+        painted = inputs.clone()  # Invertd passes over a prediction without metadata, silently
+        for volume, own_target, own_region, seed in zip(plain(painted), target, region, seeds):
             generator = torch.Generator().manual_seed(seed)
             slices = own_region[0].flatten(0, 1).any(dim=0).nonzero().flatten()
             for chunk in slices.split(self.slices_per_pass):
