@@ -239,6 +239,18 @@ def test_training_tensors_are_patches_without_metadata(cohort):
     assert len(flow.train_dataset_data) == 3
 
 
+@pytest.mark.parametrize(("part", "text"), [("train", "every case is in the fold"), ("validate", "no case is")])
+def test_an_empty_part_of_the_datalist_is_refused(cohort, tmp_path, part, text):
+    content = json.loads((cohort / "datalist.json").read_text())
+    for item in content["training"]:
+        item["fold"] = 3 if part == "train" else -1
+    (tmp_path / "datalist.json").write_text(json.dumps(content))
+    flow = workflow("train", "train", dataset_dir=str(tmp_path), fold=3, **TINY)
+    flow.initialize()
+    with pytest.raises(SystemExit, match=text):
+        flow.parser.get_parsed_content(f"{part}::dataset")
+
+
 @pytest.mark.slow
 def test_training_writes_weights_and_dice_where_absent_tissue_is_nan(trained):
     weights = torch.load(trained / "model.pt", weights_only=True)

@@ -11,17 +11,23 @@ from tools.phantom import phantom
 from tools.report import report
 
 # Every number of the small setting. A study on real patients uses the defaults of the commands instead.
-PATIENTS = 24
-SIZE = (160, 160, 24)  # voxels
-FOLDS = 4  # one of them is tested: 6 patients
+PATIENTS = 40
+SIZE = (160, 160, 16)  # voxels
+FOLDS = 2  # one of them is tested: 20 patients, so that five or more have the rarest tissue
 TESTED_FOLD = 0
 ARMS = ("real", "oversampled", "copy_paste", "synthetic")
 SEEDS = 2  # segmenters per arm
 SEGMENTER_ITERATIONS = 150
 SEGMENTER = {"batch_size": 16, "patch_size": 96}
-NEW_CASES = 12  # at most
+NEW_CASES = 16  # at most
 SAMPLING_STEPS = 10
-SYNTHESIZER = {"max_epochs": 4, "epoch_length": 100, "batch_size": 4}
+SYNTHESIZER = {
+    "max_epochs": 1,
+    "epoch_length": 400,
+    "network_channels": [24, 48, 96],
+    "ema_momentum": 0.01,
+    "warmup_steps": 30,
+}
 
 
 def demo(output: Path = Path("demo"), seed: int = 0) -> None:
