@@ -56,7 +56,8 @@ def run_bundle(bundle: str, config_files: list[str], overrides: dict, log: Path)
     for key, value in overrides.items():
         command += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
     Path(log).parent.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    # idle OpenMP threads sleep instead of spinning: as fast alone, and far faster beside other work
+    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | {"PYTHONUNBUFFERED": "1"}
     with open(log, "wb") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=subprocess.PIPE, env=environment)
         try:
