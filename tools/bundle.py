@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +41,7 @@ def run_bundle(bundle: str, config_files: list[str], overrides: dict, log: Path)
 
     Raises:
         InputError: if an override names an id that the configs do not have.
-        RunError: if the run fails; the message holds the last lines of its output.
+        RunError: if the run fails; the message holds the error it began with.
     """
     check_overrides(bundle, config_files, overrides)
     root = BUNDLES / bundle
@@ -67,10 +68,23 @@ def run_bundle(bundle: str, config_files: list[str], overrides: dict, log: Path)
                 if sys.stderr.isatty() and b"\r" in chunk:  # a progress bar
                     sys.stderr.buffer.write(b"\r" + chunk.rsplit(b"\r")[-1])
                     sys.stderr.flush()
-        finally:
-            if sys.exc_info()[0]:  # interrupted
-                process.terminate()
-            returncode = process.wait()
+        except BaseException:  # Ctrl-C, or a full disk: do not leave the process behind
+            process.terminate()
+            process.wait()
+            raise
+        returncode = process.wait()
     if returncode:
-        tail = "\n".join(Path(log).read_text(errors="replace").splitlines()[-15:])
-        raise RunError(f"{bundle}/{config_files[0]} failed (exit {returncode}); the end of {log}:\n{tail}")
+        cause = first_error(Path(log).read_text(errors="replace"))
+        raise RunError(f"{bundle}/{config_files[0]} failed (exit {returncode}): {cause}; its log is {log}")
+
+
+def first_error(log: str) -> str:
+    """Return the error that began a chain of tracebacks, or the last line where there is no traceback.
+
+    Example:
+        >>> first_error("KeyError: 'fold'\\n\\nThe above exception ...\\nRuntimeError: Failed to evaluate")
+        "KeyError: 'fold'"
+    """
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[A-Za-z_.]*(Error|Exception|Interrupt)\b", line)]
+    return (errors or lines[-1:] or ["no output"])[0]
