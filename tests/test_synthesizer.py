@@ -86,10 +86,10 @@ def trained(data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def painting(data, tmp_path_factory):
-    """images, labels and targets: ground glass put into healthy lung, more than a window wide."""
+    """images, labels and targets: ground glass put into healthy lung, more than a window wide; case1 is one slice."""
     folder = tmp_path_factory.mktemp("painting")
-    for number in (0, 1):
-        write_case(folder, f"case{number}", number)
+    for number, slices in ((0, 5), (1, 1)):
+        write_case(folder, f"case{number}", number, size=(45, 39, slices))
         label = nib.load(folder / f"labels/case{number}.nii.gz")
         target = np.asarray(label.dataobj).copy()
         target[target == 1] = 2
