@@ -165,7 +165,7 @@ class MeasurePresence:
             present.extend(tissue_presence(maps, self.labels, self.min_voxels).float())
             index += 1
         mean = torch.stack(present).mean(dim=0)
-        presence = torch.as_tensor(idist.all_reduce(mean, op="SUM")) / idist.get_world_size()
+        presence = torch.as_tensor(idist.all_reduce(mean, op="SUM")).cpu() / idist.get_world_size()
         self.ablation.fit(presence)
         self.network.tissue_presence.copy_(presence)
         names = [name for name, value in sorted(self.labels.items(), key=lambda item: item[1]) if value != 0]

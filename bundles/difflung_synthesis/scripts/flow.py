@@ -109,15 +109,16 @@ class FlowPrepareBatch(PrepareBatch):
         The target stacks the velocity eps - x_0 and the loss weight of each voxel (0 outside the region), shape
         (B, 2, H, W).
         """
-        x_0, tissue_map = (plain(batchdata[key]).to(device, non_blocking=non_blocking) for key in ("image", "label"))
+        tissue_map = plain(batchdata["label"])  # drawn on the CPU: a draw per sample would halt a GPU each time
         region = draw_region(tissue_map, self.labels, self.whole_probability)
         condition = condition_channels(self.ablation(tissue_map), self.labels)
-        noise = torch.randn(x_0.shape, dtype=x_0.dtype, device=x_0.device)
         weight = region.clone()
         for value, factor in self.weights.items():
             weight[tissue_map == value] *= factor
+        drawn = (plain(batchdata["image"]), region, condition, weight, stratified_times(len(tissue_map)))
+        x_0, region, condition, weight, t = (tensor.to(device, non_blocking=non_blocking) for tensor in drawn)
+        noise = torch.randn_like(x_0)
         target = torch.cat([noise - x_0, weight], dim=1)
-        t = stratified_times(len(x_0)).to(x_0.device)
         return x_0, target, (), {"noise": noise, "t": t, "region": region, "condition": condition}
 
 
