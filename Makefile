@@ -1,4 +1,4 @@
-# make demo: the whole chain on drawn patients.  make test: everything.  make check: the part that takes a minute.
+# make demo: the whole chain on drawn patients.  make test: everything.  make check: the quick part.
 PYTHON ?= python3
 BIN := .venv/bin
 

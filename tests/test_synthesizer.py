@@ -107,11 +107,10 @@ def config(*names, **overrides):
 
 
 @pytest.mark.parametrize("names", [("train.json",), ("train.json", "evaluate.json"), ("inference.json",)])
-def test_no_property_is_missing(names, monkeypatch, data, painting):
+def test_no_property_is_missing(names, monkeypatch, data, painting, tmp_path):
     monkeypatch.chdir(BUNDLE)
-    workflow = config(
-        *names, bundle_root=str(BUNDLE), dataset_dir=str(painting if names == ("inference.json",) else data)
-    )
+    places = {"dataset_dir": str(painting if names == ("inference.json",) else data), "output_dir": str(tmp_path)}
+    workflow = config(*names, bundle_root=str(BUNDLE), **places)
     workflow.initialize()
     assert workflow.check_properties() == []
     set_determinism(None)
