@@ -82,15 +82,16 @@ def augment(
     if (output / "datalist.json").is_file():
         print(f"{output} is complete already")
         return
-    weights = None
-    if method == "diffusion":
-        weights = Path(synthesizer) if synthesizer else train_synthesizer(training, output, seed, overrides)
     plan, statistics = draw_maps(training, output, balance, seed, max_cases or len(training), method)
-    if method == "diffusion":
+    weights = None
+    if plan and method == "diffusion":
+        weights = Path(synthesizer) if synthesizer else train_synthesizer(training, output, seed, overrides)
         paint(output, weights, steps, seed, overrides)
     rows = collect(plan, statistics, output, steps, seed, method, weights)
     write_datalist(Path(datalist), training, held_out, rows, fold, output)
-    shutil.rmtree(output / "work")
+    shutil.rmtree(output / "work", ignore_errors=True)
+    if not plan:
+        print("the tissues are balanced already, so nothing was painted")
     accepted = sum(row["accepted"] for row in rows)
     print(
         f"wrote {accepted} of {len(rows)} painted cases to {output} (manifest.jsonl says why any was dropped); "

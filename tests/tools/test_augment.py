@@ -215,6 +215,14 @@ def test_patient_on_both_sides_is_refused(datalist):
         split_fold(datalist, 0)
 
 
+def test_balanced_cohort_is_left_as_it_is(datalist, stand_in, tmp_path, capsys):
+    augment(datalist, 0, tmp_path / "out", balance=0.001)
+    assert "balanced already" in capsys.readouterr().out
+    assert not stand_in  # nothing was trained
+    content = read_json(tmp_path / "out/datalist.json")
+    assert len(content["training"]) == 6 and not any(item.get("synthetic") for item in content["training"])
+
+
 def test_cohort_without_pathology_is_refused(tmp_path, stand_in):
     for number in range(2):
         write_case(tmp_path / "cohort", f"case{number}", number, value=1)
