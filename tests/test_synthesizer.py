@@ -16,9 +16,9 @@ from scripts.network import TissueDenoiser
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles/difflung_synthesis"
 SCHEMA = ROOT.parent / "shared/meta_schema_20240725.json"
-TINY = {"max_epochs": 1, "epoch_length": 2, "batch_size": 2, "patches_per_case": 2, "patch_size": 32,
-        "network_channels": [16, 16], "network_def#attention_levels": [False, False],
-        "network_def#num_head_channels": 16, "warmup_steps": 1, "num_steps": 2, "device": "cpu"}  # fmt: skip
+TINY = {"max_epochs": 1, "epoch_length": 2, "batch_size": 2, "patches_per_case": 2, "patch_size": [32, 32, 1],
+        "network_channels": [16, 16], "network_def#num_head_channels": 16, "warmup_steps": 1, "num_steps": 2,
+        "device": "cpu"}  # fmt: skip
 
 
 def oblique(angle=0.2):
@@ -55,7 +55,8 @@ def data(tmp_path_factory):
     for number in range(4):
         write_case(folder, f"case{number}", number)
         items.append({"image": f"images/case{number}.nii.gz", "label": f"labels/case{number}.nii.gz",
-                      "fold": number // 2, "patient": f"p{number}", "age": 60 if number else None})  # fmt: skip
+                      "fold": number // 2, "patient": f"p{number}", "age": 60 if number else None,
+                      "history": "smoker" if number % 2 else ""})  # fmt: skip
     (folder / "datalist.json").write_text(json.dumps({"training": items}))
     return folder
 
@@ -162,7 +163,7 @@ def test_painting_changes_nothing_outside_the_region_of_an_oblique_ct(trained, p
 
 def test_what_the_network_paints_lands_where_it_was_asked(painting, tmp_path):
     """An inferer that gives back its input must reproduce the CT: nothing is flipped, shifted or rescaled."""
-    torch.save(TissueDenoiser().state_dict(), tmp_path / "model.pt")
+    torch.save(TissueDenoiser(LABELS).state_dict(), tmp_path / "model.pt")
     workflow = config(
         "inference.json", dataset_dir=str(painting), output_dir=str(tmp_path), checkpoint=str(tmp_path / "model.pt"),
         inferer="$lambda inputs, network, **given: torch.as_tensor(inputs)", device="cpu", bundle_root=str(BUNDLE),

@@ -21,8 +21,8 @@ def hidden_share(ablation, samples=SAMPLES):
     return (ablated[:, 2::2] == UNKNOWN).float()
 
 
-def test_gamma_0_half_without_anchor_is_konz_drawn_per_sample():
-    hidden = hidden_share(ClassBalancedMaskAblation(LABELS, gamma=0, q_max=0.5, q_min=0, anchor=0, presence=PRESENCE))
+def test_gamma_0_half_without_rho_is_konz_drawn_per_sample():
+    hidden = hidden_share(ClassBalancedMaskAblation(LABELS, gamma=0, q_max=0.5, q_min=0, rho=0, presence=PRESENCE))
     assert torch.allclose(hidden.mean(0), torch.full((5,), 0.5), atol=0.03)
     correlation = torch.corrcoef(hidden.T)
     assert (correlation - torch.eye(5)).abs().max() < 0.06  # independent between tissues
@@ -31,32 +31,32 @@ def test_gamma_0_half_without_anchor_is_konz_drawn_per_sample():
 
 def test_gamma_1_without_bounds_gives_every_tissue_the_same_exposure():
     keep = keep_probability(PRESENCE, gamma=1, q_min=0, q_max=0.9)
-    rates = exposure(PRESENCE, keep, anchor=0)
+    rates = exposure(PRESENCE, keep, rho=0)
     assert torch.allclose(rates, rates[0].expand(5), rtol=1e-5)
 
 
 def test_measured_exposure_agrees_with_the_formula():
-    ablation = ClassBalancedMaskAblation(LABELS, gamma=1, anchor=0.25, presence=PRESENCE)
+    ablation = ClassBalancedMaskAblation(LABELS, gamma=1, rho=0.25, presence=PRESENCE)
     visible = 1 - hidden_share(ablation).mean(0)
     assert torch.allclose(PRESENCE * visible, exposure(PRESENCE, ablation.keep, 0.25), atol=0.03)
 
 
-def test_every_subset_of_tissues_occurs_and_the_full_mask_at_least_as_often_as_the_anchor():
-    hidden = hidden_share(ClassBalancedMaskAblation(LABELS, anchor=0.1, presence=[0.5, 0.4, 0.3, 0.3, 0.2]), 60000)
+def test_every_subset_of_tissues_occurs_and_the_full_mask_at_least_as_often_as_rho():
+    hidden = hidden_share(ClassBalancedMaskAblation(LABELS, rho=0.1, presence=[0.5, 0.4, 0.3, 0.3, 0.2]), 60000)
     subsets = {tuple(row) for row in hidden.int().tolist()}
     assert len(subsets) == 2**5
     assert (hidden.sum(1) == 0).float().mean() >= 0.1
 
 
-@pytest.mark.parametrize(("gamma", "anchor", "wanted"), [(0, 0, 14.2), (1, 0, 1.6), (1, 0.1, 3.0), (1, 0.25, 5.0)])
-def test_spread_of_exposure_is_the_one_the_method_states(gamma, anchor, wanted):
+@pytest.mark.parametrize(("gamma", "rho", "wanted"), [(0, 0, 14.2), (1, 0, 1.6), (1, 0.1, 3.0), (1, 0.25, 5.0)])
+def test_spread_of_exposure_is_the_one_the_method_states(gamma, rho, wanted):
     bounds = {"q_min": 0.5, "q_max": 0.5} if gamma == 0 else {"q_min": 0.1, "q_max": 0.9}
-    rates = exposure(PRESENCE, keep_probability(PRESENCE, gamma, **bounds), anchor)
+    rates = exposure(PRESENCE, keep_probability(PRESENCE, gamma, **bounds), rho)
     assert (rates.max() / rates.min()).item() == pytest.approx(wanted, abs=0.06)
 
 
 def test_unknown_is_not_background():
-    ablated = ClassBalancedMaskAblation(LABELS, q_min=0, q_max=0, anchor=0, presence=PRESENCE)(maps(1))
+    ablated = ClassBalancedMaskAblation(LABELS, q_min=0, q_max=0, rho=0, presence=PRESENCE)(maps(1))
     channels = condition_channels(ablated, LABELS)
     assert channels.shape == (1, 6, 3, 4)
     assert (ablated[maps(1) == 0] == 0).all()

@@ -1,7 +1,7 @@
 """Class-balanced mask-ablated training (CBMAT): hide frequent tissues more often, so that each is learned alike.
 
 CBMAT is named by Diff-Lung (Khiati et al. 2025, arXiv 2501.02867) without a public definition; the definition here is
-this project's own. ``gamma=0, q_max=0.5, anchor=0`` is the ablation of Konz et al. (MICCAI 2024), drawn per sample.
+this project's own. ``gamma=0, q_max=0.5, rho=0`` is the ablation of Konz et al. (MICCAI 2024), drawn per sample.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,15 +45,15 @@ def keep_probability(
     return (q_max * ratio**gamma).clamp(q_min, q_max)
 
 
-def exposure(presence: torch.Tensor, keep: torch.Tensor, anchor: float) -> torch.Tensor:
+def exposure(presence: torch.Tensor, keep: torch.Tensor, rho: float) -> torch.Tensor:
     """Return r_k = f_k (rho + (1 - rho) q_k), the share of patches in which tissue k is present and visible.
 
     Args:
         presence: f_k, shape (tissues,).
         keep: q_k, shape (tissues,).
-        anchor: rho, probability that a sample keeps its full mask.
+        rho: probability that a sample keeps its full mask.
     """
-    return presence * (anchor + (1 - anchor) * keep)
+    return presence * (rho + (1 - rho) * keep)
 
 
 class ClassBalancedMaskAblation:
@@ -64,11 +64,11 @@ class ClassBalancedMaskAblation:
         gamma: strength of the balancing, see :func:`keep_probability`.
         q_min: lower bound of the keep probability.
         q_max: upper bound of the keep probability.
-        anchor: rho, probability that a sample keeps its full mask.
+        rho: probability that a sample keeps its full mask.
         presence: f_k if known; :class:`MeasurePresence` sets it when training starts.
 
     Raises:
-        ValueError: if ``anchor`` is no probability.
+        ValueError: if ``rho`` is no probability.
     """
 
     def __init__(
@@ -77,13 +77,13 @@ class ClassBalancedMaskAblation:
         gamma: float = 1.0,
         q_min: float = 0.1,
         q_max: float = 0.9,
-        anchor: float = 0.1,
+        rho: float = 0.1,
         presence: Sequence[float] | None = None,
     ) -> None:
-        if not 0 <= anchor <= 1:
-            raise ValueError(f"anchor must be a probability in [0, 1], not {anchor}")
+        if not 0 <= rho <= 1:
+            raise ValueError(f"rho must be a probability in [0, 1], not {rho}")
         self.values = tissue_values(labels)
-        self.gamma, self.q_min, self.q_max, self.anchor = gamma, q_min, q_max, anchor
+        self.gamma, self.q_min, self.q_max, self.rho = gamma, q_min, q_max, rho
         self.keep: torch.Tensor | None = None
         if presence is not None:
             self.fit(torch.as_tensor(presence, dtype=torch.float32))
@@ -105,7 +105,7 @@ class ClassBalancedMaskAblation:
         if self.keep is None:
             raise RuntimeError("the presence of the tissues is unknown; give it, or attach MeasurePresence")
         samples = tissue_map.shape[0]
-        full = torch.rand(samples, 1, generator=generator) < self.anchor  # z ~ Bern(rho)
+        full = torch.rand(samples, 1, generator=generator) < self.rho  # z ~ Bern(rho)
         kept = torch.rand(samples, len(self.values), generator=generator) < self.keep  # b_k ~ Bern(q_k)
         hidden = ~(full | kept).to(tissue_map.device)
         ablated = tissue_map.clone()

@@ -1,42 +1,74 @@
 """Which files belong together."""
 
+import csv
+import json
+import math
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy
 from monai.data import load_decathlon_datalist
 
+from .attributes import Attributes
 
-def datalist_cases(datalist: str, fold: int, held_out: bool) -> list[dict]:
+
+def datalist_cases(
+    datalist: str, fold: int, held_out: bool, attributes: Mapping[str, Sequence] | None = None
+) -> list[dict]:
     """Return the image and label files of a datalist's training patients, or of its held-out ones.
 
     Args:
         datalist: JSON file whose ``training`` items have image, label (relative to the file's folder) and fold.
         fold: the fold that is held out.
         held_out: True for that fold's items, False for all others.
+        attributes: see :class:`Attributes`; an item's own keys of these names are encoded.
+
+    Returns:
+        Items with image, label and attributes, float32, shape (size,).
 
     Raises:
-        ValueError: if an item has no fold.
+        ValueError: if an item has no fold, or an attribute is out of range.
     """
     items = load_decathlon_datalist(datalist)
     without = [str(item["image"]) for item in items if "fold" not in item]
     if without:
         raise ValueError(f"{datalist} gives no fold for {without[0]}; make it with `python -m tools dataset`")
-    return [{"image": item["image"], "label": item["label"]} for item in items if (item["fold"] == fold) == held_out]
+    encoder = Attributes(attributes or {})
+    raw = json.loads(Path(datalist).read_text())["training"]  # MONAI takes any text for a path, an empty one for a folder
+    return [
+        {"image": item["image"], "label": item["label"]}
+        | {"attributes": numpy.float32(encoder.encode(known, Path(item["image"]).name))}
+        for item, known in zip(items, raw)
+        if (item["fold"] == fold) == held_out
+    ]
 
 
-def painting_cases(dataset_dir: str, seed: int) -> list[dict]:
-    """Pair the files of ``images``, ``labels`` and ``targets`` by name and give each case a seed of its own.
+def painting_cases(
+    dataset_dir: str,
+    seed: int,
+    labels: Mapping[str, int],
+    hu_window: Sequence[float],
+    attributes: Mapping[str, Sequence] | None = None,
+) -> list[dict]:
+    """Pair the files of ``images``, ``labels`` and ``targets`` by name; add each case's conditions and seed.
+
+    Conditions come from ``conditions.csv`` in the folder, if it is there: a column ``case`` and any of the attributes and
+    ``density_<tissue>``, the mean HU wanted of a tissue. What is left empty is unknown.
 
     Args:
         dataset_dir: folder that holds the three folders.
         seed: a case's seed is made of this and its name, so it does not depend on the other cases.
+        labels: tissue name to value.
+        hu_window: HU that become -1 and 1.
+        attributes: see :class:`Attributes`.
 
     Returns:
-        Items with image, label, target and seed, sorted by name.
+        Items with image, label, target, seed, attributes (float32, (size,)) and density (in [-1, 1], NaN where unknown,
+        float32, (tissues,)), sorted by name.
 
     Raises:
-        ValueError: if a folder is missing or empty, or a file has no partner.
-
+        ValueError: if a folder is missing or empty, a file has no partner, or the conditions are unusable.
     """
     kinds = {"image": "images", "label": "labels", "target": "targets"}
     files = {}
@@ -53,7 +85,55 @@ def painting_cases(dataset_dir: str, seed: int) -> list[dict]:
         lacking = [kinds[kind] for kind in kinds if name not in files[kind]]
         if lacking:
             raise ValueError(f"{name} has no file in {dataset_dir}/{lacking[0]}")
-    return [{kind: files[kind][name] for kind in kinds} | {"seed": case_seed(name, seed)} for name in names]
+    encoder = Attributes(attributes or {})
+    rows = read_conditions(Path(dataset_dir) / "conditions.csv", names, encoder, labels)
+    return [
+        {kind: files[kind][name] for kind in kinds}
+        | {"seed": case_seed(name, seed)}
+        | {"attributes": numpy.float32(encoder.encode(rows[name], name))}
+        | {"density": encode_density(rows[name], name, labels, hu_window)}
+        for name in names
+    ]
+
+
+def read_conditions(path: Path, names: list[str], encoder: Attributes, labels: Mapping[str, int]) -> dict[str, dict]:
+    """Return the row of each case of a table of conditions; an empty one where the table or the case is missing.
+
+    Raises:
+        ValueError: if a column is not a condition, or a row names no case or one that is not there.
+    """
+    rows: dict[str, dict] = {name: {} for name in names}
+    if not path.is_file():
+        return rows
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        columns = ["case", *encoder.ranges, *[f"density_{name}" for name, value in labels.items() if value]]
+        unknown = [column for column in reader.fieldnames or ["nothing"] if column not in columns]
+        if unknown or "case" not in reader.fieldnames:
+            raise ValueError(f"{path} has columns {reader.fieldnames}; expected case and any of {', '.join(columns[1:])}")
+        for row in reader:
+            name = row.pop("case")
+            if name not in rows:
+                raise ValueError(f"{path} line {reader.line_num} names case {name}, which has no image")
+            rows[name] = {key: value.strip() for key, value in row.items() if value}
+    return rows
+
+
+def encode_density(row: Mapping[str, str], name: str, labels: Mapping[str, int], hu_window) -> numpy.ndarray:
+    """Return the mean density wanted of each tissue in [-1, 1], NaN where none is asked for, float32, (tissues,)."""
+    low, high = hu_window
+    names = [tissue for tissue, value in sorted(labels.items(), key=lambda item: item[1]) if value]
+    wanted = []
+    for tissue in names:
+        text = row.get(f"density_{tissue}") or "nan"
+        try:
+            hu = float(text)
+        except ValueError:
+            hu = math.inf
+        if not (math.isnan(hu) or low <= hu <= high):
+            raise ValueError(f"density_{tissue} of {name} is {text}, but must be a number of HU from {low} to {high}")
+        wanted.append(2 * (hu - low) / (high - low) - 1)
+    return numpy.float32(wanted)
 
 
 def case_seed(name: str, seed: int) -> int:

@@ -7,8 +7,7 @@ import torch
 from ignite.engine import Engine
 from ignite.metrics import Metric
 
-from .condition import tissue_values
-from .flow import plain
+from .condition import plain, tissue_values
 
 
 def wasserstein_1(first: torch.Tensor, second: torch.Tensor, bin_width: float) -> torch.Tensor:
@@ -42,7 +41,7 @@ class HuWasserstein(Metric):
         bin_width: of the histograms, HU.
         lowest: HU of the first bin; darker voxels are counted there.
         highest: HU after the last bin; brighter voxels are counted there.
-        output_transform: see ignite; must give lists of painted CTs, shape (1, W, H, D), HU, and of references, shape
+        output_transform: see ignite; must give lists of painted CTs, shape (samples, W, H, D), HU, and of references, shape
             (2, W, H, D): real CT in HU and the tissue of each painted voxel (0 where nothing was painted).
     """
 
@@ -72,13 +71,13 @@ class HuWasserstein(Metric):
             painted, reference = plain(painted).cpu(), plain(reference).cpu()
             for index, value in enumerate(self.values):
                 where = reference[1] == value
-                self.counts[0, index] += self.histogram(painted[0][where])
+                self.counts[0, index] += self.histogram(painted[:, where])
                 self.counts[1 + self.cases % 2, index] += self.histogram(reference[0][where])
             self.cases += 1
 
     def histogram(self, hu: torch.Tensor) -> torch.Tensor:
         """Return the counts of HU values per bin, shape (bins,)."""
-        index = ((hu - self.lowest) / self.bin_width).floor().clamp(0, self.bins - 1).long()
+        index = ((hu.flatten() - self.lowest) / self.bin_width).floor().clamp(0, self.bins - 1).long()
         return torch.bincount(index, minlength=self.bins).double()
 
     def compute(self) -> dict[str, float]:

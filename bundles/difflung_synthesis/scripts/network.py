@@ -1,8 +1,16 @@
 """The denoiser: MONAI's diffusion U-Net behind the one-tensor interface that the Model Zoo checks."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from monai.networks.nets import DiffusionModelUNet
 from torch import nn
+
+from .attributes import Attributes
+from .autoencoder import TissueAutoencoder, channels_last
+from .condition import tissue_values
+
+OBJECTIVES = ("flow", "few_step", "ddpm")
 
 
 def bfloat16_is_fast(device: torch.device) -> bool:
@@ -14,67 +22,190 @@ def bfloat16_is_fast(device: torch.device) -> bool:
     )
 
 
-class TissueDenoiser(nn.Module):
-    """Velocity of the rectified flow at every voxel, from the noisy patch and what is known about it.
+class ConditionEmbedding(nn.Module):
+    """Embed the attributes of a patient and the length of a step; both start without any influence.
 
     Args:
-        num_tissues: tissues of the label scheme, background not counted.
-        spatial_dims: 2 for axial patches.
+        num_attributes: entries of the attribute vector.
+        size: of the embedding, which is added to that of the time.
+    """
+
+    def __init__(self, num_attributes: int, size: int) -> None:
+        super().__init__()
+        self.num_attributes = num_attributes
+        self.attributes, self.interval = (
+            nn.Sequential(nn.Linear(entries, size), nn.SiLU(), nn.Linear(size, size))
+            for entries in (max(num_attributes, 1), 2)
+        )
+        for branch in (self.attributes, self.interval):
+            nn.init.zeros_(branch[-1].weight)
+            nn.init.zeros_(branch[-1].bias)
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        """Return the embedding, shape (B, size), of attributes and interval side by side, shape (B, attributes + 1)."""
+        attributes, interval = given[:, :-1], given[:, -1:]
+        if self.num_attributes == 0:
+            attributes = torch.zeros_like(interval)
+        return self.attributes(attributes) + self.interval(torch.cat([interval, interval.sqrt()], dim=1))
+
+
+class TissueDenoiser(nn.Module):
+    """Velocity (or noise) at every voxel, from the noisy patch and what is known about it.
+
+    With an autoencoder the patch is a latent one: the network then works on its channels and its coarser grid, and the
+    weights hold the autoencoder's too.
+
+    Args:
+        labels: tissue name to value, background 0.
+        spatial_dims: 2 for axial patches, 3 for blocks.
+        attributes: see :class:`Attributes`; empty for none.
+        objective: what the output is: ``flow`` the velocity, ``few_step`` the mean velocity over an interval, ``ddpm``
+            the noise.
         channels: width of each level of the U-Net.
         num_res_blocks: residual blocks per level.
-        attention_levels: levels with self-attention.
+        attention_levels: levels with self-attention; none if None.
         num_head_channels: channels of an attention head; the middle block always has attention.
         norm_num_groups: groups of the group normalisation.
+        autoencoder: makes it a latent model.
         amp: compute in bfloat16 where the processor has it.
 
     Attributes:
-        tissue_presence: f_k of the training patches, shape (num_tissues,), zero until trained.
+        tissue_presence: f_k of the training patches, shape (tissues,), zero until trained.
+
+    Raises:
+        ValueError: if the objective is not known, or weights of another kind of model are loaded.
     """
 
     def __init__(
         self,
-        num_tissues: int = 5,
+        labels: Mapping[str, int],
         spatial_dims: int = 2,
-        channels: tuple[int, ...] = (32, 64, 128),
+        attributes: Mapping[str, Sequence] | None = None,
+        objective: str = "flow",
+        channels: Sequence[int] = (32, 64, 128),
         num_res_blocks: int = 1,
-        attention_levels: tuple[bool, ...] = (False, False, False),
+        attention_levels: Sequence[bool] | None = None,
         num_head_channels: int = 32,
         norm_num_groups: int = 8,
+        autoencoder: TissueAutoencoder | None = None,
         amp: bool = True,
     ) -> None:
         super().__init__()
+        if objective not in OBJECTIVES:
+            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, not {objective}")
+        self.labels, self.spatial_dims, self.objective, self.amp = dict(labels), spatial_dims, objective, amp
+        self.attributes = Attributes(attributes or {})
+        self.autoencoder = autoencoder.requires_grad_(False).eval() if autoencoder else None
+        self.data_channels = autoencoder.latent_channels if autoencoder else 1
+        self.downsampling = autoencoder.downsampling if autoencoder else 1
         self.unet = DiffusionModelUNet(
             spatial_dims=spatial_dims,
-            in_channels=self.input_channels(num_tissues),
-            out_channels=1,
-            channels=channels,
+            in_channels=self.data_channels + known_channels(self.labels),
+            out_channels=self.data_channels,
+            channels=tuple(channels),
             num_res_blocks=num_res_blocks,
-            attention_levels=attention_levels,
+            attention_levels=tuple(attention_levels or [False] * len(channels)),
             num_head_channels=num_head_channels,
             norm_num_groups=norm_num_groups,
+            num_class_embeds=1,
         )
-        self.amp = amp
-        self.register_buffer("tissue_presence", torch.zeros(num_tissues))
+        # MONAI adds this embedding to the time's; it knows a class number only, we need a vector
+        self.unet.class_embedding = ConditionEmbedding(self.attributes.size, 4 * channels[0])
+        self.register_buffer("tissue_presence", torch.zeros(len(tissue_values(self.labels))))
 
-    @staticmethod
-    def input_channels(num_tissues: int) -> int:
-        """Return the channels of ``image``: noisy patch, region, one per tissue, UNKNOWN."""
-        return num_tissues + 3
+    @property
+    def stride(self) -> int:
+        """Voxels of the CT along one edge of a cell of the coarsest level."""
+        return self.downsampling * 2 ** (len(self.unet.block_out_channels) - 1)
 
-    def forward(self, image: torch.Tensor, timesteps: torch.Tensor | None = None) -> torch.Tensor:
-        """Predict the velocity dx/dt.
+    def train(self, mode: bool = True) -> "TissueDenoiser":
+        """Switch to training; the autoencoder stays as it is."""
+        super().train(mode)
+        if self.autoencoder:
+            self.autoencoder.eval()
+        return self
+
+    def forward(
+        self,
+        image: torch.Tensor,
+        timesteps: torch.Tensor | None = None,
+        attributes: torch.Tensor | None = None,
+        interval: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Predict the velocity dx/dt, its mean over an interval, or the noise.
 
         Args:
-            image: x_t, region and condition stacked, shape (B, 3 + tissues, H, W), H and W multiples of the stride.
+            image: x_t and what is known stacked (see :func:`known_channels`), shape (B, data + known, H, W[, D]), the
+                edges multiples of the U-Net's stride.
             timesteps: t in [0, 1], shape (B,); 1 (pure noise) if None.
+            attributes: encoded, shape (B, size); all unknown if None.
+            interval: length of the step in [0, 1], shape (B,); 0, the velocity at t itself, if None.
 
         Returns:
-            Velocity, float32, shape (B, 1, H, W).
+            float32, shape (B, data, H, W[, D]).
         """
+        samples = image.shape[0]
         if timesteps is None:
-            timesteps = torch.ones(image.shape[0], device=image.device)
-        image = image.to(memory_format=torch.channels_last) if image.ndim == 4 else image
+            timesteps = torch.ones(samples, device=image.device)
+        if attributes is None:
+            attributes = torch.zeros(samples, self.attributes.size, device=image.device)
+        if interval is None:
+            interval = torch.zeros(samples, device=image.device)
+        given = torch.cat([attributes.to(image.device), interval.view(-1, 1)], dim=1)
         enabled = self.amp and bfloat16_is_fast(image.device)
         with torch.autocast(image.device.type, torch.bfloat16, enabled=enabled):
-            velocity = self.unet(image, timesteps * 1000)  # the sinusoidal embedding expects steps up to 1000
-        return velocity.float()
+            # the sinusoidal embedding expects steps up to 1000
+            prediction = self.unet(channels_last(image), timesteps * 1000, class_labels=given)
+        return prediction.float()
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the image as the network works on it: itself, or its latent, shape (B, data, ...)."""
+        return self.autoencoder.encode(image) if self.autoencoder else image
+
+    def decode(self, sample: torch.Tensor) -> torch.Tensor:
+        """Return the image, shape (B, 1, ...), of what :meth:`encode` made."""
+        return self.autoencoder.decode(sample) if self.autoencoder else sample
+
+    def pool(self, maps: torch.Tensor) -> torch.Tensor:
+        """Return region or condition channels on the grid of the latent: the share of each cell that they cover."""
+        if self.downsampling == 1:
+            return maps
+        pooling = torch.nn.functional.avg_pool2d if maps.ndim == 4 else torch.nn.functional.avg_pool3d
+        return pooling(maps, self.downsampling)
+
+    def kind(self) -> dict:
+        """Return what weights must agree on with the configuration."""
+        return {
+            "label scheme": self.labels,
+            "dimension": self.spatial_dims,
+            "space": f"latent, downsampling {self.downsampling}" if self.autoencoder else "pixel",
+            "attributes": self.attributes.ranges,
+            "objective": self.objective,
+        }
+
+    def get_extra_state(self) -> dict:
+        """Return the kind of model, which is stored with the weights."""
+        return self.kind()
+
+    def set_extra_state(self, state: dict) -> None:
+        """Do nothing: :meth:`load_state_dict` has compared the kinds."""
+
+    def load_state_dict(self, state_dict: Mapping, strict: bool = True, assign: bool = False):
+        """Load weights, after comparing what they were trained for.
+
+        A few-step model also accepts the weights of a flow, from which its training starts.
+        """
+        stored = state_dict.get("_extra_state")
+        if not isinstance(stored, dict):
+            raise ValueError("these weights are not the synthesizer's, or of a version before 0.2.0; train them anew")
+        for name, wanted in self.kind().items():
+            found = stored.get(name)
+            starts = name == "objective" and (found, wanted) == ("flow", "few_step")
+            if found != wanted and not starts:
+                raise ValueError(f"the weights were trained for {name} {found}, but the configuration has {wanted}")
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+
+def known_channels(labels: Mapping[str, int]) -> int:
+    """Return how many channels say what is known: region, one per tissue, UNKNOWN, density, density known."""
+    return len(tissue_values(labels)) + 4

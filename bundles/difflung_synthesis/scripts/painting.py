@@ -1,19 +1,32 @@
 """Mask-aware generation: paint the region where a target tissue map differs from a CT's own, and nothing else."""
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.data.utils import compute_importance_map
 from monai.engines import PrepareBatch
-from monai.inferers import Inferer
+from monai.inferers import Inferer, sliding_window_inference
 from monai.transforms import MapTransform
 
-from .condition import condition_channels
-from .flow import euler, plain
+from . import samplers
+from .condition import UNKNOWN, condition_channels, density_channels, plain, tissue_values
+from .objectives import BLANK
 
 AIR = -1.0  # intensity below the HU window, what lies beyond the edge of an image
+# Sampler and the objectives whose networks it can use.
+SAMPLERS = {
+    "euler": ("flow", "few_step"),
+    "heun": ("flow", "few_step"),
+    "few_step": ("few_step",),
+    "ddim": ("ddpm",),
+    "ancestral": ("ddpm",),
+    "dpm_solver": ("ddpm",),
+}
 
 
 class PaintRegiond(MapTransform):
@@ -26,10 +39,12 @@ class PaintRegiond(MapTransform):
         labels: tissue name to value.
         image_key: the CT, whose shape and affine both maps must have.
         repaint: tissue names; where the target holds one of them is painted too, changed or not.
+        replaceable: tissue names that may be painted over; None for all.
 
     Raises:
         ValueError: if shapes or affines differ, a map holds a value without a name, the target asks for tissue
-            outside the lung or for background inside it, or there is nothing to paint.
+            outside the lung, for background inside it or over a tissue that may not be replaced, or there is
+            nothing to paint.
     """
 
     def __init__(
@@ -39,14 +54,17 @@ class PaintRegiond(MapTransform):
         image_key: str = "image",
         label_key: str = "label",
         region_key: str = "region",
-        repaint: tuple[str, ...] = (),
+        repaint: Sequence[str] = (),
+        replaceable: Sequence[str] | None = None,
     ) -> None:
         super().__init__(keys)
-        unknown = set(repaint) - set(labels)
-        if unknown:
-            raise ValueError(f"repaint names {sorted(unknown)}, but labels name only {', '.join(labels)}")
+        for argument, names in (("repaint", repaint), ("replaceable", replaceable or ())):
+            unknown = set(names) - set(labels)
+            if unknown:
+                raise ValueError(f"{argument} names {sorted(unknown)}, but labels name only {', '.join(labels)}")
         self.labels, self.image_key, self.label_key, self.region_key = labels, image_key, label_key, region_key
         self.repaint = [labels[name] for name in repaint]
+        self.kept = {} if replaceable is None else {n: v for n, v in labels.items() if v and n not in replaceable}
 
     def check_geometry(self, tissue_map: torch.Tensor, whose: str, image: torch.Tensor) -> None:
         """Raise ValueError if a map has another shape or another affine (by more than 0.01 mm) than its CT."""
@@ -76,6 +94,10 @@ class PaintRegiond(MapTransform):
                     f"{name} is background in {cleared} voxels of lung; tissue can be changed, not removed"
                 )
             region = target != label
+            for kept, value in self.kept.items():
+                over = int((region & (label == value)).sum())
+                if over:
+                    raise ValueError(f"{name} paints over {kept} in {over} voxels, which replaceable does not name")
             if self.repaint:
                 region |= torch.isin(plain(target), torch.as_tensor(self.repaint))
             if not region.any():
@@ -91,7 +113,7 @@ def file_name(image: torch.Tensor, otherwise: str) -> str:
 
 
 class PaintPrepareBatch(PrepareBatch):
-    """Hand a volume, its target map and region to :class:`PaintInferer`.
+    """Hand a volume, its target map, region and conditions to :class:`PaintInferer`.
 
     Args:
         label_key: what the engine's metrics see as ``label``.
@@ -106,115 +128,311 @@ class PaintPrepareBatch(PrepareBatch):
         The image keeps its metadata, by which Invertd finds the way back to the file's geometry.
         """
         image = batchdata["image"].to(device, non_blocking=non_blocking)
-        target, region = (plain(batchdata[key]).to(device, non_blocking=non_blocking) for key in ("target", "region"))
-        seeds = [int(seed) for seed in batchdata.get("seed", [0] * len(image))]
-        return image, plain(batchdata[self.label_key]), (), {"target": target, "region": region, "seeds": seeds}
+        given = {key: plain(batchdata[key]).to(device, non_blocking=non_blocking) for key in ("target", "region")}
+        given["seeds"] = [int(seed) for seed in batchdata.get("seed", [0] * len(image))]
+        for key in ("attributes", "density"):
+            if key in batchdata:
+                given[key] = torch.as_tensor(batchdata[key]).float().to(device, non_blocking=non_blocking)
+        if isinstance(image, MetaTensor):
+            given["slice_mm"] = image.affine.reshape(-1, 4, 4)[:, :3, 2].norm(dim=1).tolist()
+        return image, plain(batchdata[self.label_key]), (), given
 
 
 class PaintInferer(Inferer):
-    """Sample the flow inside the region of a volume, axial slice by axial slice, without seams.
+    """Sample inside the region of a volume, slice by slice or in blocks, without seams.
 
-    At every step the velocity is averaged over overlapping windows, with Gaussian weights, so a region larger than a
-    window is one sample and not a mosaic. Only windows that touch the region are evaluated.
+    At every step the network's answer is averaged over overlapping windows, with Gaussian weights, so a region larger
+    than a window is one sample and not a mosaic. Only windows that touch the region are evaluated. A model of axial
+    slices gets noise that is correlated along z, so that neighbouring slices resemble each other.
 
     Args:
         labels: tissue name to value.
-        patch_size: edge of a window in voxels, the size the network was trained at.
-        num_steps: network evaluations per window.
+        patch_size: window in voxels along each axis, the size the network was trained at; (W, H, 1) for slices.
+        sampler: euler or heun for a flow, few_step for a few-step model, ddim, ancestral or dpm_solver for a DDPM.
+        num_steps: evaluations of the network per window, for each of which guidance adds some.
         overlap: share of a window that it has in common with its neighbour, at least 0 and below 1.
+        guidance: s of v = v(nothing known) + s (v(c) - v(nothing known)); 1 is none.
+        tissue_guidance: tissue name to s_k of v = v(c without k) + s_k (v(c) - v(c without k)).
+        slice_correlation_mm: distance along z over which the correlation of the noise falls to 1/e; 0 for none.
+        samples: of each map, with different noise.
         sw_batch_size: windows per call of the network.
         slices_per_pass: slices in work at a time, which bounds memory.
 
     Raises:
-        ValueError: if ``overlap`` is out of range.
+        ValueError: if an argument is out of range.
     """
 
     def __init__(
         self,
         labels: Mapping[str, int],
-        patch_size: int = 64,
+        patch_size: Sequence[int] = (64, 64, 1),
+        sampler: str = "euler",
         num_steps: int = 10,
         overlap: float = 0.25,
+        guidance: float = 1.0,
+        tissue_guidance: Mapping[str, float] | None = None,
+        slice_correlation_mm: float = 0.0,
+        samples: int = 1,
         sw_batch_size: int = 16,
         slices_per_pass: int = 16,
     ) -> None:
         if not 0 <= overlap < 1:
             raise ValueError(f"overlap must be at least 0 and below 1, not {overlap}")
-        self.labels, self.patch_size, self.num_steps, self.overlap = labels, patch_size, num_steps, overlap
+        if sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, not {sampler}")
+        if slice_correlation_mm < 0 or samples < 1:
+            raise ValueError(
+                f"slice_correlation_mm={slice_correlation_mm} must be at least 0 and samples={samples} at least 1"
+            )
+        unknown = set(tissue_guidance or {}) - set(labels)
+        if unknown:
+            raise ValueError(f"tissue_guidance names {sorted(unknown)}, but labels name only {', '.join(labels)}")
+        self.labels, self.patch_size, self.overlap = labels, tuple(patch_size), overlap
+        self.sampler, self.num_steps, self.samples = sampler, num_steps, samples
+        self.guidance = guidance
+        self.tissue_guidance = {labels[name]: scale for name, scale in (tissue_guidance or {}).items()}
+        self.slice_correlation_mm = slice_correlation_mm
         self.sw_batch_size, self.slices_per_pass = sw_batch_size, slices_per_pass
 
     @torch.no_grad()
-    def __call__(self, inputs, network, target, region, seeds):
+    def __call__(self, inputs, network, target, region, seeds, attributes=None, density=None, slice_mm=None):
         """Return the painted volumes.
 
         Args:
             inputs: CT scaled to [-1, 1], shape (B, 1, W, H, D).
-            network: :class:`TissueDenoiser`.
+            network: :class:`TissueDenoiser`, possibly wrapped for several processes.
             target: tissue maps, shape (B, 1, W, H, D).
             region: M, shape (B, 1, W, H, D).
             seeds: one per volume; a volume's noise depends on its own seed only.
+            attributes: encoded, shape (B, size); all unknown if None.
+            density: mean wanted per tissue in [-1, 1], NaN where any will do, shape (B, tissues).
+            slice_mm: distance between the slices of each volume in mm; 1 if None.
 
         Returns:
-            Shape (B, 1, W, H, D), with the metadata of ``inputs``; outside the region equal to them.
+            Shape (B, samples, W, H, D), with the metadata of ``inputs``; outside the region equal to them.
+
+        Raises:
+            ValueError: if the sampler does not belong to the network's objective, or a region is too small to paint.
         """
-        painted = inputs.clone()  # Invertd passes over a prediction without metadata, silently
-        for volume, own_target, own_region, seed in zip(plain(painted), target, region, seeds):
-            generator = torch.Generator().manual_seed(seed)
-            slices = own_region[0].flatten(0, 1).any(dim=0).nonzero().flatten()
-            for chunk in slices.split(self.slices_per_pass):
-                # (1, W, H, n) to (n, 1, W, H)
-                x_0, m, tissues = (v[..., chunk].permute(3, 0, 1, 2) for v in (volume, own_region, own_target))
-                volume[..., chunk] = self.paint_slices(x_0, m, tissues, network, generator).permute(1, 2, 3, 0)
+        denoiser = getattr(network, "module", network)
+        if denoiser.objective not in SAMPLERS[self.sampler]:
+            raise ValueError(
+                f"sampler {self.sampler} needs a network of objective {' or '.join(SAMPLERS[self.sampler])}, "
+                f"but this one's is {denoiser.objective}"
+            )
+        painted = torch.cat([inputs] * self.samples, dim=1)
+        for n, volumes in enumerate(plain(painted)):
+            own = own_region, own_target = region[n, 0] > 0, target[n, 0].long()
+            cell = denoiser.stride**denoiser.spatial_dims
+            if own_region.sum() < cell:
+                raise ValueError(
+                    f"the region to paint has {int(own_region.sum())} voxels of the network's size, fewer than the "
+                    f"{cell} of one cell of its coarsest level; paint more, or use a finer spacing_mm"
+                )
+            told = Told(
+                density=None if density is None else density[n : n + 1],
+                attributes=None if attributes is None else attributes[n : n + 1],
+            )
+            gap = 1.0 if slice_mm is None else float(slice_mm[n])
+            for sample in range(self.samples):
+                generator = torch.Generator().manual_seed(seeds[n] + sample * 2**32)
+                self.paint_volume(volumes[sample], *own, denoiser, told, gap, generator)
         return painted
 
-    def paint_slices(self, x_0, region, tissues, network, generator: torch.Generator) -> torch.Tensor:
-        """Paint a stack of slices, each of shape (n, 1, W, H), and return it in the same shape."""
-        width, height = x_0.shape[2:]
-        noise = torch.stack([torch.randn(x.shape, generator=generator) for x in x_0]).to(x_0.device)
-        pad = (0, max(0, self.patch_size - height), 0, max(0, self.patch_size - width))
-        x_0, region, tissues, noise = (
-            torch.nn.functional.pad(volume.float(), pad, value=fill)
-            for volume, fill in ((x_0, AIR), (region, 0), (tissues, 0), (noise, 0))
-        )
-        known = torch.cat([region, condition_channels(tissues, self.labels)], dim=1)
-        size = (self.patch_size, self.patch_size)
-        weight = compute_importance_map(size, mode="gaussian", sigma_scale=0.25, device=x_0.device)
-        windows = [(n, *corner) for n in range(len(region)) for corner in self.window_corners(region[n, 0])]
-        total = torch.zeros_like(x_0)
-        for n, i, j in windows:
-            total[n, 0, i : i + self.patch_size, j : j + self.patch_size] += weight
-        total.clamp_(min=1e-6)  # voxels that no window covers lie outside the region
+    def paint_volume(self, volume, region, target, denoiser, told: "Told", slice_mm: float, generator) -> None:
+        """Paint one volume, shape (W, H, D), in place."""
+        flat = denoiser.spatial_dims == 2
+        window = self.patch_size[:2] if flat else self.patch_size
+        box = self.region_box(region.any(dim=2) if flat else region, window, denoiser.downsampling)
+        if flat:
+            indices = region.any(dim=0).any(dim=0).nonzero().flatten()
+            chunks = [box + (part,) for part in indices.split(self.slices_per_pass)]
+            noises = self.slice_noise(indices.tolist(), slice_mm, generator)
+        else:
+            chunks, noises = [box], None
+        for part in chunks:
+            # (w, h, n) to (n, 1, w, h), or (w, h, d) to (1, 1, w, h, d)
+            x_0, m, tissues = (
+                v[part].permute(2, 0, 1).unsqueeze(1) if flat else v[part][None, None] for v in (volume, region, target)
+            )
+            edge = [(-length) % denoiser.downsampling for length in x_0.shape[2:]]
+            edge = [max(e, size - length) for e, size, length in zip(edge, window, x_0.shape[2:])]
+            pad = [amount for e in reversed(edge) for amount in (0, e)]
+            x_0, m, tissues = (
+                torch.nn.functional.pad(v.float(), pad, value=fill) for v, fill in ((x_0, AIR), (m, 0), (tissues, 0))
+            )
+            shape = (denoiser.data_channels, *[length // denoiser.downsampling for length in x_0.shape[2:]])
+            noise = noises(len(x_0), shape) if flat else torch.randn((1, *shape), generator=generator)
+            result = self.paint_stack(x_0, m, tissues, noise.to(x_0.device), denoiser, told, window, generator)
+            inside = tuple(slice(length - e) for e, length in zip(edge, x_0.shape[2:]))
+            result = result[(slice(None), slice(None), *inside)]
+            volume[part] = result.squeeze(1).permute(1, 2, 0) if flat else result[0, 0]
 
-        def velocity(x: torch.Tensor, t: float) -> torch.Tensor:
-            summed = torch.zeros_like(x)
-            stacked = torch.cat([x, known], dim=1)
-            for start in range(0, len(windows), self.sw_batch_size):
-                batch = windows[start : start + self.sw_batch_size]
-                crops = [stacked[n, :, i : i + self.patch_size, j : j + self.patch_size] for n, i, j in batch]
-                times = torch.full((len(batch),), t, device=x.device)
-                for (n, i, j), v in zip(batch, network(torch.stack(crops), times)):
-                    summed[n, 0, i : i + self.patch_size, j : j + self.patch_size] += v[0] * weight
-            return summed / total * region
+    def slice_noise(self, indices: list[int], slice_mm: float, generator: torch.Generator):
+        """Return a function that gives the noise of the next slices: standard normal, correlated along z.
 
-        painted = euler(velocity, torch.where(region > 0, noise, x_0), self.num_steps)
-        return torch.where(region > 0, painted, x_0)[..., :width, :height]
+        Between slices z mm apart the correlation is exp(-z / slice_correlation_mm).
+        """
+        state: dict = {"next": 0, "last": None}
 
-    def window_corners(self, region: torch.Tensor) -> Iterator[tuple[int, int]]:
-        """Yield the first voxel of each window that touches the region, shape (W, H); together they cover it."""
-        voxels = region.nonzero()
-        if not len(voxels):
-            return
-        stride = max(1, round(self.patch_size * (1 - self.overlap)))
-        starts = []
-        for axis, length in enumerate(region.shape):
-            low, high = int(voxels[:, axis].min()), int(voxels[:, axis].max()) + 1
-            windows = max(0, -(-(high - low - self.patch_size) // stride)) + 1
-            first = (low + high - self.patch_size - (windows - 1) * stride) // 2  # as much real CT on either side
-            starts.append(sorted({min(max(first + k * stride, 0), length - self.patch_size) for k in range(windows)}))
-        for i in starts[0]:
-            for j in starts[1]:
-                if region[i : i + self.patch_size, j : j + self.patch_size].any():
-                    yield i, j
+        def draw(count: int, shape: tuple) -> torch.Tensor:
+            stack = []
+            for _ in range(count):
+                noise, position = torch.randn(shape, generator=generator), state["next"]
+                if state["last"] is not None and self.slice_correlation_mm > 0:
+                    distance = (indices[position] - indices[position - 1]) * slice_mm
+                    shared = math.exp(-distance / self.slice_correlation_mm)
+                    noise = shared * state["last"] + math.sqrt(1 - shared**2) * noise
+                state["last"], state["next"] = noise, position + 1
+                stack.append(noise)
+            return torch.stack(stack)
+
+        return draw
+
+    def paint_stack(self, x_0, region, tissues, noise, denoiser, told: "Told", window, generator) -> torch.Tensor:
+        """Paint images of one size, each of shape (n, 1, w, h[, d]), and return them in the same shape."""
+        latent_window = [length // denoiser.downsampling for length in window]
+        surroundings = x_0
+        if denoiser.autoencoder:
+            blank = torch.where(region > 0, BLANK, x_0)
+            surroundings = self.in_windows(denoiser.encode, blank, window)
+        field = RegionField(self, denoiser, surroundings, region, tissues, told, latent_window)
+        sampled = torch.where(field.region > 0, self.sample(field, noise, generator), surroundings)
+        if denoiser.autoencoder:
+            sampled = self.in_windows(denoiser.decode, sampled, latent_window)
+        return torch.where(region > 0, sampled, x_0)
+
+    def in_windows(self, function, image: torch.Tensor, window) -> torch.Tensor:
+        """Apply the encoder or the decoder in overlapping windows, which bounds memory."""
+        return sliding_window_inference(image, window, self.sw_batch_size, function, self.overlap, mode="gaussian")
+
+    def sample(self, field: "RegionField", noise: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Run the sampler from the noise."""
+        if self.sampler in ("euler", "heun", "few_step"):
+            return getattr(samplers, self.sampler)(field, noise, self.num_steps)
+        alpha_bar = samplers.alpha_bars()
+
+        def predicted(x: torch.Tensor, step: int) -> torch.Tensor:
+            return field(x, (step + 1) / len(alpha_bar))
+
+        if self.sampler == "dpm_solver":
+            return samplers.dpm_solver(predicted, noise, alpha_bar, self.num_steps)
+        eta = float(self.sampler == "ancestral")
+        return samplers.ddim(predicted, noise, alpha_bar, self.num_steps, eta=eta, generator=generator)
+
+    def region_box(self, region: torch.Tensor, window, multiple: int) -> tuple[slice, ...]:
+        """Return the part of an image that holds the region with real CT around it, at least a window if it fits."""
+        box = []
+        for axis, (length, size) in enumerate(zip(region.shape, window)):
+            rows = region.any(dim=tuple(a for a in range(region.ndim) if a != axis)).nonzero().flatten()
+            low, high = int(rows.min()) - size // 4, int(rows.max()) + 1 + size // 4
+            short = max(0, size - (high - low))
+            low, high = low - short // 2, high + short - short // 2
+            low, high = low - max(0, high - length), high + max(0, -low)
+            low = max(0, low)
+            box.append(slice(low - low % multiple, min(length, high)))
+        return tuple(box)
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """What one volume is told beside its map.
+
+    Attributes:
+        density: per tissue in [-1, 1], shape (1, tissues), or None.
+        attributes: encoded, shape (1, size), or None.
+    """
+
+    density: torch.Tensor | None
+    attributes: torch.Tensor | None
+
+
+class RegionField:
+    """The network's answer over whole images: averaged over windows, guided, and zero outside the region.
+
+    Args:
+        inferer: the settings.
+        denoiser: the network.
+        surroundings: what the network sees outside the region, shape (n, data, ...).
+        region: M on the grid of the images, shape (n, 1, ...).
+        tissues: label values, the same shape.
+        told: conditions.
+        window: edges of a window on the network's grid.
+    """
+
+    def __init__(self, inferer: PaintInferer, denoiser, surroundings, region, tissues, told: Told, window) -> None:
+        self.batch, self.denoiser, self.surroundings = inferer.sw_batch_size, denoiser, surroundings
+        self.region, self.told = denoiser.pool(region), told
+        self.weight = compute_importance_map(tuple(window), mode="gaussian", sigma_scale=0.25, device=region.device)
+        self.windows = [
+            (n, slice(None), *[slice(start, start + size) for start, size in zip(corner, window)])
+            for n in range(len(region))
+            for corner in window_corners(self.region[n, 0] > 0, window, inferer.overlap)
+        ]
+        self.total = torch.zeros_like(self.region)
+        for place in self.windows:
+            self.total[place] += self.weight
+        self.total.clamp_(min=1e-6)  # voxels that no window covers lie outside the region
+        values, present = tissue_values(inferer.labels), set(tissues[region > 0].unique().long().tolist())
+        self.known = self.channels(region, tissues, inferer.labels, hidden=())
+        self.guides = []  # scale, channels, attributes
+        if inferer.guidance != 1:
+            nothing = self.channels(region, tissues, inferer.labels, hidden=values)
+            self.guides.append((inferer.guidance, nothing, None))
+        for value, scale in inferer.tissue_guidance.items():
+            if scale != 1 and value in present:
+                without = self.channels(region, tissues, inferer.labels, hidden=(value,))
+                self.guides.append((scale, without, told.attributes))
+
+    def channels(self, region, tissues, labels, hidden) -> torch.Tensor:
+        """Return what is known, with some tissues hidden, on the network's grid."""
+        where = torch.as_tensor(list(hidden), device=tissues.device)
+        shown = torch.where(torch.isin(tissues, where), UNKNOWN, tissues)
+        density = self.told.density
+        if density is None:
+            density = torch.full((1, len(tissue_values(labels))), torch.nan)
+        asked = torch.where((region > 0) & (shown >= 0), shown, 0)
+        told = density_channels(asked, density.expand(len(tissues), -1), labels)
+        return self.denoiser.pool(torch.cat([region, condition_channels(shown, labels), told], dim=1))
+
+    def __call__(self, x: torch.Tensor, t: float, interval: float | None = None) -> torch.Tensor:
+        """Return the guided answer at x and t, shape (n, data, ...)."""
+        x = torch.where(self.region > 0, x, self.surroundings)
+        answer = guided = self.average(x, self.known, self.told.attributes, t, interval)
+        for scale, known, attributes in self.guides:
+            guided = guided + (scale - 1) * (answer - self.average(x, known, attributes, t, interval))
+        return guided
+
+    def average(self, x, known, attributes, t: float, interval: float | None) -> torch.Tensor:
+        """Return the answer averaged over the windows, zero outside the region."""
+        summed = torch.zeros_like(x)
+        stacked = torch.cat([x, known], dim=1)
+        for start in range(0, len(self.windows), self.batch):
+            places = self.windows[start : start + self.batch]
+            crops = torch.stack([stacked[place] for place in places])
+            times = torch.full((len(places),), t, device=x.device)
+            vectors = None if attributes is None else attributes.expand(len(places), -1)
+            lengths = None if interval is None else torch.full_like(times, interval)
+            for place, part in zip(places, self.denoiser(crops, times, vectors, lengths)):
+                summed[place] += part * self.weight
+        return summed / self.total * (self.region > 0)
+
+
+def window_corners(region: torch.Tensor, window: Sequence[int], overlap: float) -> Iterator[tuple[int, ...]]:
+    """Yield the first voxel of each window that touches the region, shape (W, H[, D]); together they cover it."""
+    voxels = region.nonzero()
+    if not len(voxels):
+        return
+    starts = []
+    for axis, (length, size) in enumerate(zip(region.shape, window)):
+        stride = max(1, round(size * (1 - overlap)))
+        low, high = int(voxels[:, axis].min()), int(voxels[:, axis].max()) + 1
+        windows = max(0, -(-(high - low - size) // stride)) + 1
+        first = (low + high - size - (windows - 1) * stride) // 2  # as much real CT on either side
+        starts.append(sorted({min(max(first + k * stride, 0), length - size) for k in range(windows)}))
+    for corner in itertools.product(*starts):
+        if region[tuple(slice(start, start + size) for start, size in zip(corner, window))].any():
+            yield corner
 
 
 class PasteRegiond(MapTransform):

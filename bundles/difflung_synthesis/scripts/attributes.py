@@ -1,0 +1,86 @@
+"""What is known about a patient (severity, age, history), as a vector in which anything may be unknown."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+
+
+class Attributes:
+    """Encode the attributes of a patient for the synthesizer.
+
+    A numeric attribute takes two entries: known (1) or not (0), and its value scaled from its range to [-1, 1]. A
+    category takes one entry per word. All entries of an unknown attribute are zero.
+
+    Args:
+        ranges: attribute name to ``[lowest, highest]``, two numbers, or to its words, such as
+            ``{"age": [0, 120], "history": ["none", "smoker"]}``.
+
+    Raises:
+        ValueError: if a range is neither.
+
+    Example:
+        >>> attributes = Attributes({"age": [0, 120], "history": ["none", "smoker"]})
+        >>> attributes.encode({"age": 90, "history": "smoker"}), attributes.encode({})
+        ([1.0, 0.5, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0])
+    """
+
+    def __init__(self, ranges: Mapping[str, Sequence]) -> None:
+        self.ranges = {name: list(allowed) for name, allowed in ranges.items()}
+        self.sizes = {}
+        for name, allowed in self.ranges.items():
+            words = all(isinstance(value, str) for value in allowed)
+            if not allowed or (not words and (len(allowed) != 2 or not allowed[0] < allowed[1])):
+                raise ValueError(f"attribute {name} must be [lowest, highest] or a list of words, not {allowed}")
+            self.sizes[name] = len(allowed) if words else 2
+
+    @property
+    def size(self) -> int:
+        """Entries of the vector."""
+        return sum(self.sizes.values())
+
+    def encode(self, values: Mapping[str, object], whose: str = "the patient") -> list[float]:
+        """Return the vector of a patient; what is missing, None, NaN or an empty text is unknown.
+
+        Args:
+            values: attribute name to value; names that are no attribute are passed over.
+            whose: for messages.
+
+        Raises:
+            ValueError: if a value is out of range or a word is not in the list.
+        """
+        vector: list[float] = []
+        for name, allowed in self.ranges.items():
+            value = values.get(name)
+            if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+                vector += [0.0] * self.sizes[name]
+            elif isinstance(allowed[0], str):
+                if value not in allowed:
+                    raise ValueError(f"{name} of {whose} is {value}, but must be one of {', '.join(allowed)}, or empty")
+                vector += [float(value == word) for word in allowed]
+            else:
+                vector += [1.0, self._scale(name, value, whose)]
+        return vector
+
+    def _scale(self, name: str, value, whose: str) -> float:
+        """Return a number scaled from its attribute's range to [-1, 1]."""
+        low, high = self.ranges[name]
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not low <= number <= high:
+            raise ValueError(f"{name} of {whose} is {value}, but must be a number from {low} to {high}, or empty")
+        return 2 * (number - low) / (high - low) - 1
+
+    def drop(self, vectors: torch.Tensor, probability: float) -> torch.Tensor:
+        """Make each attribute of each sample unknown with a probability, independently.
+
+        Args:
+            vectors: shape (B, size).
+            probability: of each attribute.
+        """
+        kept = []
+        for part in vectors.split(list(self.sizes.values()), dim=1):
+            kept.append(part * (torch.rand(len(part), 1, device=part.device) >= probability))
+        return torch.cat(kept, dim=1) if kept else vectors

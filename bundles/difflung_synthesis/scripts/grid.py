@@ -1,0 +1,177 @@
+"""Pictures of painted beside real tissue: the crops, the file, and the images in TensorBoard."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from ignite.engine import Engine, Events
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from monai.handlers import from_engine
+from scipy import ndimage
+from torch.utils.tensorboard import SummaryWriter
+
+from .condition import plain, tissue_values
+
+LUNG_WINDOW = (-1350, 150)  # HU shown as black and as white
+GAP = 3  # white voxels between real and painted
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One place in one slice, real and painted.
+
+    Args:
+        real: HU, shape (size, size), in the axes of the volume.
+        painted: HU, the same shape.
+        voxels: of the tissue in the slice.
+        rank: 0 for the slice of the case that holds most of the tissue, 1 for the next one, ...
+    """
+
+    real: np.ndarray
+    painted: np.ndarray
+    voxels: int
+    rank: int
+
+    def side_by_side(self) -> np.ndarray:
+        """Return real and painted in the lung window, 0 to 1, as rows from front to back, the patient's right left."""
+        low, high = LUNG_WINDOW
+        scaled = [np.clip((hu - low) / (high - low), 0, 1).T[::-1, ::-1] for hu in (self.real, self.painted)]
+        return np.hstack([scaled[0], np.ones((len(scaled[0]), GAP)), scaled[1]])
+
+
+class Crops:
+    """Collects, per tissue, crops round its largest regions, of different cases where there are enough.
+
+    Args:
+        labels: tissue name to value.
+        number: crops kept per tissue.
+        size: edge of a crop, voxels.
+    """
+
+    def __init__(self, labels: Mapping[str, int], number: int = 4, size: int = 64) -> None:
+        self.labels, self.number, self.size = labels, number, size
+        self.kept: dict[int, list[Crop]] = {value: [] for value in tissue_values(labels)}
+
+    def add(self, painted: np.ndarray, real: np.ndarray, tissue: np.ndarray) -> None:
+        """Add one case.
+
+        Args:
+            painted: HU, shape (W, H, D).
+            real: HU, the same shape.
+            tissue: of each painted voxel, 0 where nothing was painted, the same shape.
+        """
+        for value in self.kept:
+            voxels = (tissue == value).sum((0, 1))
+            best = np.argsort(-voxels, kind="stable")[: self.number]
+            crops = []
+            for rank, z in enumerate(best[voxels[best] > 0]):
+                window = self._window(tissue[..., z] == value)
+                cut = [_take(volume[..., z], window, self.size) for volume in (real, painted)]
+                crops.append(Crop(*cut, voxels=int(voxels[z]), rank=rank))
+            self.merge({value: crops})
+
+    def merge(self, others: Mapping[int, list[Crop]]) -> None:
+        """Add what another collection has kept."""
+        for value, crops in others.items():
+            ordered = sorted(self.kept[value] + crops, key=lambda crop: (crop.rank, -crop.voxels))
+            self.kept[value] = ordered[: self.number]
+
+    def named(self) -> dict[str, list[Crop]]:
+        """Return the tissues that occur, by name, in the order of their values."""
+        names = {value: name for name, value in self.labels.items()}
+        return {names[value]: crops for value, crops in self.kept.items() if crops}
+
+    def _window(self, mask: np.ndarray) -> list[slice]:
+        """Return the window round the largest piece of a mask, moved inside the slice where that is large enough."""
+        pieces, _ = ndimage.label(mask)
+        largest = np.bincount(pieces.ravel())[1:].argmax()
+        window = []
+        for box, length in zip(ndimage.find_objects(pieces)[largest], mask.shape):
+            start = max(0, min((box.start + box.stop - self.size) // 2, length - self.size))
+            window.append(slice(start, start + self.size))
+        return window
+
+
+def _take(image: np.ndarray, window: list[slice], size: int) -> np.ndarray:
+    """Return the window of an image, black where it reaches beyond."""
+    cut = image[tuple(window)].astype(np.float32)
+    return np.pad(cut, [(0, size - length) for length in cut.shape], constant_values=LUNG_WINDOW[0])
+
+
+def draw_grid(crops: Mapping[str, list[Crop]], path: Path) -> None:
+    """Write a PNG with a row per tissue and pairs of real and painted beside each other.
+
+    Args:
+        crops: tissue name to crops, at least one each.
+        path: of the PNG.
+
+    Raises:
+        ValueError: if there is no crop at all.
+    """
+    if not crops:
+        raise ValueError("there is no crop to draw: no case held painted tissue")
+    columns = max(len(row) for row in crops.values())
+    figure = Figure(figsize=(0.4 + 2.7 * columns, 0.3 + 1.35 * len(crops)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (name, row) in zip(figure.subplots(len(crops), columns, squeeze=False), crops.items()):
+        axes[0].set_ylabel(name.replace("_", " "))
+        for axis, crop in zip(axes, row):
+            axis.imshow(crop.side_by_side(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        for axis in axes:
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+    for axis in figure.axes[:columns]:
+        axis.set_title("real", loc="left", fontsize="medium")
+        axis.set_title("painted", loc="right", fontsize="medium")
+    figure.savefig(path, format="png", dpi=150)
+
+
+class TissueGrid:
+    """Adds a picture ``tissue/<name>`` per tissue to TensorBoard after each evaluation: pairs of real and painted.
+
+    Args:
+        labels: tissue name to value.
+        log_dir: of TensorBoard.
+        step: returns the number the pictures stand at; None: the evaluator's epoch, which ValidationHandler makes the
+            trainer's.
+        output_transform: as for :class:`~scripts.metrics.HuWasserstein`; of several samples the first is shown.
+    """
+
+    def __init__(
+        self,
+        labels: Mapping[str, int],
+        log_dir: str,
+        step: Callable[[], int] | None = None,
+        output_transform: Callable = from_engine(["pred", "label"]),  # noqa: B008 (holds no state)
+    ) -> None:
+        self.labels, self.log_dir, self.step, self.output_transform = labels, log_dir, step, output_transform
+        self.crops = Crops(labels)
+        self.writer: SummaryWriter | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Collect while the engine runs, write when it has completed."""
+        engine.add_event_handler(Events.STARTED, self.reset)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
+        engine.add_event_handler(Events.COMPLETED, self.write)
+
+    def reset(self) -> None:
+        """Forget all crops."""
+        self.crops = Crops(self.labels)
+
+    def collect(self, engine: Engine) -> None:
+        """Add the cases of one iteration."""
+        for painted, reference in zip(*self.output_transform(engine.state.output), strict=True):
+            volumes = (plain(volume).cpu().numpy() for volume in (painted[0], reference[0], reference[1]))
+            self.crops.add(*volumes)
+
+    def write(self, engine: Engine) -> None:
+        """Write one picture per tissue that occurred."""
+        self.writer = self.writer or SummaryWriter(self.log_dir)
+        step = engine.state.epoch if self.step is None else self.step()
+        for name, crops in self.crops.named().items():
+            rows = [np.pad(crop.side_by_side(), ((0, GAP), (0, 0)), constant_values=1) for crop in crops]
+            picture = np.rint(255 * np.vstack(rows)).astype(np.uint8)
+            self.writer.add_image(f"tissue/{name}", picture, step, dataformats="HW")
+        self.writer.flush()

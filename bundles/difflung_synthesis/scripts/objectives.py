@@ -1,0 +1,254 @@
+"""What the network learns: rectified flow, few-step flow or DDPM noise, inside a region of the patch.
+
+Noise lives only inside the region M: x_t = M ((1 - t) x_0 + t eps) + (1 - M) x_0, so the network always sees the real
+CT around M. Legend of shapes: B samples, H, W[, D] voxels; images lie in [-1, 1], t in [0, 1] with t = 1 pure noise.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from monai.engines import PrepareBatch
+from monai.inferers import Inferer
+
+from .ablation import ClassBalancedMaskAblation
+from .condition import condition_channels, density_channels, plain, tissue_values
+from .network import TissueDenoiser
+from .samplers import alpha_bars
+
+
+def stratified_times(samples: int) -> torch.Tensor:
+    """Return one t per sample, uniform on [0, 1] each and spread evenly over the batch, shape (samples,)."""
+    return (torch.randperm(samples) + torch.rand(samples)) / samples
+
+
+def draw_region(tissue_map: torch.Tensor, labels: Mapping[str, int], whole_probability: float) -> torch.Tensor:
+    """Draw the region to synthesize per sample: the voxels of a random non-empty set of its tissues, or all lung.
+
+    Args:
+        tissue_map: label values, shape (B, 1, H, W[, D]).
+        labels: tissue name to value.
+        whole_probability: probability that the region is the whole lung of the patch.
+
+    Returns:
+        M as float zeros and ones, the shape of the map; all zero where a patch holds no lung.
+    """
+    region = torch.zeros(tissue_map.shape, device=tissue_map.device)
+    for sample, tissues in zip(region, tissue_map):
+        present = [value for value in tissue_values(labels) if (tissues == value).any()]
+        if not present:
+            continue
+        if torch.rand(()) < whole_probability:
+            chosen = present
+        else:
+            one = present[int(torch.randint(len(present), ()))]
+            chosen = [value for value in present if value == one or torch.rand(()) < 0.25]
+        sample[torch.isin(tissues, torch.as_tensor(chosen, device=tissues.device))] = 1
+    return region
+
+
+def measured_density(image: torch.Tensor, where: torch.Tensor, labels: Mapping[str, int]) -> torch.Tensor:
+    """Return the mean intensity of each tissue of each sample, NaN where there is none, shape (B, tissues).
+
+    Args:
+        image: shape (B, 1, H, W[, D]).
+        where: label values of the voxels that count, 0 elsewhere, the same shape.
+        labels: tissue name to value.
+    """
+    dims = tuple(range(1, image.ndim))
+    masks = [where == value for value in tissue_values(labels)]
+    return torch.stack([(image * mask).sum(dims) / mask.sum(dims) for mask in masks], dim=1)
+
+
+class TissuePrepareBatch(PrepareBatch):
+    """Draw from a batch of patches what is to be synthesized and what the network is told about it.
+
+    Args:
+        labels: tissue name to value.
+        ablation: hides tissues from the condition.
+        whole_probability: see :func:`draw_region`.
+        tissue_weights: tissue name to weight in the loss; 1 for tissues not named.
+        density_unknown: probability that the density of a tissue is not told, per sample and tissue.
+        attribute_unknown: probability that an attribute is not told, per sample and attribute.
+        attributes: how the attributes are encoded; None if the batch has none.
+    """
+
+    def __init__(
+        self,
+        labels: Mapping[str, int],
+        ablation: ClassBalancedMaskAblation,
+        whole_probability: float = 0.2,
+        tissue_weights: Mapping[str, float] | None = None,
+        density_unknown: float = 0.5,
+        attribute_unknown: float = 0.2,
+        attributes=None,
+    ) -> None:
+        unknown = set(tissue_weights or {}) - set(labels)
+        if unknown:
+            raise ValueError(f"tissue_weights name {sorted(unknown)}, but labels name only {', '.join(labels)}")
+        for name, value in (("density_unknown", density_unknown), ("attribute_unknown", attribute_unknown)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be a probability in [0, 1], not {value}")
+        self.labels, self.ablation, self.whole_probability = labels, ablation, whole_probability
+        self.weights = {labels[name]: weight for name, weight in (tissue_weights or {}).items()}
+        self.density_unknown, self.attribute_unknown, self.attributes = density_unknown, attribute_unknown, attributes
+
+    def __call__(self, batchdata, device=None, non_blocking: bool = False, **kwargs):
+        """Return (x_0, weight, (), inferer arguments).
+
+        ``weight`` is each voxel's weight in the loss, 0 outside the region, shape (B, 1, H, W[, D]). Patches of one
+        slice become two-dimensional.
+        """
+        # drawn on the CPU: a draw per sample would halt a GPU each time
+        x_0, tissue_map = plain(batchdata["image"]), plain(batchdata["label"])
+        if x_0.shape[-1] == 1:
+            x_0, tissue_map = x_0.squeeze(-1), tissue_map.squeeze(-1)
+        region = draw_region(tissue_map, self.labels, self.whole_probability)
+        shown = self.ablation(tissue_map)
+        density = measured_density(x_0, tissue_map * region, self.labels)
+        density[torch.rand(density.shape) < self.density_unknown] = torch.nan
+        told = density_channels(torch.where(shown >= 0, tissue_map * region, 0), density, self.labels)
+        condition = torch.cat([condition_channels(shown, self.labels), told], dim=1)
+        attributes = None
+        if self.attributes is not None and self.attributes.size:
+            attributes = self.attributes.drop(torch.as_tensor(batchdata["attributes"]).float(), self.attribute_unknown)
+        weight = region.clone()
+        for value, factor in self.weights.items():
+            weight[tissue_map == value] *= factor
+        given = {"t": stratified_times(len(x_0)), "region": region, "condition": condition, "attributes": attributes}
+
+        def move(tensor):
+            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
+
+        return move(x_0), move(weight), (), {name: move(tensor) for name, tensor in given.items()}
+
+
+class FlowObjective(Inferer):
+    """Training inferer: the error of the velocity, v - (eps - x_0) (Liu et al., ICLR 2023, arXiv 2209.03003)."""
+
+    def __call__(self, inputs, network, t, region, condition, attributes=None):
+        """Return the error on the grid of the network, shape (B, data, ...); arguments of TissuePrepareBatch."""
+        pair = TrainingPair(inputs, network, region, condition)
+        return pair.velocity(network, pair.at(t), t, attributes) - (pair.noise - pair.x_0)
+
+
+class DenoisingObjective(Inferer):
+    """Training inferer: the error of the noise at one of the steps of a DDPM (Ho et al., NeurIPS 2020).
+
+    Args:
+        num_train_steps: length of the chain.
+    """
+
+    def __init__(self, num_train_steps: int = 1000) -> None:
+        self.alpha_bar = alpha_bars(num_train_steps)
+
+    def __call__(self, inputs, network, t, region, condition, attributes=None):
+        """Return the error on the grid of the network, shape (B, data, ...); arguments of TissuePrepareBatch."""
+        pair = TrainingPair(inputs, network, region, condition)
+        step = (t * len(self.alpha_bar)).long().clamp(max=len(self.alpha_bar) - 1)
+        alpha_bar = per_sample(self.alpha_bar.to(t.device)[step].float(), pair.x_0)
+        x_t = alpha_bar.sqrt() * pair.x_0 + (1 - alpha_bar).sqrt() * pair.noise
+        return pair.velocity(network, x_t, (step + 1) / len(self.alpha_bar), attributes) - pair.noise
+
+
+class FewStepObjective(Inferer):
+    """Training inferer of the second stage: mean velocities over long intervals that agree with two halves of them.
+
+    A share of the batch learns the velocity as before. The rest learns u(x_t, t, d) to be the mean of what two steps of
+    d/2 do, as the averaged network (the teacher) takes them; d is 1 (a single step), 1/2, 1/4, ... 1/finest
+    (self-consistency of shortcut models, Frans et al., ICLR 2025, arXiv 2410.12557).
+
+    Args:
+        teacher: network with the moving average of the weights.
+        finest: 1/finest is the shortest interval; a power of two.
+        share: part of the batch that learns long intervals.
+    """
+
+    def __init__(self, teacher: torch.nn.Module, finest: int = 8, share: float = 0.5) -> None:
+        if finest < 2 or finest & (finest - 1):
+            raise ValueError(f"finest must be a power of two of at least 2, not {finest}")
+        if not 0 < share < 1:
+            raise ValueError(f"share must lie between 0 and 1, not {share}")
+        self.teacher, self.finest, self.share = teacher, finest, share
+
+    def __call__(self, inputs, network, t, region, condition, attributes=None):
+        """Return the error on the grid of the network, shape (B, data, ...); arguments of TissuePrepareBatch."""
+        pair = TrainingPair(inputs, network, region, condition)
+        long = torch.arange(len(t), device=t.device) < round(self.share * len(t))
+        interval = 0.5 ** torch.randint(self.finest.bit_length(), t.shape, device=t.device).float()  # 1 ... 1/finest
+        ends = torch.ceil(t / interval).clamp(min=1) * interval  # so that every step of a sampler is met
+        t, interval = torch.where(long, ends, t), torch.where(long, interval, 0)
+        x_t, wanted = pair.at(t), pair.noise - pair.x_0
+        with torch.no_grad():
+            half = interval[long] / 2
+            told = None if attributes is None else attributes[long]
+            part = pair.select(long)
+            # below the shortest interval the step follows the velocity itself, which the first stage has learned
+            length = torch.where(half * self.finest < 0.75, 0, half)
+            first = part.velocity(self.teacher, x_t[long], t[long], told, length)
+            middle = x_t[long] - per_sample(half, first) * first
+            second = part.velocity(self.teacher, middle, t[long] - half, told, length)
+            wanted = wanted.clone()
+            wanted[long] = (first + second) / 2
+        return pair.velocity(network, x_t, t, attributes, interval) - wanted
+
+
+class TrainingPair:
+    """A clean batch and its noise on the grid of the network, with what is known about it.
+
+    Args:
+        image: clean patches, shape (B, 1, H, W[, D]).
+        network: :class:`TissueDenoiser`, possibly wrapped for several processes.
+        region: M, the shape of the image.
+        condition: shape (B, channels, H, W[, D]).
+    """
+
+    def __init__(self, image, network, region, condition) -> None:
+        denoiser: TissueDenoiser = getattr(network, "module", network)
+        self.x_0 = denoiser.encode(image)
+        self.region = denoiser.pool(region)
+        self.surroundings = self.x_0
+        if denoiser.autoencoder:  # what lies in the region must not show in the latent around it
+            self.surroundings = denoiser.encode(torch.where(region > 0, BLANK, image))
+        self.known = torch.cat([self.region, denoiser.pool(condition)], dim=1)
+        self.noise = torch.randn_like(self.x_0)
+
+    def at(self, t: torch.Tensor) -> torch.Tensor:
+        """Return (1 - t) x_0 + t eps for t of shape (B,)."""
+        t = per_sample(t, self.x_0)
+        return (1 - t) * self.x_0 + t * self.noise
+
+    def select(self, samples: torch.Tensor) -> "TrainingPair":
+        """Return the pair of some of the samples, given as booleans of shape (B,)."""
+        part = object.__new__(TrainingPair)
+        for name, value in vars(self).items():
+            setattr(part, name, value[samples])
+        return part
+
+    def velocity(self, network, x_t, t, attributes=None, interval=None) -> torch.Tensor:
+        """Return the network's answer at x_t in the region, with the real surroundings outside it."""
+        x_t = torch.where(self.region > 0, x_t, self.surroundings)
+        return network(torch.cat([x_t, self.known], dim=1), t, attributes, interval)
+
+
+BLANK = 0.0  # what an image holds inside the region when its surroundings are encoded
+
+
+def per_sample(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return one number a sample, shape (B,), in a shape that multiplies ``like``."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+class RegionMSELoss(torch.nn.Module):
+    """Mean squared error over the region, weighted per voxel."""
+
+    def forward(self, error: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Return sum w e^2 / sum w.
+
+        Args:
+            error: shape (B, data, H, W[, D]).
+            weight: w, shape (B, 1, ...) on the same grid or a finer one.
+        """
+        if weight.shape[2:] != error.shape[2:]:
+            pooling = torch.nn.functional.adaptive_max_pool2d if error.ndim == 4 else torch.nn.functional.adaptive_max_pool3d
+            weight = pooling(weight, error.shape[2:])
+        return (weight * error**2).sum() / (weight.sum() * error.shape[1]).clamp(min=1)

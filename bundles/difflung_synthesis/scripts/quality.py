@@ -1,0 +1,262 @@
+"""Whether painted tissue passes for real: HU, texture, diversity, seams; beside what real tissue scores itself."""
+
+import csv
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from itertools import chain, zip_longest
+from pathlib import Path
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from ignite.engine import Engine
+from ignite.metrics import Metric
+
+from .condition import plain, tissue_values
+from .grid import Crops, draw_grid
+from .metrics import wasserstein_1
+from .texture import FEATURES, LOW_ATTENUATION_HU, cut_tiles, frechet_distance, mmd, prdc, tile_features
+from .voxels import hu_counts, painted_box, quantiles, ssim_maps, voxel_measures, voxel_sums
+
+QUANTILES = (5, 25, 50, 75, 95)  # per cent
+TILES_PER_CASE = 400  # of one tissue; more are thinned out
+TILES_IN_PAIRS = 2000  # of one half of the cases, in the measures that compare each tile with each
+HEADLINES = ("texture_distance", "texture_floor", "diversity", "border_gradient")
+
+
+class TissueQuality(Metric):
+    """Measures painted against real tissue, per tissue, with the real-versus-real floor.
+
+    HU are clipped to ``hu_window`` first. Measures are :func:`~scripts.voxels.voxel_measures` and
+
+    - ``hu_wasserstein``, ``hu_wasserstein_floor`` (HU): as :class:`~scripts.metrics.HuWasserstein`;
+    - ``hu_q05`` ... ``hu_q95``, each ``_painted`` and ``_real`` (HU);
+    - ``laa950_painted``, ``laa950_real``: share of voxels below -950 HU;
+    - ``texture_distance``, ``texture_floor``: :func:`~scripts.texture.frechet_distance`;
+    - ``mmd``, ``precision``, ``recall``, ``density``, ``coverage``, each with its ``_floor``.
+
+    Measures of texture depend on the number of tiles and on the patients. So the cases are taken alternately in two
+    halves; the floor compares the real tissue of one half with the real tissue of the other, and painting is compared
+    just so: painted tissue of one half with real tissue of the other, both ways round, averaged. Painting that cannot
+    be told from real tissue scores the floor, not 0. They need two cases at the least, and are NaN below
+    ``texture.FEWEST_TILES`` tiles in a half. Of several samples each slice shows its tiles from one, in turn.
+
+    Of all this ``<name>_<measure>_<tissue>`` goes into the engine's metrics for the ``HEADLINES`` that are not NaN;
+    ``<output_dir>/quality.csv``, ``quality.json`` (null for what is not finite) and ``quality.png`` have the rest.
+
+    Args:
+        labels: tissue name to value.
+        hu_window: whole HU.
+        output_dir: where the files go; None: no files.
+        tile: edge of a tile of texture, voxels.
+        seed: of the choice of tiles where there are too many.
+        output_transform: see ignite; must give lists of painted CTs, shape (S, W, H, D), HU, S samples of one map, and
+            of references, shape (2, W, H, D): real CT in HU and the tissue of each painted voxel (0 where nothing was
+            painted).
+
+    Raises:
+        ValueError: if ``hu_window`` or ``tile`` is out of range; on update, if shapes do not match or a reference
+            holds a tissue without a name.
+    """
+
+    def __init__(
+        self,
+        labels: Mapping[str, int],
+        hu_window: tuple[int, int] = (-1024, 300),
+        output_dir: str | None = None,
+        tile: int = 16,
+        seed: int = 0,
+        output_transform: Callable = lambda output: output,
+    ) -> None:
+        low, high = hu_window
+        if not low < LOW_ATTENUATION_HU < high or (low, high) != (int(low), int(high)):
+            raise ValueError(f"hu_window must be two whole HU around {LOW_ATTENUATION_HU}, not {list(hu_window)}")
+        if tile < 4:
+            raise ValueError(f"tile must be at least 4 voxels, not {tile}")
+        self.labels, self.window, self.output_dir = labels, (int(low), int(high)), output_dir
+        self.tile, self.seed = tile, seed
+        super().__init__(output_transform=output_transform)
+
+    def reset(self) -> None:
+        """Forget all cases."""
+        self.cases: list[dict] = []
+        self.crops = Crops(self.labels)
+        super().reset()
+
+    def update(self, output) -> None:
+        """Add the cases of one iteration."""
+        for painted, reference in zip(*output, strict=True):
+            self._check(painted, reference)
+            painted, reference = (plain(volume).detach().cpu().float().numpy() for volume in (painted, reference))
+            tissue = reference[1].astype(np.int16)
+            if not tissue.any():
+                self.cases.append({"samples": len(painted), "tissues": {}})
+                continue
+            painted, real = np.clip(painted, *self.window), np.clip(reference[0], *self.window)
+            self.crops.add(painted[0], real, tissue)
+            box = painted_box(tissue)
+            self.cases.append(self._measure(painted[:, *box], real[box], tissue[box]))
+
+    def _check(self, painted: torch.Tensor, reference: torch.Tensor) -> None:
+        """Raise ValueError if shapes or tissues are not as documented."""
+        case = f"case {len(self.cases)}"
+        if reference.ndim != 4 or len(reference) != 2:
+            raise ValueError(f"reference of {case} has shape {tuple(reference.shape)}, expected (2, W, H, D)")
+        if painted.ndim != 4 or not len(painted) or painted.shape[1:] != reference.shape[1:]:
+            expected = f"(samples, {', '.join(str(length) for length in reference.shape[1:])}) like its reference"
+            raise ValueError(f"painting of {case} has shape {tuple(painted.shape)}, expected {expected}")
+        unnamed = set(plain(reference[1]).unique().tolist()) - {0, *tissue_values(self.labels)}
+        if unnamed:
+            named = ", ".join(f"{name}={value}" for name, value in self.labels.items())
+            raise ValueError(f"reference of {case} holds tissue {min(unnamed):g}, but labels name only {named}")
+
+    def _measure(self, painted: np.ndarray, real: np.ndarray, tissue: np.ndarray) -> dict:
+        """Return what one case adds: per tissue its sums, HU counts and texture features."""
+        similarity = ssim_maps(painted, real, tissue, self.window[1] - self.window[0])
+        tissues = {}
+        for value in tissue_values(self.labels):
+            where = tissue == value
+            if where.any():
+                tissues[value] = {
+                    "sums": voxel_sums(painted, real, where, similarity),
+                    "counts": [hu_counts(hu, self.window) for hu in (painted[:, where], real[where])],
+                    "textures": self._textures(painted, real, where),
+                }
+        return {"samples": len(painted), "tissues": tissues}
+
+    def _textures(self, painted: np.ndarray, real: np.ndarray, where: np.ndarray) -> list[np.ndarray]:
+        """Return the features of at most TILES_PER_CASE tiles, painted and real, at the same places."""
+        cut = [[], []]
+        for z in np.flatnonzero(where.any((0, 1))):
+            for tiles, volume in zip(cut, (painted[z % len(painted)], real)):
+                tiles.append(cut_tiles(volume[..., z], where[..., z], self.tile))
+        textures = []
+        for tiles in cut:
+            values, inside = (self._thin(np.concatenate(arrays), TILES_PER_CASE) for arrays in zip(*tiles))
+            textures.append(tile_features(values, inside, self.window))
+        return textures
+
+    def _thin(self, rows: np.ndarray, most: int) -> np.ndarray:
+        """Return at most so many rows; of two arrays of one length the same ones."""
+        if len(rows) <= most:
+            return rows
+        return rows[np.sort(np.random.default_rng(self.seed).choice(len(rows), most, replace=False))]
+
+    def _gathered(self) -> list[dict]:
+        """Return the cases of all processes, in the order in which a distributed sampler dealt them out."""
+        if idist.get_world_size() == 1:
+            return self.cases
+        dealt = zip_longest(*idist.all_gather(self.cases))
+        return [case for case in chain.from_iterable(dealt) if case is not None]
+
+    def compute(self) -> dict[str, dict[str, float]]:
+        """Return tissue name to measure to value; tissues that do not occur are absent."""
+        return self._summarise(self._gathered())
+
+    def _summarise(self, cases: list[dict]) -> dict[str, dict[str, float]]:
+        """Return what :meth:`compute` returns."""
+        measures = {}
+        for name, value in sorted(self.labels.items(), key=lambda item: item[1]):
+            halves = [[case["tissues"][value] for case in cases[i::2] if value in case["tissues"]] for i in (0, 1)]
+            if any(halves):
+                measures[name] = self._tissue_measures(halves)
+        return measures
+
+    def _tissue_measures(self, halves: list[list[dict]]) -> dict[str, float]:
+        """Return the measures of one tissue from what the cases of either half added."""
+        every = halves[0] + halves[1]
+        sums = {key: sum(case["sums"][key] for case in every) for key in every[0]["sums"]}
+        counts = np.zeros((2, 2, self.window[1] - self.window[0]))  # half, painted or real, HU
+        tiles = []  # per half: painted, real
+        for half, count in zip(halves, counts):
+            count += sum((np.stack(case["counts"]) for case in half), start=np.zeros_like(count))
+            textures = zip(*(case["textures"] for case in half)) if half else [[np.zeros((0, len(FEATURES)))]] * 2
+            tiles.append([np.concatenate(features) for features in textures])
+        size = {"cases": len(every), "voxels": int(counts[:, 1].sum()), "tiles": sum(len(real) for _, real in tiles)}
+        hu_range = self.window[1] - self.window[0]
+        return size | self._hu_measures(counts) | self._texture_measures(tiles) | voxel_measures(sums, hu_range)
+
+    def _hu_measures(self, counts: np.ndarray) -> dict[str, float]:
+        """Return the measures of HU from counts of shape (2 halves, painted and real, bins)."""
+        painted, real = counts.sum(0)
+        pairs = {"hu_wasserstein": (painted, real), "hu_wasserstein_floor": (counts[0, 1], counts[1, 1])}
+        measures = {}
+        for key, pair in pairs.items():
+            measures[key] = float(wasserstein_1(*(torch.from_numpy(hist) for hist in pair), bin_width=1))
+        for name, hist in (("painted", painted), ("real", real)):
+            hu = quantiles(hist, tuple(q / 100 for q in QUANTILES), self.window)
+            measures |= {f"hu_q{q:02d}_{name}": at for q, at in zip(QUANTILES, hu)}
+            measures[f"laa950_{name}"] = float(hist[: LOW_ATTENUATION_HU - self.window[0]].sum() / hist.sum())
+        return measures
+
+    def _texture_measures(self, tiles: list[list[np.ndarray]]) -> dict[str, float]:
+        """Return the measures of texture from the painted and the real tiles of both halves."""
+        reference = np.concatenate([real for _, real in tiles])
+        thinned = [[self._thin(features, TILES_IN_PAIRS) for features in half] for half in tiles]
+
+        def averaged(kind: int, sets: list, measure: Callable):
+            """Return the mean over both ways of setting one half's ``kind`` against the other half's real tissue."""
+            return np.mean([measure(sets[1 - i][1], sets[i][kind], reference) for i in (0, 1)], axis=0)
+
+        def paired(real: np.ndarray, other: np.ndarray, reference: np.ndarray) -> list[float]:
+            return [mmd(real, other, reference), *prdc(real, other, reference).values()]
+
+        measures = {}
+        for kind, distance, suffix in ((0, "texture_distance", ""), (1, "texture_floor", "_floor")):
+            measures[distance] = float(averaged(kind, tiles, frechet_distance))
+            names = ("mmd", "precision", "recall", "density", "coverage")
+            measures |= {name + suffix: float(v) for name, v in zip(names, averaged(kind, thinned, paired))}
+        return measures
+
+    def completed(self, engine: Engine, name: str) -> None:
+        """Store the headlines in the engine's metrics, and write the files."""
+        cases = self._gathered()
+        measures = self._summarise(cases)
+        for tissue, values in measures.items():
+            for key in HEADLINES:
+                if not math.isnan(values[key]):
+                    engine.state.metrics[f"{name}_{key}_{tissue}"] = values[key]
+        if self.output_dir is not None:
+            crops = Crops(self.labels)
+            for kept in idist.all_gather(self.crops.kept) if idist.get_world_size() > 1 else [self.crops.kept]:
+                crops.merge(kept)
+            if idist.get_rank() == 0:
+                write_quality(Path(self.output_dir), measures, [case["samples"] for case in cases], crops)
+
+
+def write_quality(folder: Path, measures: Mapping[str, Mapping[str, float]], samples: list[int], crops: Crops) -> None:
+    """Write ``quality.csv``, ``quality.json`` and, where anything was painted, ``quality.png``.
+
+    Args:
+        folder: is made if it does not exist.
+        measures: tissue to measure to value, the same measures for each.
+        samples: painted per case.
+        crops: for the picture.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def write_csv(path: Path) -> None:
+        columns = next(iter(measures.values()), {})
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["tissue", *columns])
+            writer.writeheader()
+            for tissue, values in measures.items():
+                writer.writerow({"tissue": tissue} | {key: f"{value:.6g}" for key, value in values.items()})
+
+    def write_json(path: Path) -> None:
+        finite = {
+            tissue: {key: value if math.isfinite(value) else None for key, value in values.items()}
+            for tissue, values in measures.items()
+        }
+        report = {"cases": len(samples), "samples": sum(samples), "features": FEATURES, "tissues": finite}
+        path.write_text(json.dumps(report, indent=2) + "\n")
+
+    writers = {"quality.csv": write_csv, "quality.json": write_json}
+    if crops.named():
+        writers["quality.png"] = lambda path: draw_grid(crops.named(), path)
+    for name, write in writers.items():
+        temporary = folder / f".{name}.{os.getpid()}"
+        write(temporary)
+        os.replace(temporary, folder / name)

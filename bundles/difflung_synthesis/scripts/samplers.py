@@ -1,0 +1,212 @@
+"""Samplers, each one pure function: from noise to an image, given what the network predicts as a plain callable.
+
+``num_steps`` counts evaluations of the network everywhere, so that samplers compare at equal cost. Every sampler takes
+and returns a tensor of any shape, keeps its dtype and device, and touches no global random state.
+
+Flow samplers (:func:`euler`, :func:`heun`, :func:`few_step`) run from t = 1 (noise) to t = 0 (image). Diffusion
+samplers (:func:`ddim`, :func:`dpm_solver`) know x = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps at the steps
+0, ..., len(alpha_bar) - 1 of training and visit ``num_steps`` of them evenly, from the noisiest down, the "trailing"
+spacing of Lin et al. (WACV 2024, arXiv 2305.08891, Table 2); the last step returns x_0.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+
+
+def euler(velocity: Callable[[torch.Tensor, float], torch.Tensor], x_1: torch.Tensor, num_steps: int) -> torch.Tensor:
+    """Integrate dx/dt = v(x, t) from t = 1 (noise) to t = 0 (image) in equal Euler steps.
+
+    Args:
+        velocity: v(x, t).
+        x_1: where to start, any shape.
+        num_steps: evaluations of ``velocity``.
+
+    Returns:
+        x_0, the shape of ``x_1``.
+
+    Raises:
+        ValueError: if ``num_steps`` is below 1.
+    """
+    _require_positive("num_steps", num_steps)
+    x = x_1
+    for step in range(num_steps):
+        x = x - velocity(x, 1 - step / num_steps) / num_steps
+    return x
+
+
+def heun(velocity: Callable[[torch.Tensor, float], torch.Tensor], x_1: torch.Tensor, num_steps: int) -> torch.Tensor:
+    """Integrate dx/dt = v(x, t) from t = 1 (noise) to t = 0 (image) by Heun's method, of second order.
+
+    The intervals are equal and cost two evaluations each; when ``num_steps`` is odd the last one is an Euler step,
+    which costs one (the final step of Karras et al., NeurIPS 2022, arXiv 2206.00364, Algorithm 1) and keeps the order.
+    An odd ``num_steps`` never evaluates ``velocity`` at t = 0, an even one does so once.
+
+    Args:
+        velocity: v(x, t).
+        x_1: where to start, any shape.
+        num_steps: evaluations of ``velocity``; 1 is a single Euler step.
+
+    Returns:
+        x_0, the shape of ``x_1``.
+
+    Raises:
+        ValueError: if ``num_steps`` is below 1.
+    """
+    _require_positive("num_steps", num_steps)
+    intervals = (num_steps + 1) // 2
+    x = x_1
+    for step in range(intervals):
+        slope = velocity(x, 1 - step / intervals)
+        if 2 * step + 1 < num_steps:
+            ahead = velocity(x - slope / intervals, 1 - (step + 1) / intervals)
+            slope = (slope + ahead) / 2
+        x = x - slope / intervals
+    return x
+
+
+def few_step(
+    average_velocity: Callable[[torch.Tensor, float, float], torch.Tensor], x_1: torch.Tensor, num_steps: int
+) -> torch.Tensor:
+    """Jump from t = 1 (noise) to t = 0 (image) by average velocities (Geng et al., MeanFlow, arXiv 2505.13447, eq. 12).
+
+    Exact at every ``num_steps``, 1 included, as far as the average velocity is.
+
+    Args:
+        average_velocity: u(x, t, interval), the mean of v along the path through x at t, from t to t - interval.
+        x_1: where to start, any shape.
+        num_steps: evaluations of ``average_velocity``, on equal intervals.
+
+    Returns:
+        x_0, the shape of ``x_1``.
+
+    Raises:
+        ValueError: if ``num_steps`` is below 1.
+    """
+    _require_positive("num_steps", num_steps)
+    interval = 1 / num_steps
+    x = x_1
+    for step in range(num_steps):
+        x = x - interval * average_velocity(x, 1 - step / num_steps, interval)
+    return x
+
+
+def alpha_bars(num_train_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> torch.Tensor:
+    """Return prod (1 - beta) of the linear schedule (Ho et al., NeurIPS 2020, arXiv 2006.11239, eq. 4 and section 4).
+
+    Args:
+        num_train_steps: steps of training.
+        beta_start: variance of the noise added by the first step.
+        beta_end: variance of the noise added by the last step.
+
+    Returns:
+        alpha_bar, falling from nearly 1 (image) to nearly 0 (noise), float64, shape (num_train_steps,).
+
+    Raises:
+        ValueError: if ``num_train_steps`` is below 1.
+
+    Example:
+        >>> alpha_bars()[[0, -1]]
+        tensor([9.9990e-01, 4.0358e-05], dtype=torch.float64)
+    """
+    _require_positive("num_train_steps", num_train_steps)
+    return (1 - torch.linspace(beta_start, beta_end, num_train_steps, dtype=torch.float64)).cumprod(0)
+
+
+def ddim(
+    noise: Callable[[torch.Tensor, int], torch.Tensor],
+    x_T: torch.Tensor,
+    alpha_bar: torch.Tensor,
+    num_steps: int,
+    eta: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Sample by DDIM (Song et al., ICLR 2021, arXiv 2010.02502, eq. 12 and 16), of first order.
+
+    With ``eta=1`` and a step for each step of training this is the ancestral sampler of DDPM (Ho et al. 2020,
+    Algorithm 2, with the smaller of its two variances). The steps are those of ``timestep_spacing="trailing"`` in
+    diffusers, whose DDIMScheduler agrees where ``num_steps`` divides the steps of training.
+
+    Args:
+        noise: eps(x, step), the predicted noise; ``step`` indexes ``alpha_bar``.
+        x_T: where to start, noise of unit variance, any shape.
+        alpha_bar: shape (steps of training,), falling, strictly between 0 and 1.
+        num_steps: evaluations of ``noise``.
+        eta: share of fresh noise in [0, 1]; 0 is deterministic.
+        generator: draws that noise, on the CPU and in float32 whatever ``x_T`` is; needed when ``eta`` is above 0.
+
+    Returns:
+        x_0, the shape of ``x_T``.
+
+    Raises:
+        ValueError: if ``num_steps`` is below 1 or above the steps of training, if ``eta`` lies outside [0, 1], or if
+            ``eta`` is above 0 and there is no ``generator``.
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie in [0, 1], not {eta}")
+    if eta > 0 and generator is None:
+        raise ValueError(f"eta={eta} draws fresh noise and needs a generator, not None")
+    steps = _trailing_steps(num_steps, len(alpha_bar))
+    levels = [*alpha_bar[steps].tolist(), 1.0]
+    x = x_T
+    for step, level, following in zip(steps, levels, levels[1:]):
+        eps = noise(x, step)
+        x_0 = (x - math.sqrt(1 - level) * eps) / math.sqrt(level)
+        sigma = eta * math.sqrt((1 - following) / (1 - level) * (1 - level / following))  # Equation 16.
+        x = math.sqrt(following) * x_0 + math.sqrt(1 - following - sigma**2) * eps  # Equation 12.
+        if sigma > 0:
+            x = x + sigma * torch.randn(x.shape, generator=generator, dtype=torch.float32, device="cpu").to(x)
+    return x
+
+
+def dpm_solver(
+    noise: Callable[[torch.Tensor, int], torch.Tensor], x_T: torch.Tensor, alpha_bar: torch.Tensor, num_steps: int
+) -> torch.Tensor:
+    """Sample by DPM-Solver++(2M) (Lu et al., arXiv 2211.01095, Algorithm 2), of second order.
+
+    Multistep with data prediction; the first step has no predecessor and the last one, to x_0, an infinite interval of
+    lambda, so both are of first order. The steps are those of ``timestep_spacing="trailing"`` in diffusers, whose
+    DPMSolverMultistepScheduler agrees with ``final_sigmas_type="zero"`` and ``solver_type="midpoint"``.
+
+    Args:
+        noise: eps(x, step), the predicted noise; ``step`` indexes ``alpha_bar``.
+        x_T: where to start, noise of unit variance, any shape.
+        alpha_bar: shape (steps of training,), falling, strictly between 0 and 1.
+        num_steps: evaluations of ``noise``.
+
+    Returns:
+        x_0, the shape of ``x_T``.
+
+    Raises:
+        ValueError: if ``num_steps`` is below 1 or above the steps of training.
+    """
+    steps = _trailing_steps(num_steps, len(alpha_bar))
+    levels = [*alpha_bar[steps].tolist(), 1.0]
+    alpha, sigma = [math.sqrt(level) for level in levels], [math.sqrt(1 - level) for level in levels]
+    lambdas = [math.log(a / s) for a, s in zip(alpha[:-1], sigma[:-1])]
+    x = x_T
+    previous = None
+    for i, step in enumerate(steps):
+        x_0 = (x - sigma[i] * noise(x, step)) / alpha[i]
+        direction = x_0
+        if 0 < i < num_steps - 1:
+            r = (lambdas[i] - lambdas[i - 1]) / (lambdas[i + 1] - lambdas[i])
+            direction = x_0 + (x_0 - previous) / (2 * r)
+        shrink = sigma[i + 1] / sigma[i]  # with exp(-h) = shrink alpha_i / alpha_(i+1), also when h is infinite
+        x = shrink * x + (alpha[i + 1] - shrink * alpha[i]) * direction
+        previous = x_0
+    return x
+
+
+def _trailing_steps(num_steps: int, num_train_steps: int) -> list[int]:
+    """Return the steps to visit, from num_train_steps - 1 down; the one after the last is x_0, at -1."""
+    _require_positive("num_steps", num_steps)
+    if num_steps > num_train_steps:
+        raise ValueError(f"num_steps must be at most the {num_train_steps} steps of training, not {num_steps}")
+    return [round(num_train_steps * left / num_steps) - 1 for left in range(num_steps, 0, -1)]
+
+
+def _require_positive(name: str, count: int) -> None:
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1, not {count}")
