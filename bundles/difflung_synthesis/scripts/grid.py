@@ -16,6 +16,7 @@ from .condition import plain, tissue_values
 
 LUNG_WINDOW = (-1350, 150)  # HU shown as black and as white
 GAP = 3  # white voxels between real and painted
+PRED_AND_LABEL = from_engine(["pred", "label"])
 
 
 @dataclass(frozen=True)
@@ -25,20 +26,31 @@ class Crop:
     Args:
         real: HU, shape (size, size), in the axes of the volume.
         painted: HU, the same shape.
+        region: where the tissue lies, bool, the same shape.
         voxels: of the tissue in the slice.
         rank: 0 for the slice of the case that holds most of the tissue, 1 for the next one, ...
     """
 
     real: np.ndarray
     painted: np.ndarray
+    region: np.ndarray
     voxels: int
     rank: int
 
     def side_by_side(self) -> np.ndarray:
         """Return real and painted in the lung window, 0 to 1, as rows from front to back, the patient's right left."""
         low, high = LUNG_WINDOW
-        scaled = [np.clip((hu - low) / (high - low), 0, 1).T[::-1, ::-1] for hu in (self.real, self.painted)]
+        scaled = [_as_seen(np.clip((hu - low) / (high - low), 0, 1)) for hu in (self.real, self.painted)]
         return np.hstack([scaled[0], np.ones((len(scaled[0]), GAP)), scaled[1]])
+
+    def outline(self) -> np.ndarray:
+        """Return the region where it lies in the real half of :meth:`side_by_side`, bool."""
+        return _as_seen(self.region)
+
+
+def _as_seen(image: np.ndarray) -> np.ndarray:
+    """Turn an image with RAS axes into the rows and columns that radiologists look at."""
+    return image.T[::-1, ::-1]
 
 
 class Crops:
@@ -67,9 +79,13 @@ class Crops:
             best = np.argsort(-voxels, kind="stable")[: self.number]
             crops = []
             for rank, z in enumerate(best[voxels[best] > 0]):
-                window = self._window(tissue[..., z] == value)
-                cut = [_take(volume[..., z], window, self.size) for volume in (real, painted)]
-                crops.append(Crop(*cut, voxels=int(voxels[z]), rank=rank))
+                region = tissue[..., z] == value
+                window = self._window(region)
+                real_cut, painted_cut = (
+                    _take(volume[..., z], window, self.size, LUNG_WINDOW[0]) for volume in (real, painted)
+                )
+                region_cut = _take(region, window, self.size, False)
+                crops.append(Crop(real_cut, painted_cut, region_cut, voxels=int(voxels[z]), rank=rank))
             self.merge({value: crops})
 
     def merge(self, others: Mapping[int, list[Crop]]) -> None:
@@ -94,14 +110,14 @@ class Crops:
         return window
 
 
-def _take(image: np.ndarray, window: list[slice], size: int) -> np.ndarray:
-    """Return the window of an image, black where it reaches beyond."""
-    cut = image[tuple(window)].astype(np.float32)
-    return np.pad(cut, [(0, size - length) for length in cut.shape], constant_values=LUNG_WINDOW[0])
+def _take(image: np.ndarray, window: list[slice], size: int, beyond: float) -> np.ndarray:
+    """Return a copy of the window of an image, filled up where it reaches beyond."""
+    cut = image[tuple(window)]
+    return np.pad(cut, [(0, size - length) for length in cut.shape], constant_values=beyond)
 
 
 def draw_grid(crops: Mapping[str, list[Crop]], path: Path) -> None:
-    """Write a PNG with a row per tissue and pairs of real and painted beside each other.
+    """Write a PNG with a row per tissue and pairs of real (the tissue outlined) and painted beside each other.
 
     Args:
         crops: tissue name to crops, at least one each.
@@ -119,6 +135,7 @@ def draw_grid(crops: Mapping[str, list[Crop]], path: Path) -> None:
         axes[0].set_ylabel(name.replace("_", " "))
         for axis, crop in zip(axes, row):
             axis.imshow(crop.side_by_side(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axis.contour(crop.outline(), levels=[0.5], colors="tab:orange", linewidths=0.6)
         for axis in axes:
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
@@ -144,7 +161,7 @@ class TissueGrid:
         labels: Mapping[str, int],
         log_dir: str,
         step: Callable[[], int] | None = None,
-        output_transform: Callable = from_engine(["pred", "label"]),  # noqa: B008 (holds no state)
+        output_transform: Callable = PRED_AND_LABEL,
     ) -> None:
         self.labels, self.log_dir, self.step, self.output_transform = labels, log_dir, step, output_transform
         self.crops = Crops(labels)

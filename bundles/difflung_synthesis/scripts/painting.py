@@ -40,6 +40,7 @@ class PaintRegiond(MapTransform):
         image_key: the CT, whose shape and affine both maps must have.
         repaint: tissue names; where the target holds one of them is painted too, changed or not.
         replaceable: tissue names that may be painted over; None for all.
+        unknown_value: what the target file holds where any tissue will do; it becomes UNKNOWN and is painted.
 
     Raises:
         ValueError: if shapes or affines differ, a map holds a value without a name, the target asks for tissue
@@ -56,13 +57,17 @@ class PaintRegiond(MapTransform):
         region_key: str = "region",
         repaint: Sequence[str] = (),
         replaceable: Sequence[str] | None = None,
+        unknown_value: int = 255,
     ) -> None:
         super().__init__(keys)
+        if unknown_value in labels.values():
+            raise ValueError(f"unknown_value {unknown_value} is a label; choose one that labels do not name")
         for argument, names in (("repaint", repaint), ("replaceable", replaceable or ())):
             unknown = set(names) - set(labels)
             if unknown:
                 raise ValueError(f"{argument} names {sorted(unknown)}, but labels name only {', '.join(labels)}")
         self.labels, self.image_key, self.label_key, self.region_key = labels, image_key, label_key, region_key
+        self.unknown_value = unknown_value
         self.repaint = [labels[name] for name in repaint]
         self.kept = {} if replaceable is None else {n: v for n, v in labels.items() if v and n not in replaceable}
 
@@ -78,12 +83,12 @@ class PaintRegiond(MapTransform):
         """Return the sample with the region added."""
         sample = dict(data)
         for key in self.key_iterator(sample):
-            target, label = sample[key], sample[self.label_key]
+            target, label = sample[key].clone(), sample[self.label_key]
             name, label_name = file_name(target, key), file_name(label, self.label_key)
             for tissue_map, whose in ((label, label_name), (target, name)):
                 self.check_geometry(tissue_map, whose, sample[self.image_key])
                 for value in plain(tissue_map).unique().tolist():
-                    if value not in self.labels.values():
+                    if value not in self.labels.values() and not (tissue_map is target and value == self.unknown_value):
                         raise ValueError(f"{whose} holds label {value:g}, but labels name only {self.labels}")
             outside = int(((target != 0) & (label == 0)).sum())
             if outside:
@@ -102,6 +107,8 @@ class PaintRegiond(MapTransform):
                 region |= torch.isin(plain(target), torch.as_tensor(self.repaint))
             if not region.any():
                 raise ValueError(f"{name} equals the CT's own map, so there is nothing to paint")
+            target[target == self.unknown_value] = UNKNOWN
+            sample[key] = target
             sample[self.region_key] = target.clone()
             sample[self.region_key].copy_(region)
         return sample

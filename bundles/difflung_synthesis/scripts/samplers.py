@@ -167,7 +167,12 @@ def dpm_solver(
 
     Multistep with data prediction; the first step has no predecessor and the last one, to x_0, an infinite interval of
     lambda, so both are of first order. The steps are those of ``timestep_spacing="trailing"`` in diffusers, whose
-    DPMSolverMultistepScheduler agrees with ``final_sigmas_type="zero"`` and ``solver_type="midpoint"``.
+    DPMSolverMultistepScheduler agrees with ``final_sigmas_type="zero"`` and ``solver_type="midpoint"``, but for the
+    few ``num_steps``, such as 48 and 61 of 1000, where its grid suffers from rounding.
+
+    The last step returns a mean, which is too narrow where sqrt((1 - alpha_bar) / alpha_bar) of the last step visited
+    is not small beside the spread of the data: Gaussian data of deviation 0.2 on :func:`alpha_bars` come back with
+    0.75, 0.94 and 0.99 of it after 20, 50 and 100 steps. (:func:`ddim`: 0.70, 0.87 and 0.93.)
 
     Args:
         noise: eps(x, step), the predicted noise; ``step`` indexes ``alpha_bar``.

@@ -36,8 +36,8 @@ def cut_tiles(hu: np.ndarray, mask: np.ndarray, tile: int = 16, share: float = 0
         share: of a tile's voxels that must lie in its piece of the region.
 
     Returns:
-        HU (0 outside the piece, so that nothing beyond it can have a say), float32, shape (N, T, T); and the voxels
-        that lie inside, bool, the same shape. N is 0 where the region is too small or too thin.
+        HU, float32, shape (N, T, T), and which voxels lie inside the piece, bool, the same shape. N is 0 where the
+        region is too small or too thin.
 
     Raises:
         ValueError: if the shapes differ or are not those of a slice.
@@ -55,7 +55,7 @@ def cut_tiles(hu: np.ndarray, mask: np.ndarray, tile: int = 16, share: float = 0
                 inside = pieces[i : i + tile, j : j + tile] == piece
                 if inside.sum() >= share * tile**2:
                     insides.append(inside)
-                    values.append(np.where(inside, hu[i : i + tile, j : j + tile], 0))
+                    values.append(hu[i : i + tile, j : j + tile])
     shape = (len(values), tile, tile)
     return np.reshape(values, shape).astype(np.float32), np.reshape(insides, shape).astype(bool)
 

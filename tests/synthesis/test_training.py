@@ -1,0 +1,80 @@
+"""Training that is stopped and resumed ends with the weights of training that was not."""
+
+import pytest
+import torch
+from ignite.engine import Events
+from ignite.handlers import EMAHandler
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedTrainer
+from monai.handlers import LrScheduleHandler
+from monai.transforms import Compose, RandFlipd, RandGaussianNoised
+from scripts.training import ClipGradients, TrainingState
+
+
+class Killed(Exception):
+    """Stands for a process that dies."""
+
+
+def train(folder, max_epochs=4, resume=False, die_in=None, seed=3, max_norm=1.0):
+    """Train a line with random data, dropout, EMA and a schedule; optionally die in the middle of an epoch."""
+    torch.manual_seed(seed)
+    network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 4))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+    ema = EMAHandler(network, momentum=0.1)
+    transform = Compose([RandFlipd("image", prob=0.5, spatial_axis=0), RandGaussianNoised("image", prob=0.9)])
+    items = [{"image": torch.full((1, 4), float(n)), "label": torch.ones(1, 4)} for n in range(6)]
+    loader = DataLoader(Dataset(items, transform), batch_size=2, shuffle=True)
+    state = TrainingState(network, ema, optimizer, schedule, loader, folder, seed=seed, resume=resume)
+    trainer = SupervisedTrainer(
+        device="cpu", max_epochs=max_epochs, epoch_length=5, train_data_loader=loader, network=network,
+        optimizer=optimizer, loss_function=torch.nn.MSELoss(), decollate=False,
+        train_handlers=[ema, LrScheduleHandler(schedule, epoch_level=False), ClipGradients(network, max_norm), state],
+    )  # fmt: skip
+
+    def die(engine):
+        if engine.state.iteration == die_in:
+            raise Killed
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, die)
+    trainer.run()
+    return network, optimizer
+
+
+def test_resumed_training_equals_training_that_was_not_stopped(tmp_path):
+    straight, first = train(tmp_path / "straight")
+    with pytest.raises(Killed):
+        train(tmp_path / "stopped", die_in=13)
+    resumed, second = train(tmp_path / "stopped", resume=True)
+    for a, b in zip(straight.parameters(), resumed.parameters()):
+        assert torch.equal(a, b)
+    moments = [[s["exp_avg"] for s in optimizer.state.values()] for optimizer in (first, second)]
+    assert all(torch.equal(a, b) for a, b in zip(*moments))
+    averages = [torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("straight", "stopped")]
+    assert all(torch.equal(averages[0][key], averages[1][key]) for key in averages[0])
+    assert not torch.equal(averages[0]["0.weight"], straight[0].weight)  # it is the moving average that is saved
+    assert not list(tmp_path.glob("*/*.partial"))
+
+
+def test_randomness_differs_between_epochs_and_seeds(tmp_path):
+    one = train(tmp_path / "a", max_epochs=1)[0][0].weight
+    assert torch.equal(one, train(tmp_path / "b", max_epochs=1)[0][0].weight)
+    assert not torch.equal(one, train(tmp_path / "c", max_epochs=1, seed=4)[0][0].weight)
+
+
+def test_resuming_nothing_or_another_seed_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is nothing to resume: .*training.pt does not exist"):
+        train(tmp_path, resume=True)
+    train(tmp_path, max_epochs=1)
+    with pytest.raises(ValueError, match="is of a run with seed 3, not 5"):
+        train(tmp_path, resume=True, seed=5)
+
+
+def test_gradients_are_clipped(tmp_path):
+    free, clipped = (train(tmp_path / str(norm), max_epochs=1, max_norm=norm)[1] for norm in (1e9, 1e-4))
+    norms = [
+        torch.cat([s["exp_avg"].flatten() for s in optimizer.state.values()]).norm() for optimizer in (free, clipped)
+    ]
+    assert norms[0] > 1e-2 and norms[1] < 1.01e-4
+    with pytest.raises(ValueError, match="max_norm must be above 0, not 0"):
+        ClipGradients(None, 0)
