@@ -16,7 +16,18 @@ from fire import decorators, parser
 from tools.files import InputError, RunError
 
 # Each command is the function of its own name in the module of its own name.
-COMMANDS = ("demo", "phantom", "dataset", "augment", "compare", "report")
+COMMANDS = (
+    "demo",
+    "phantom",
+    "dataset",
+    "augment",
+    "compare",
+    "report",
+    "conditions",
+    "curve",
+    "bench",
+    "import_weights",
+)
 
 
 def _flags(function: Callable) -> dict[str, inspect.Parameter]:
@@ -46,15 +57,20 @@ def check_flags(command: str, function: Callable, arguments: list[str]) -> None:
         arguments: the words after the command's name.
 
     Raises:
-        InputError: if a word names a flag that the command does not have, or follows no flag; if a flag is given twice,
-            has no value, or no number where a number is needed; if a flag that the command needs is missing.
+        InputError: if a word names a flag that the command does not have, or follows none and has no place; if a flag
+            is given twice, has no value, or no number where a number is needed; if something needed is missing.
     """
-    flags = _flags(function)
+    parameters = _flags(function)
+    places = [name for name, flag in parameters.items() if flag.kind is flag.POSITIONAL_ONLY]
+    flags = {name: flag for name, flag in parameters.items() if name not in places}
     given: dict[str, str] = {}
     words = list(arguments)
     while words:
         word = words.pop(0)
         if not word.startswith("-"):
+            if places:
+                places.pop(0)
+                continue
             raise InputError(
                 f"{command} cannot place {word!r}; each value follows its flag, as in --{next(iter(flags))} VALUE"
             )
@@ -81,7 +97,8 @@ def check_flags(command: str, function: Callable, arguments: list[str]) -> None:
         if float in kinds and str not in kinds and not _number(value, float) and value != "None":
             raise InputError(f"{command} --{flag} needs a number, not {value!r}")
         given[flag] = value
-    missing = [f"--{name}" for name, flag in flags.items() if flag.default is flag.empty and name not in given]
+    missing = [name.upper() for name in places]
+    missing += [f"--{name}" for name, flag in flags.items() if flag.default is flag.empty and name not in given]
     if missing:
         raise InputError(f"{command} needs {', '.join(missing)}; python -m tools {command} --help explains")
 
@@ -92,7 +109,7 @@ def usage() -> str:
     for command in COMMANDS:
         source = ast.parse(Path(__file__).with_name(f"{command}.py").read_text())
         function = next(node for node in source.body if isinstance(node, ast.FunctionDef) and node.name == command)
-        lines.append(f"  {command:9s} {ast.get_docstring(function).splitlines()[0]}")
+        lines.append(f"  {command:14s} {ast.get_docstring(function).splitlines()[0]}")
     return "\n".join(lines)
 
 
@@ -101,6 +118,9 @@ def command_usage(command: str, function: Callable) -> str:
     words = [f"usage: python -m tools {command}"]
     for name, flag in _flags(function).items():
         value = name.upper() if flag.default in (flag.empty, None) else flag.default
+        if flag.kind is flag.POSITIONAL_ONLY:
+            words.append(name.upper())
+            continue
         word = f"--{name}" if bool in _types(flag) else f"--{name} {value}"
         words.append(word if flag.default is flag.empty else f"[{word}]")
     return f"{' '.join(words)}\n\n{inspect.getdoc(function)}"
@@ -123,6 +143,7 @@ def main(arguments: list[str]) -> int:
         print(usage())
         return 0 if arguments else 2
     command, *rest = arguments
+    command = command.replace("-", "_")
     if command not in COMMANDS:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"

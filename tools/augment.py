@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas
 from tqdm import tqdm
 
 from tools.bundle import check_overrides, run_bundle
@@ -85,7 +86,9 @@ def augment(
     plan, statistics = draw_maps(training, output, balance, seed, max_cases or len(training), method)
     weights = None
     if plan and method == "diffusion":
+        overrides |= {"attributes": known_attributes(training, synthesizer, overrides)}
         weights = Path(synthesizer) if synthesizer else train_synthesizer(training, output, seed, overrides)
+        write_conditions(plan, training, overrides["attributes"], output / "work/conditions.csv")
         paint(output, weights, steps, seed, overrides)
     rows = collect(plan, statistics, output, steps, seed, method, weights)
     write_datalist(Path(datalist), training, held_out, rows, fold, output)
@@ -136,6 +139,35 @@ def existing_weights(synthesizer: Path, held_out: list[dict]) -> Path:
     return synthesizer
 
 
+def known_attributes(training: list[dict], synthesizer: Path | None, overrides: dict) -> dict[str, list]:
+    """Return the attributes the synthesizer is told and their ranges, as ``attributes`` in its config.
+
+    Those of existing weights stand on their card; else they span what the training patients have.
+    """
+    if "attributes" in overrides:
+        return overrides["attributes"]
+    if synthesizer:
+        return read_json(Path(synthesizer).with_name("card.json"))["attributes"]
+    ranges: dict[str, list] = {}
+    for name in ("severity", "age"):
+        values = [float(item[name]) for item in training if item.get(name) is not None]
+        if len(set(values)) > 1:
+            ranges[name] = [min(values), max(values)]
+    histories = sorted({item["history"] for item in training if item.get("history")})
+    return ranges | ({"history": histories} if len(histories) > 1 else {})
+
+
+def write_conditions(plan: list[dict], training: list[dict], attributes: dict[str, list], path: Path) -> None:
+    """Tell the synthesizer about the patient of each case; what lies outside its ranges stays unknown."""
+    items = {item["image"]: item for item in training}
+    table = pandas.DataFrame({"case": [row["case"] for row in plan]})
+    for name, allowed in attributes.items():
+        values = pandas.Series([items[row["image"]].get(name) for row in plan], dtype=object)
+        known = values.isin(allowed) if isinstance(allowed[0], str) else values.astype(float).between(*allowed)
+        table[name] = values.where(known, "")
+    write_text(path, table.to_csv(index=False))
+
+
 def train_synthesizer(training: list[dict], output: Path, seed: int, overrides: dict) -> Path:
     """Train the synthesizer on the training items alone and return its weights; a card names the patients."""
     folder = output / "synthesizer"
@@ -144,7 +176,8 @@ def train_synthesizer(training: list[dict], output: Path, seed: int, overrides: 
     partial = output / "synthesizer.partial"
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
-    items = [{"image": item["image"], "label": item["label"], "fold": -1} for item in training]
+    keys = ("image", "label", *overrides["attributes"])
+    items = [{key: item[key] for key in keys if item.get(key) is not None} | {"fold": -1} for item in training]
     write_json(partial / "datalist.json", {"training": items})  # the held-out files are not even named
     print(f"training the synthesizer on {len(training)} cases; its log is {partial / 'train.log'}", flush=True)
     run = {
@@ -154,6 +187,7 @@ def train_synthesizer(training: list[dict], output: Path, seed: int, overrides: 
     run_bundle(SYNTHESIZER, ["train.json"], run | overrides, partial / "train.log")
     (partial / "datalist.json").unlink()
     card = {"patients": sorted({item["patient"] for item in training}), "seed": seed, "overrides": overrides}
+    card["attributes"] = overrides["attributes"]
     write_json(partial / "card.json", card | {"sha256": sha256(partial / "model.pt")})
     partial.rename(folder)
     return folder / "model.pt"

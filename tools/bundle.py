@@ -30,6 +30,28 @@ def check_overrides(bundle: str, config_files: list[str], overrides: dict) -> No
             raise InputError(f"{bundle}/{'+'.join(config_files)} has no id {key!r} to override") from None
 
 
+def read_bundle(bundle: str, config_file: str) -> ConfigParser:
+    """Return a bundle's config, from which its network can be built in this process.
+
+    Args:
+        bundle: folder name below ``bundles/``; the same one each time, since a process holds the scripts of one.
+        config_file: name below the bundle's ``configs/``.
+
+    Raises:
+        RunError: if this process has loaded the scripts of another bundle.
+    """
+    root = BUNDLES / bundle
+    loaded = getattr(sys.modules.get("scripts"), "__file__", None)
+    if loaded and Path(loaded).parents[1] != root:
+        raise RunError(f"{bundle} cannot be built in a process that has loaded {loaded}; start one of its own")
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    parser = ConfigParser()
+    parser.read_config(str(root / "configs" / config_file))
+    parser["bundle_root"] = str(root)
+    return parser
+
+
 def run_bundle(bundle: str, config_files: list[str], overrides: dict, log: Path) -> None:
     """Run ``python -m monai.bundle run`` on one of our bundles and wait for it; its progress bar shows on a terminal.
 

@@ -36,7 +36,7 @@ def tissue_colours(labels: dict[str, int]) -> dict[str, str]:
     return {name: TISSUE_COLOURS[index % len(TISSUE_COLOURS)] for index, name in enumerate(names)}
 
 
-def _figure(width: float, height: float):
+def new_figure(width: float, height: float):
     """Return a figure that knows no global state, so that plotting changes nothing for a caller."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -46,13 +46,13 @@ def _figure(width: float, height: float):
     return figure
 
 
-def _png(figure) -> bytes:
+def png_bytes(figure) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", metadata={"Software": None})
     return stream.getvalue()
 
 
-def _calm(axes) -> None:
+def calm(axes) -> None:
     axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
     axes.tick_params(length=0, labelsize=8.5, labelcolor=INK)
 
@@ -71,9 +71,9 @@ def forest(rows: list[dict], labels: dict[str, int]) -> bytes:
     tissues = list(dict.fromkeys(row["tissue"] for row in rows))
     colours = tissue_colours(labels)
     height = len(rows) * 0.22 + len(tissues) * 0.42 + 0.5
-    figure = _figure(5.2, height)
+    figure = new_figure(5.2, height)
     axes = figure.add_subplot()
-    _calm(axes)
+    calm(axes)
     y, places, heads = 0.0, {}, {}
     for tissue in tissues:
         heads[y] = words(tissue)
@@ -103,7 +103,7 @@ def forest(rows: list[dict], labels: dict[str, int]) -> bytes:
     axes.set_axisbelow(True)
     axes.xaxis.set_major_formatter(lambda value, _: "0" if abs(value) < 1e-9 else f"{value:+.2g}")
     axes.set_xlabel("Dice minus Dice of real only", fontsize=8.5, color=INK)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def patients(records: list[dict], tissue: str, arms: list[str], colour: str) -> bytes:
@@ -125,9 +125,9 @@ def patients(records: list[dict], tissue: str, arms: list[str], colour: str) -> 
     lines = np.array([[np.mean(row[arm]) if arm in row else np.nan for arm in arms] for row in values.values()])
     from matplotlib import patheffects, ticker
 
-    figure = _figure(2.9, 2.5)
+    figure = new_figure(2.9, 2.5)
     axes = figure.add_subplot()
-    _calm(axes)
+    calm(axes)
     places = np.arange(len(arms))
     for line in lines:
         axes.plot(places, line, color=QUIET, alpha=0.5, linewidth=0.8, marker=".", markersize=3.5)
@@ -151,7 +151,7 @@ def patients(records: list[dict], tissue: str, arms: list[str], colour: str) -> 
     axes.grid(axis="y", color=RULE, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_title(f"{words(tissue)} (n = {len(lines)})", fontsize=9, weight="bold", color=INK, loc="left")
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def ct_slice(
@@ -173,7 +173,7 @@ def ct_slice(
     """
     width, height = hu.shape[0] * spacing[0], hu.shape[1] * spacing[1]
     scale = PANEL_INCHES / max(width, height)
-    figure = _figure(max(width * scale, 0.2), max(height * scale, 0.2))
+    figure = new_figure(max(width * scale, 0.2), max(height * scale, 0.2))
     figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
@@ -191,4 +191,4 @@ def ct_slice(
             axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=colour, linewidth=line)
     axes.set_xlim(hu.shape[0] - 0.5, -0.5)  # the patient's right is drawn on the left
     axes.set_ylim(-0.5, hu.shape[1] - 0.5)
-    return _png(figure)
+    return png_bytes(figure)

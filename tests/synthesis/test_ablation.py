@@ -75,7 +75,7 @@ def test_no_tissue_at_all_is_refused():
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ({"anchor": 1.5}, r"anchor must be a probability in \[0, 1\], not 1.5"),
+    ({"rho": 1.5}, r"rho must be a probability in \[0, 1\], not 1.5"),
     ({"q_min": 0.9, "q_max": 0.2}, "q_min=0.9 and q_max=0.2"),
     ({"gamma": -1}, "gamma must be at least 0, not -1"),
 ])  # fmt: skip

@@ -95,7 +95,7 @@ def changed(state, **kind):
 @pytest.mark.parametrize(("kind", "message"), [
     ({"label scheme": {"background": 0, "scar": 1}}, "trained for label scheme {'background': 0, 'scar': 1}, but"),
     ({"dimension": 3}, "trained for dimension 3, but the configuration has 2"),
-    ({"space": "latent, downsampling 4"}, "trained for space latent, downsampling 4, but the configuration has pixel"),
+    ({"space": "latent, downsampling 4"}, "space latent, downsampling 4, but the configuration has pixel, scale 4"),
     ({"objective": "ddpm"}, "trained for objective ddpm, but the configuration has flow"),
 ])  # fmt: skip
 def test_weights_of_another_kind_are_refused(kind, message, tmp_path):

@@ -37,6 +37,9 @@ class Recorder(torch.nn.Module):
     def encode(self, image):
         return image
 
+    def decode(self, sample):
+        return sample
+
     def pool(self, maps):
         return maps
 

@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-from itertools import pairwise
 
 import ignite.distributed as idist
 import numpy as np
@@ -226,6 +225,13 @@ def test_wrong_shapes_are_refused(painted, reference, message):
         measure((torch.zeros(painted), torch.zeros(reference)))
 
 
+def test_painting_that_is_not_finite_is_refused():
+    painted, reference = case([texture(9)], 0)
+    painted[0, 3, 3, 0] = math.nan
+    with pytest.raises(ValueError, match="painting of case 0 holds values that are not finite"):
+        measure((painted, reference))
+
+
 def test_tissue_without_a_name_is_refused():
     with pytest.raises(ValueError, match="case 0 holds tissue 7, but labels name only background=0, healthy=1"):
         measure((torch.zeros(1, 8, 8, 2), torch.full((2, 8, 8, 2), 7.0)))
@@ -267,14 +273,15 @@ def test_a_crop_is_shown_as_radiologists_look_at_it():
 
 
 def test_grid_adds_a_picture_per_tissue_at_the_epoch_of_the_evaluation(tmp_path):
-    grid = TissueGrid(LABELS, log_dir=str(tmp_path))
-    engine = engine_with(grid)
+    engine, fresh = (engine_with(TissueGrid(LABELS, log_dir=str(tmp_path / name))) for name in ("log", "fresh"))
     for epoch in (1, 2):
-        engine.run([case([texture(100 + seed)], seed) for seed in range(2)], max_epochs=epoch)
-    events = EventAccumulator(str(tmp_path)).Reload()
+        engine.run([case([texture(100 + epoch)], epoch)], max_epochs=epoch)
+    fresh.run([case([texture(102)], 2)])
+    events, fresh_events = (EventAccumulator(str(tmp_path / name)).Reload() for name in ("log", "fresh"))
     assert events.Tags()["images"] == ["tissue/ground_glass", "tissue/emphysema"]
-    assert [event.step for event in events.Images("tissue/emphysema")] == [1, 2]
-    assert all(a.height == b.height for a, b in pairwise(events.Images("tissue/emphysema")))  # nothing piles up
+    first, second = events.Images("tissue/emphysema")
+    assert (first.step, second.step) == (1, 2)
+    assert second.encoded_image_string == fresh_events.Images("tissue/emphysema")[0].encoded_image_string
 
 
 def test_grid_takes_its_step_from_where_it_is_told(tmp_path):

@@ -51,6 +51,7 @@ def stand_in(monkeypatch):
             (module.Path(overrides["model_dir"]) / "model.pt").write_bytes(b"weights")
             return
         work = module.Path(overrides["dataset_dir"])
+        runs.append(("told", (work / "conditions.csv").read_text()))
         for path in sorted((work / "targets").iterdir()):
             image, label = nib.load(work / "images" / path.name), nib.load(work / "labels" / path.name)
             hu, target = image.get_fdata(dtype=np.float32), np.asarray(nib.load(path).dataobj)
@@ -62,6 +63,22 @@ def stand_in(monkeypatch):
 
     monkeypatch.setattr(module, "run_bundle", run_bundle)
     return runs
+
+
+def test_synthesizer_is_told_what_is_known_of_the_patients(datalist, stand_in, tmp_path):
+    augment(datalist, 0, tmp_path / "out")
+    assert stand_in[0][1]["attributes"] == {"age": [51.0, 55.0]}  # of the training patients
+    ages = {row["case"]: row["patient"] for row in map(json.loads, (tmp_path / "out/manifest.jsonl").open())}
+    told = dict(stand_in)["told"].splitlines()
+    assert told[0] == "case,age"
+    assert sorted(told[1:]) == sorted(f"{case},{50 + int(patient[1:])}" for case, patient in ages.items())
+    weights, other = tmp_path / "out/synthesizer/model.pt", json.loads(datalist.read_text())
+    for item in other["training"]:
+        item["age"] += 3  # the weights know ages up to 55 only
+    datalist.write_text(json.dumps(other))
+    augment(datalist, 0, tmp_path / "again", synthesizer=weights)
+    told = [text for kind, text in stand_in if kind == "told"][-1].splitlines()[1:]
+    assert {line.rpartition(",")[2] for line in told} <= {"", "54", "55"} and len(told) == len(ages)
 
 
 def test_synthetic_cases_differ_from_their_source_in_the_painted_region_only(datalist, stand_in, tmp_path):

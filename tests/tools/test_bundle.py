@@ -1,8 +1,11 @@
 """Running a bundle: overrides are checked, the log keeps the output, a failure is told with its cause."""
 
+import sys
+import types
+
 import pytest
 
-from tools.bundle import check_overrides, run_bundle
+from tools.bundle import check_overrides, read_bundle, run_bundle
 from tools.files import InputError, RunError
 
 
@@ -28,3 +31,14 @@ def test_failed_run_names_its_cause_and_its_log(tmp_path):
     ):
         run_bundle("lung_tissue_seg", ["train.json"], overrides, tmp_path / "run.log")
     assert "nowhere/datalist.json" in (tmp_path / "run.log").read_text()
+
+
+def test_config_of_a_bundle_builds_its_network_here():
+    parser = read_bundle("difflung_synthesis", "train.json")
+    assert type(parser.get_parsed_content("network_def")).__name__ == "TissueDenoiser"
+
+
+def test_second_bundle_in_one_process_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scripts", types.SimpleNamespace(__file__="/elsewhere/scripts/__init__.py"))
+    with pytest.raises(RunError, match="difflung_synthesis cannot be built in a process that has loaded /elsewhere"):
+        read_bundle("difflung_synthesis", "train.json")

@@ -136,9 +136,12 @@ class ReconstructInferer(Inferer):
         patch_size: window in voxels along each axis; (W, H, 1) for slices.
         overlap: share of a window that it has in common with its neighbour.
         sw_batch_size: windows per call of the network.
+        samples: has no effect, since a reconstruction is always the same; the evaluation sets it.
     """
 
-    def __init__(self, patch_size: Sequence[int], overlap: float = 0.25, sw_batch_size: int = 16) -> None:
+    def __init__(
+        self, patch_size: Sequence[int], overlap: float = 0.25, sw_batch_size: int = 16, samples: int = 1
+    ) -> None:
         self.patch_size, self.overlap, self.sw_batch_size = tuple(patch_size), overlap, sw_batch_size
 
     @torch.no_grad()

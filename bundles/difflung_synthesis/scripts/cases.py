@@ -35,7 +35,9 @@ def datalist_cases(
     if without:
         raise ValueError(f"{datalist} gives no fold for {without[0]}; make it with `python -m tools dataset`")
     encoder = Attributes(attributes or {})
-    raw = json.loads(Path(datalist).read_text())["training"]  # MONAI takes any text for a path, an empty one for a folder
+    raw = json.loads(Path(datalist).read_text())[
+        "training"
+    ]  # MONAI takes any text for a path, an empty one for a folder
     return [
         {"image": item["image"], "label": item["label"]}
         | {"attributes": numpy.float32(encoder.encode(known, Path(item["image"]).name))}
@@ -53,8 +55,8 @@ def painting_cases(
 ) -> list[dict]:
     """Pair the files of ``images``, ``labels`` and ``targets`` by name; add each case's conditions and seed.
 
-    Conditions come from ``conditions.csv`` in the folder, if it is there: a column ``case`` and any of the attributes and
-    ``density_<tissue>``, the mean HU wanted of a tissue. What is left empty is unknown.
+    Conditions come from ``conditions.csv`` in the folder, if it is there: a column ``case`` and any of the attributes
+    and ``density_<tissue>``, the mean HU wanted of a tissue. What is left empty is unknown.
 
     Args:
         dataset_dir: folder that holds the three folders.
@@ -110,7 +112,9 @@ def read_conditions(path: Path, names: list[str], encoder: Attributes, labels: M
         columns = ["case", *encoder.ranges, *[f"density_{name}" for name, value in labels.items() if value]]
         unknown = [column for column in reader.fieldnames or ["nothing"] if column not in columns]
         if unknown or "case" not in reader.fieldnames:
-            raise ValueError(f"{path} has columns {reader.fieldnames}; expected case and any of {', '.join(columns[1:])}")
+            raise ValueError(
+                f"{path} has columns {reader.fieldnames}; expected case and any of {', '.join(columns[1:])}"
+            )
         for row in reader:
             name = row.pop("case")
             if name not in rows:

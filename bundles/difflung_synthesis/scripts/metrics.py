@@ -41,8 +41,8 @@ class HuWasserstein(Metric):
         bin_width: of the histograms, HU.
         lowest: HU of the first bin; darker voxels are counted there.
         highest: HU after the last bin; brighter voxels are counted there.
-        output_transform: see ignite; must give lists of painted CTs, shape (samples, W, H, D), HU, and of references, shape
-            (2, W, H, D): real CT in HU and the tissue of each painted voxel (0 where nothing was painted).
+        output_transform: see ignite; must give lists of painted CTs, shape (samples, W, H, D), HU, and of references,
+            shape (2, W, H, D): real CT in HU and the tissue of each painted voxel (0 where nothing was painted).
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """What the network learns: rectified flow, few-step flow or DDPM noise, inside a region of the patch.
 
 Noise lives only inside the region M: x_t = M ((1 - t) x_0 + t eps) + (1 - M) x_0, so the network always sees the real
-CT around M. Legend of shapes: B samples, H, W[, D] voxels; images lie in [-1, 1], t in [0, 1] with t = 1 pure noise.
+CT around M. Legend of shapes: B samples, H, W[, D] voxels; images lie in [-1, 1] and are scaled or encoded before noise
+of deviation 1 is added; t in [0, 1] with t = 1 pure noise.
 """
 
 from collections.abc import Mapping
@@ -249,6 +250,8 @@ class RegionMSELoss(torch.nn.Module):
             weight: w, shape (B, 1, ...) on the same grid or a finer one.
         """
         if weight.shape[2:] != error.shape[2:]:
-            pooling = torch.nn.functional.adaptive_max_pool2d if error.ndim == 4 else torch.nn.functional.adaptive_max_pool3d
+            pooling = (
+                torch.nn.functional.adaptive_max_pool2d if error.ndim == 4 else torch.nn.functional.adaptive_max_pool3d
+            )
             weight = pooling(weight, error.shape[2:])
         return (weight * error**2).sum() / (weight.sum() * error.shape[1]).clamp(min=1)

@@ -40,6 +40,7 @@ class PaintRegiond(MapTransform):
         image_key: the CT, whose shape and affine both maps must have.
         repaint: tissue names; where the target holds one of them is painted too, changed or not.
         replaceable: tissue names that may be painted over; None for all.
+        hidden: tissue names; where the target holds one of them it is not told which, to judge partial maps.
         unknown_value: what the target file holds where any tissue will do; it becomes UNKNOWN and is painted.
 
     Raises:
@@ -57,17 +58,19 @@ class PaintRegiond(MapTransform):
         region_key: str = "region",
         repaint: Sequence[str] = (),
         replaceable: Sequence[str] | None = None,
+        hidden: Sequence[str] = (),
         unknown_value: int = 255,
     ) -> None:
         super().__init__(keys)
         if unknown_value in labels.values():
             raise ValueError(f"unknown_value {unknown_value} is a label; choose one that labels do not name")
-        for argument, names in (("repaint", repaint), ("replaceable", replaceable or ())):
+        for argument, names in (("repaint", repaint), ("replaceable", replaceable or ()), ("hidden", hidden)):
             unknown = set(names) - set(labels)
             if unknown:
                 raise ValueError(f"{argument} names {sorted(unknown)}, but labels name only {', '.join(labels)}")
         self.labels, self.image_key, self.label_key, self.region_key = labels, image_key, label_key, region_key
         self.unknown_value = unknown_value
+        self.hidden = [labels[name] for name in hidden]
         self.repaint = [labels[name] for name in repaint]
         self.kept = {} if replaceable is None else {n: v for n, v in labels.items() if v and n not in replaceable}
 
@@ -107,7 +110,7 @@ class PaintRegiond(MapTransform):
                 region |= torch.isin(plain(target), torch.as_tensor(self.repaint))
             if not region.any():
                 raise ValueError(f"{name} equals the CT's own map, so there is nothing to paint")
-            target[target == self.unknown_value] = UNKNOWN
+            target[torch.isin(plain(target), torch.as_tensor([self.unknown_value, *self.hidden]))] = UNKNOWN
             sample[key] = target
             sample[self.region_key] = target.clone()
             sample[self.region_key].copy_(region)
@@ -242,7 +245,7 @@ class PaintInferer(Inferer):
             )
             gap = 1.0 if slice_mm is None else float(slice_mm[n])
             for sample in range(self.samples):
-                generator = torch.Generator().manual_seed(seeds[n] + sample * 2**32)
+                generator = torch.Generator().manual_seed((seeds[n] + sample) % 2**32)
                 self.paint_volume(volumes[sample], *own, denoiser, told, gap, generator)
         return painted
 
@@ -299,13 +302,16 @@ class PaintInferer(Inferer):
     def paint_stack(self, x_0, region, tissues, noise, denoiser, told: "Told", window, generator) -> torch.Tensor:
         """Paint images of one size, each of shape (n, 1, w, h[, d]), and return them in the same shape."""
         latent_window = [length // denoiser.downsampling for length in window]
-        surroundings = x_0
-        if denoiser.autoencoder:
+        if denoiser.autoencoder is None:
+            surroundings = denoiser.encode(x_0)
+        else:
             blank = torch.where(region > 0, BLANK, x_0)
             surroundings = self.in_windows(denoiser.encode, blank, window)
         field = RegionField(self, denoiser, surroundings, region, tissues, told, latent_window)
         sampled = torch.where(field.region > 0, self.sample(field, noise, generator), surroundings)
-        if denoiser.autoencoder:
+        if denoiser.autoencoder is None:
+            sampled = denoiser.decode(sampled)
+        else:
             sampled = self.in_windows(denoiser.decode, sampled, latent_window)
         return torch.where(region > 0, sampled, x_0)
 

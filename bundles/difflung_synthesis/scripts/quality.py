@@ -57,8 +57,8 @@ class TissueQuality(Metric):
             painted).
 
     Raises:
-        ValueError: if ``hu_window`` or ``tile`` is out of range; on update, if shapes do not match or a reference
-            holds a tissue without a name.
+        ValueError: if ``hu_window`` or ``tile`` is out of range; on update, if shapes do not match, HU are
+            not finite, or a reference holds a tissue without a name.
     """
 
     def __init__(
@@ -107,6 +107,9 @@ class TissueQuality(Metric):
         if painted.ndim != 4 or not len(painted) or painted.shape[1:] != reference.shape[1:]:
             expected = f"(samples, {', '.join(str(length) for length in reference.shape[1:])}) like its reference"
             raise ValueError(f"painting of {case} has shape {tuple(painted.shape)}, expected {expected}")
+        for what, volume in (("painting", painted), ("reference", reference)):
+            if not plain(volume).isfinite().all():
+                raise ValueError(f"{what} of {case} holds values that are not finite, expected HU")
         unnamed = set(plain(reference[1]).unique().tolist()) - {0, *tissue_values(self.labels)}
         if unnamed:
             named = ", ".join(f"{name}={value}" for name, value in self.labels.items())

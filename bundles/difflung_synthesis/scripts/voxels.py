@@ -32,9 +32,7 @@ def hu_counts(hu: np.ndarray, hu_window: tuple[int, int]) -> np.ndarray:
 
 
 def quantiles(counts: np.ndarray, shares: tuple[float, ...], hu_window: tuple[int, int]) -> list[float]:
-    """Return quantiles of the values that :func:`hu_counts` counted, to 1 HU; NaN where it counted none."""
-    if not counts.sum():
-        return [float("nan")] * len(shares)
+    """Return quantiles of the values that :func:`hu_counts` counted (at least one), to 1 HU."""
     first = np.searchsorted(np.cumsum(counts), np.asarray(shares) * counts.sum())
     return [float(hu_window[0] + index) for index in first]
 
