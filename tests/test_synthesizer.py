@@ -75,7 +75,7 @@ def data(tmp_path_factory):
 def arguments(overrides):
     words = []
     for key, value in overrides.items():
-        words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+        words += [f"--{key}", value if isinstance(value, str) else repr(value)]
     return words
 
 

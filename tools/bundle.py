@@ -1,6 +1,5 @@
 """Running a bundle's workflow in a process of its own (two bundles in one process would share ``scripts``)."""
 
-import json
 import os
 import re
 import subprocess
@@ -77,7 +76,7 @@ def run_bundle(bundle: str, config_files: list[str], overrides: dict, log: Path)
         str(root / "configs/logging.conf"),
     ]
     for key, value in overrides.items():
-        command += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+        command += [f"--{key}", value if isinstance(value, str) else repr(value)]
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     # idle OpenMP threads sleep instead of spinning: as fast alone, and far faster beside other work
     environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | {"PYTHONUNBUFFERED": "1"}

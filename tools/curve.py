@@ -14,7 +14,6 @@ from tools.nifti import relative
 from tools.panels import FLOORS, QUALITY_ROWS, draw_curve
 from tools.scheme import BUNDLES, tissue_labels
 
-CONFIGS = ["train.json", "evaluate.json"]
 # What the command itself decides.
 RESERVED = (
     *("dataset_dir", "datalist", "fold", "model_dir", "output_dir", "checkpoint"),
@@ -31,6 +30,7 @@ def curve(
     evaluations: tuple = (1, 2, 4, 8, 16, 50),
     samplers: tuple = ("euler",),
     cases: int | None = None,
+    variant: str | None = None,
     overrides: dict | None = None,
 ) -> None:
     """Score the synthesizer over the number of network evaluations, per sampler and tissue, beside the real floor.
@@ -47,6 +47,7 @@ def curve(
         evaluations: of the network per window, such as 1,2,4.
         samplers: such as euler,heun; each needs a network of its objective.
         cases: only the first so many held-out cases; all if not given.
+        variant: overlay of the synthesizer's train.json that the weights were trained with, such as few_step.
         overrides: ids of the synthesizer's train.json and evaluate.json and their values.
 
     Raises:
@@ -55,11 +56,16 @@ def curve(
     """
     overrides, samplers = dict(overrides or {}), [str(name) for name in listed(samplers)]
     evaluations = listed(evaluations)
-    check(evaluations, samplers, cases, overrides)
+    configs = config_files(variant)
+    check(evaluations, samplers, cases)
+    for key in overrides:
+        if key in RESERVED:
+            raise InputError(f"overrides may not hold {key!r}: curve sets it")
+    check_overrides(SYNTHESIZER, configs, overrides)
     training, held_out = split_fold(Path(datalist), fold)
     of_card = card_settings(checkpoint, held_out)
     settings = {
-        "command": "curve", "datalist_sha256": sha256(datalist), "fold": fold, "cases": cases,
+        "command": "curve", "datalist_sha256": sha256(datalist), "fold": fold, "cases": cases, "variant": variant,
         "checkpoint_sha256": sha256(checkpoint), "overrides": overrides,
     }  # fmt: skip
     output = open_run(output, settings)
@@ -80,7 +86,7 @@ def curve(
         run |= {"model_dir": str(Path(checkpoint).parent), "checkpoint": str(checkpoint), "output_dir": str(folder)}
         run |= {"num_steps": number, "sampler": sampler}
         start = time.monotonic()
-        run_bundle(SYNTHESIZER, CONFIGS, of_card | run | overrides, folder / "evaluate.log")
+        run_bundle(SYNTHESIZER, configs, of_card | run | overrides, folder / "evaluate.log")
         seconds = round(time.monotonic() - start, 1)
         result = {"sampler": sampler, "evaluations": number, "seconds": seconds, "tissues": read_quality(folder)}
         write_json(folder / "result.json", result)
@@ -88,7 +94,19 @@ def curve(
     print(f"\n{format_table(rows)}\n\nwrote curve.csv and curve.png in {output}")
 
 
-def check(evaluations: list, samplers: list[str], cases: int | None, overrides: dict) -> None:
+def config_files(variant: str | None) -> list[str]:
+    """Return the configs of an evaluation, the overlay of a variant among them.
+
+    Raises:
+        InputError: if there is no such overlay.
+    """
+    overlays = sorted(path.stem for path in (BUNDLES / SYNTHESIZER / "configs").glob("*.yaml"))
+    if variant is not None and variant not in overlays:
+        raise InputError(f"there is no variant {variant!r}; there are {', '.join(overlays)}")
+    return ["train.json", *([f"{variant}.yaml"] if variant else []), "evaluate.json"]
+
+
+def check(evaluations: list, samplers: list[str], cases: int | None) -> None:
     """Raise InputError for an argument that cannot be used."""
     whole = [value for value in evaluations if isinstance(value, int) and not isinstance(value, bool) and value > 0]
     if not evaluations or whole != evaluations:
@@ -97,10 +115,6 @@ def check(evaluations: list, samplers: list[str], cases: int | None, overrides: 
         raise InputError("samplers must name at least one, such as euler")
     if cases is not None and (not isinstance(cases, int) or cases < 1):
         raise InputError(f"cases must be a whole number of at least 1, not {cases}")
-    for key in overrides:
-        if key in RESERVED:
-            raise InputError(f"overrides may not hold {key!r}: curve sets it")
-    check_overrides(SYNTHESIZER, CONFIGS, overrides)
 
 
 def write_datalist(training: list[dict], held_out: list[dict], output: Path) -> Path:

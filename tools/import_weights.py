@@ -1,6 +1,5 @@
 """``python -m tools import-weights``: start the synthesizer's training from a diffusion U-Net of monai-generative."""
 
-import json
 import pickle
 import re
 import warnings
@@ -63,7 +62,7 @@ def import_weights(
     reference = build_reference(shape, weights, source)
     denoiser = build_denoiser(shape, objective)
     carry_over(weights, denoiser)
-    difference = relative_difference(reference, denoiser)
+    difference = relative_difference(reference, denoiser, source)
     if not difference < TOLERANCE:
         raise InputError(
             f"{source} gives outputs that differ by {difference:.1e} of their norm after the conversion, more than "
@@ -73,8 +72,8 @@ def import_weights(
         torch.save(denoiser.state_dict(), temporary)
     settings = {name: shape[name] for name in ("num_res_blocks", "attention_levels", "num_head_channels")}
     settings |= {"norm_num_groups": norm_num_groups, "spatial_dims": shape["spatial_dims"]}
-    flags = [f"--objective {objective}", f"--network_channels '{json.dumps(shape['channels'])}'"]
-    flags += [f"--network_def::{name} '{json.dumps(value)}'" for name, value in settings.items()]
+    flags = [f"--objective {objective}", f"--network_channels '{shape['channels']}'"]
+    flags += [f"--network_def::{name} '{value}'" for name, value in settings.items()]
     print(
         f"wrote {output}: {shape['spatial_dims']}D, the first of {shape['in_channels']} input channels carried over, "
         f"outputs agree to {difference:.1e}; the bundle's configs load it with {' '.join(flags)}"
@@ -251,10 +250,13 @@ def carry_over(weights: Mapping[str, torch.Tensor], denoiser: nn.Module) -> None
 
 
 @torch.no_grad()
-def relative_difference(reference: nn.Module, denoiser: nn.Module) -> float:
+def relative_difference(reference: nn.Module, denoiser: nn.Module, source: Path) -> float:
     """Return how far apart the two outputs are, over the norm of the reference's.
 
     The patches are random; conditions are zero. The two times are ones that t times 1000 gives back without rounding.
+
+    Raises:
+        InputError: if the reference's output is zero everywhere, which proves nothing, or not finite.
     """
     generator = torch.Generator().manual_seed(0)
     edge = 2 * denoiser.stride
@@ -265,4 +267,6 @@ def relative_difference(reference: nn.Module, denoiser: nn.Module) -> float:
         for channels in (reference.conv_in.conv.in_channels, denoiser.unet.conv_in.conv.in_channels)
     ]
     expected = reference(images[0], steps)
+    if not 0 < float(expected.norm()) < float("inf"):
+        raise InputError(f"{source} predicts only zeros, as an untrained network does, or numbers that are not finite")
     return float((denoiser(images[1], steps / 1000) - expected).norm() / expected.norm())

@@ -134,7 +134,7 @@ def draw_curve(rows: list[dict], labels: dict[str, int]) -> bytes:
             if column == 0:
                 axes.set_ylabel(QUALITY_ROWS[name], fontsize=8, color=INK)
             if line == column == 0 and len(samplers) > 1:
-                axes.legend(fontsize=7, frameon=False)
+                axes.legend(fontsize=7, frameon=False, handlelength=4)
     return png_bytes(figure)
 
 

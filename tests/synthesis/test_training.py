@@ -65,6 +65,8 @@ def test_randomness_differs_between_epochs_and_seeds(tmp_path):
 def test_resuming_nothing_or_another_seed_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is nothing to resume: .*training.pt does not exist"):
         train(tmp_path, resume=True)
+    with pytest.raises(ValueError, match="resume must be True or False, not 'true'"):
+        train(tmp_path, resume="true")
     train(tmp_path, max_epochs=1)
     with pytest.raises(ValueError, match="is of a run with seed 3, not 5"):
         train(tmp_path, resume=True, seed=5)

@@ -108,6 +108,7 @@ def test_metrics_serve_where_there_is_no_quality_table(tmp_path):
     ({"evaluations": "few"}, r"not \['few'\]"),
     ({"samplers": ()}, "samplers must name at least one"),
     ({"cases": 0}, "cases must be a whole number of at least 1, not 0"),
+    ({"variant": "tiny"}, "there is no variant 'tiny'; there are .*few_step"),
     ({"overrides": {"sampler": "heun"}}, "overrides may not hold 'sampler': curve sets it"),
     ({"overrides": {"overlapp": 0.5}}, "has no id 'overlapp' to override"),
 ])  # fmt: skip
@@ -136,3 +137,8 @@ def test_settings_on_the_card_are_kept_and_unknown_attributes_are_not_told(cohor
     assert stand_in[0]["network_channels"] == [8, 16] and stand_in[0]["num_steps"] == 4
     items = read_json(tmp_path / "out/datalist.json")["training"]
     assert [item.get("age") for item in items if item["fold"] == 0] == [None, 42, 44, 46]
+
+
+def test_variant_lies_between_train_and_evaluate():
+    assert module.config_files("few_step") == ["train.json", "few_step.yaml", "evaluate.json"]
+    assert module.config_files(None) == ["train.json", "evaluate.json"]

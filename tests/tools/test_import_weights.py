@@ -13,6 +13,12 @@ SETTINGS = {"num_head_channels": 8, "norm_num_groups": 4}
 ATTRIBUTES = {"severity": [0, 1], "age": [0, 120], "history": ["none", "smoker", "exposure", "post-infection"]}
 
 
+def untrained() -> dict:
+    """Return the weights of a network as its constructor makes it, whose last convolution is zero."""
+    shape = {"num_channels": (8, 16), "num_res_blocks": 1, "attention_levels": (False, False)}
+    return DiffusionModelUNet(2, 2, 1, **shape, **SETTINGS).state_dict()
+
+
 def network(**changes) -> DiffusionModelUNet:
     """Return a small network with random weights everywhere, also where the constructor puts zeros."""
     arguments = {
@@ -62,7 +68,7 @@ def test_imported_network_computes_what_the_old_one_did(tmp_path, objective, cap
     assert weights["unet.conv_in.conv.weight"][:, 1:].abs().max() == 0
     told = capsys.readouterr().out
     assert f"--objective {objective} --network_channels '[8, 16]'" in told
-    assert "--network_def::num_res_blocks '[1, 2]' --network_def::attention_levels '[false, true]'" in told
+    assert "--network_def::num_res_blocks '[1, 2]' --network_def::attention_levels '[False, True]'" in told
 
 
 @pytest.mark.parametrize("in_channels", [1, 12])
@@ -122,6 +128,7 @@ def without(name: str) -> dict:
         ),
         (lambda: network(out_channels=2).state_dict(), "predicts 2 channels, but the bundle's network predicts 1"),
         (lambda: denoiser().unet.state_dict(), "classes"),
+        (untrained, "old.pt predicts only zeros, as an untrained network does, or numbers that are not finite"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path, checkpoint, told):

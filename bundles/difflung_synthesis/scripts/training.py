@@ -52,6 +52,8 @@ class TrainingState:
         }
         self.dataloader, self.seed, self.save_interval, self.resume = dataloader, seed, save_interval, resume
         self.weights, self.state = Path(model_dir) / weights_name, Path(model_dir) / "training.pt"
+        if not isinstance(resume, bool):
+            raise ValueError(f"resume must be True or False, not {resume!r}")
         if resume and not self.state.is_file():
             raise FileNotFoundError(f"there is nothing to resume: {self.state} does not exist")
 
