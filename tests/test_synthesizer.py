@@ -29,7 +29,8 @@ TINY = {
     "num_steps": 2,
     "device": "cpu",
 }
-LABELS = {"background": 0, "healthy": 1, "ground_glass": 2, "fibrosis": 3, "emphysema": 4, "consolidation": 5}
+SETTINGS = json.loads((BUNDLE / "configs/train.json").read_text())
+LABELS = SETTINGS["labels"]
 
 
 def oblique(angle=0.2):
@@ -148,6 +149,9 @@ def test_training_writes_plain_weights_with_the_measured_presence(trained):
     weights = torch.load(trained / "model.pt", weights_only=True)
     presence = weights["tissue_presence"]
     assert presence.shape == (5,)
+    hu = (weights["tissue_mean"] + 1) / 2 * 1324 - 1024
+    assert hu[:4].tolist() == pytest.approx([-850, -600, -550, -960], abs=12)
+    assert (weights["tissue_deviation"][:4] * 662).tolist() == pytest.approx([40] * 4, abs=12)
     assert (presence[:4] > 0.2).all() and presence.max() <= 1
     assert (trained / "eval/metrics.csv").is_file()
     assert list((trained / "eval").glob("events.out.tfevents*"))
@@ -175,7 +179,7 @@ def test_painting_changes_nothing_outside_the_region_of_an_oblique_ct(trained, p
 
 def test_what_the_network_paints_lands_where_it_was_asked(painting, tmp_path):
     """An inferer that gives back its input must reproduce the CT: nothing is flipped, shifted or rescaled."""
-    torch.save(TissueDenoiser(LABELS).state_dict(), tmp_path / "model.pt")
+    torch.save(TissueDenoiser(LABELS, attributes=SETTINGS["attributes"]).state_dict(), tmp_path / "model.pt")
     workflow = config(
         "inference.json", dataset_dir=str(painting), output_dir=str(tmp_path), checkpoint=str(tmp_path / "model.pt"),
         inferer="$lambda inputs, network, **given: torch.as_tensor(inputs)", device="cpu", bundle_root=str(BUNDLE),
@@ -232,13 +236,14 @@ def test_variant_trains_resumes_evaluates_and_paints(variant, trained, data, pai
     extra = {}
     if "latent" in variant:
         names = ["train.json", *[name for name in overlays if name != "latent.yaml"], "autoencoder.yaml"]
-        small = {"autoencoder_channels": [8, 8], "latent_channels": 2}
-        result = bundle([], names, tmp_path, **tiny, **places, **small)
+        small = extra = {"autoencoder_channels": [8, 8], "latent_channels": 2}
+        small = small | {key: value for key, value in tiny.items() if not key.startswith("network")} | places
+        result = bundle([], names, tmp_path, **small)
         assert result.returncode == 0, result.stderr[-3000:]
-        result = bundle(["evaluating"], [*names, "evaluate.json"], tmp_path, **tiny, **places, **small)
+        result = bundle(["evaluating"], [*names, "evaluate.json"], tmp_path, **small)
         assert result.returncode == 0, result.stderr[-3000:]
         assert "hu_wasserstein_fibrosis" in (tmp_path / "eval/metrics.csv").read_text()
-        extra = small | {"autoencoder_weights": str(tmp_path / "autoencoder.pt")}
+        extra = extra | {"autoencoder_weights": str(tmp_path / "autoencoder.pt")}
     if variant == "few-step":
         extra = {"start": str(trained / "model.pt")}
     result = bundle([], ["train.json", *overlays], tmp_path, **tiny, **places, **extra)

@@ -73,6 +73,7 @@ def import_weights(
     settings = {name: shape[name] for name in ("num_res_blocks", "attention_levels", "num_head_channels")}
     settings |= {"norm_num_groups": norm_num_groups, "spatial_dims": shape["spatial_dims"]}
     flags = [f"--objective {objective}", f"--network_channels '{shape['channels']}'"]
+    flags += ["--tissue_prior False", "--data_scale 1.0"]
     flags += [f"--network_def::{name} '{value}'" for name, value in settings.items()]
     print(
         f"wrote {output}: {shape['spatial_dims']}D, the first of {shape['in_channels']} input channels carried over, "
@@ -223,6 +224,7 @@ def build_denoiser(shape: Mapping, objective: str) -> nn.Module:
     """Return the bundle's network, as train.json builds it, of the checkpoint's shape and in float32."""
     parser = read_bundle(BUNDLE, "train.json")
     parser["objective"], parser["network_channels"], parser["amp"] = objective, shape["channels"], False
+    parser["tissue_prior"], parser["data_scale"] = False, 1.0  # the checkpoint's network had neither
     for name in ("spatial_dims", "num_res_blocks", "attention_levels", "num_head_channels", "norm_num_groups"):
         parser[f"network_def::{name}"] = shape[name]
     return parser.get_parsed_content("network_def").eval()

@@ -39,7 +39,8 @@ def network(**changes) -> DiffusionModelUNet:
 def denoiser(objective: str = "ddpm", **changes) -> TissueDenoiser:
     """Return the bundle's network of that shape."""
     shape = {"channels": (8, 16), "num_res_blocks": (1, 2), "attention_levels": (False, True)} | SETTINGS | changes
-    return TissueDenoiser(tissue_labels(), attributes=ATTRIBUTES, objective=objective, amp=False, **shape).eval()
+    same = {"attributes": ATTRIBUTES, "objective": objective, "amp": False, "tissue_prior": False, "data_scale": 1.0}
+    return TissueDenoiser(tissue_labels(), **same, **shape).eval()
 
 
 def imported(folder, checkpoint, objective: str = "ddpm") -> dict:

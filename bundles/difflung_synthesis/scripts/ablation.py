@@ -12,6 +12,8 @@ from ignite.engine import Engine, Events
 
 from .condition import UNKNOWN, tissue_values
 
+SMALLEST_DEVIATION = 0.01  # of a tissue's intensity in [-1, 1]
+
 
 def keep_probability(
     presence: torch.Tensor, gamma: float = 1.0, q_min: float = 0.1, q_max: float = 0.9
@@ -130,15 +132,23 @@ def tissue_presence(maps: torch.Tensor, labels: Mapping[str, int], min_voxels: i
     return torch.stack([(flat == value).sum(1) >= min_voxels for value in tissue_values(labels)], dim=1)
 
 
-class MeasurePresence:
-    """Handler that measures f_k through the patch sampler in use, before the first iteration.
+def intensity_sums(images: torch.Tensor, maps: torch.Tensor, labels: Mapping[str, int]) -> torch.Tensor:
+    """Return number, sum and sum of squares of the voxels of each tissue and, last, of the lung, (3, tissues + 1)."""
+    where = [maps == value for value in tissue_values(labels)] + [maps != 0]
+    images = images.double()
+    return torch.stack([torch.stack([m.sum().double(), images[m].sum(), (images[m] ** 2).sum()]) for m in where], dim=1)
 
-    The result goes to the ablation and, as the buffer ``tissue_presence``, into the network's checkpoint.
+
+class MeasurePresence:
+    """Handler that measures f_k through the patch sampler in use, before the first iteration, and tissue intensities.
+
+    The presence goes to the ablation and, as the buffer ``tissue_presence``, into the network's checkpoint, where mean
+    and deviation of each tissue become the buffers ``tissue_mean`` and ``tissue_deviation``.
 
     Args:
-        dataset: training dataset; an item is a patch or a list of patches with a ``label``, shape (1, H, W).
+        dataset: training dataset; an item is a patch or a list of patches with image and label.
         ablation: what to fit.
-        network: module with a buffer ``tissue_presence``, shape (tissues,).
+        network: :class:`TissueDenoiser`.
         labels: tissue name to value.
         min_voxels: tau, see :func:`tissue_presence`.
         num_patches: at least so many patches are drawn.
@@ -157,17 +167,25 @@ class MeasurePresence:
         """Draw patches, count, and hand the frequencies on; several processes average theirs."""
         if len(self.dataset) == 0:
             raise ValueError("the training dataset is empty; check datalist and fold")
-        present, index = [], 0
+        present, sums, index = [], torch.zeros(3, len(self.network.tissue_mean), dtype=torch.float64), 0
         while len(present) < self.num_patches:
             item = self.dataset[index % len(self.dataset)]
             patches = item if isinstance(item, list) else [item]
             maps = torch.stack([torch.as_tensor(patch["label"]) for patch in patches])
+            images = torch.stack([torch.as_tensor(patch["image"]) for patch in patches])
             present.extend(tissue_presence(maps, self.labels, self.min_voxels).float())
+            sums += intensity_sums(images, maps, self.labels)
             index += 1
         mean = torch.stack(present).mean(dim=0)
         presence = torch.as_tensor(idist.all_reduce(mean, op="SUM")).cpu() / idist.get_world_size()
         self.ablation.fit(presence)
         self.network.tissue_presence.copy_(presence)
+        count, total, squares = torch.as_tensor(idist.all_reduce(sums.float(), op="SUM")).cpu().double()
+        seen = count > 1
+        mean = torch.where(seen, total / count.clamp(min=1), total[-1] / count[-1])
+        spread = (squares / count.clamp(min=1) - mean**2).clamp(min=SMALLEST_DEVIATION**2).sqrt()
+        self.network.tissue_mean.copy_(mean)
+        self.network.tissue_deviation.copy_(torch.where(seen, spread, spread[-1]))
         names = [name for name, value in sorted(self.labels.items(), key=lambda item: item[1]) if value != 0]
         shown = ", ".join(
             f"{n} {f:.2f}/{q:.2f}" for n, f, q in zip(names, presence.tolist(), self.ablation.keep.tolist())

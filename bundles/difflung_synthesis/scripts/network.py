@@ -8,7 +8,7 @@ from torch import nn
 
 from .attributes import Attributes
 from .autoencoder import TissueAutoencoder, channels_last
-from .condition import tissue_values
+from .condition import DENSITY_GAIN, tissue_values
 
 OBJECTIVES = ("flow", "few_step", "ddpm")
 
@@ -49,8 +49,41 @@ class ConditionEmbedding(nn.Module):
         return self.attributes(attributes) + self.interval(torch.cat([interval, interval.sqrt()], dim=1))
 
 
+def gaussian_velocity(
+    x_t: torch.Tensor, t: torch.Tensor, interval: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the velocity of the flow where every voxel is independent and normal, in closed form.
+
+    For x_0 ~ N(m, d^2), x_t = (1 - t) x_0 + t eps has variance s_t^2 = (1 - t)^2 d^2 + t^2, and the flow keeps
+    quantiles: (x_r - (1 - r) m) / s_r = (x_t - (1 - t) m) / s_t. So u = (x_t - x_r) / (t - r) is known for every step.
+
+    Args:
+        x_t: noisy image.
+        t: times, in a shape that multiplies ``x_t``.
+        interval: t - r of a step, likewise; 0 for the velocity at t itself.
+        mean: m per voxel.
+        deviation: d per voxel.
+
+    Returns:
+        u; the deviation d / s_t of what it leaves to be explained; and x_t centred and divided by s_t.
+    """
+
+    def spread(time):
+        return ((1 - time) ** 2 * deviation**2 + time**2).sqrt()
+
+    centred, now = x_t - (1 - t) * mean, spread(t)
+    rate = (t - (1 - t) * deviation**2) / now**2
+    step = interval.clamp(min=1e-3)
+    shrinking = torch.where(interval < 1e-3, rate, (1 - spread(t - step) / now) / step)
+    return shrinking * centred - mean, deviation / now, centred / now
+
+
 class TissueDenoiser(nn.Module):
     """Velocity (or noise) at every voxel, from the noisy patch and what is known about it.
+
+    With a tissue prior the answer is that of independent voxels with the mean and the deviation of the tissue that is
+    told, plus what the U-Net adds; so an untrained network paints each tissue with its density and contrast, and the
+    U-Net learns texture. It is the preconditioning of Karras et al. (NeurIPS 2022) for a flow, voxel by voxel.
 
     With an autoencoder the patch is a latent one: the network then works on its channels and its coarser grid, and the
     weights hold the autoencoder's too.
@@ -70,10 +103,13 @@ class TissueDenoiser(nn.Module):
         data_scale: factor on CT in [-1, 1] before noise of deviation 1 is added. Tissue textures deviate by .05 to .25
             there: unscaled, most of the noise drowns them, and a sampler of few equal steps loses half of their
             contrast. A latent has its own scale.
+        tissue_prior: as above, for a flow; a DDPM has none.
         amp: compute in bfloat16 where the processor has it.
 
     Attributes:
         tissue_presence: f_k of the training patches, shape (tissues,), zero until trained.
+        tissue_mean: mean in [-1, 1] of the voxels of each tissue and, last, of the whole lung, in the training patches.
+        tissue_deviation: likewise.
 
     Raises:
         ValueError: if the objective is not known, or weights of another kind of model are loaded.
@@ -85,13 +121,14 @@ class TissueDenoiser(nn.Module):
         spatial_dims: int = 2,
         attributes: Mapping[str, Sequence] | None = None,
         objective: str = "flow",
-        channels: Sequence[int] = (32, 64, 128),
+        channels: Sequence[int] = (16, 32, 64, 128),
         num_res_blocks: int = 1,
         attention_levels: Sequence[bool] | None = None,
         num_head_channels: int = 32,
         norm_num_groups: int = 8,
         autoencoder: TissueAutoencoder | None = None,
         data_scale: float = 4.0,
+        tissue_prior: bool = True,
         amp: bool = True,
     ) -> None:
         super().__init__()
@@ -103,9 +140,10 @@ class TissueDenoiser(nn.Module):
         self.data_scale = data_scale
         self.data_channels = autoencoder.latent_channels if autoencoder else 1
         self.downsampling = autoencoder.downsampling if autoencoder else 1
+        self.tissue_prior = tissue_prior and objective != "ddpm"
         self.unet = DiffusionModelUNet(
             spatial_dims=spatial_dims,
-            in_channels=self.data_channels + known_channels(self.labels),
+            in_channels=self.data_channels * (1 + self.tissue_prior) + known_channels(self.labels),
             out_channels=self.data_channels,
             channels=tuple(channels),
             num_res_blocks=num_res_blocks,
@@ -116,7 +154,10 @@ class TissueDenoiser(nn.Module):
         )
         # MONAI adds this embedding to the time's; it knows a class number only, we need a vector
         self.unet.class_embedding = ConditionEmbedding(self.attributes.size, 4 * channels[0])
-        self.register_buffer("tissue_presence", torch.zeros(len(tissue_values(self.labels))))
+        tissues = len(tissue_values(self.labels))
+        self.register_buffer("tissue_presence", torch.zeros(tissues))
+        self.register_buffer("tissue_mean", torch.zeros(tissues + 1))
+        self.register_buffer("tissue_deviation", torch.full((tissues + 1,), 1 / data_scale))
 
     @property
     def stride(self) -> int:
@@ -157,11 +198,33 @@ class TissueDenoiser(nn.Module):
         if interval is None:
             interval = torch.zeros(samples, device=image.device)
         given = torch.cat([attributes.to(image.device), interval.view(-1, 1)], dim=1)
+        prior, rest = None, 1.0
+        if self.tissue_prior:
+            x_t, known = image.split([self.data_channels, image.shape[1] - self.data_channels], dim=1)
+            times, steps = (value.view(-1, *[1] * (image.ndim - 1)) for value in (timesteps, interval))
+            prior, rest, centred = gaussian_velocity(x_t, times, steps, *self.prior(known))
+            image = torch.cat([image, centred * (known[:, :1] > 0)], dim=1)
         enabled = self.amp and bfloat16_is_fast(image.device)
         with torch.autocast(image.device.type, torch.bfloat16, enabled=enabled):
             # the sinusoidal embedding expects steps up to 1000
             prediction = self.unet(channels_last(image), timesteps * 1000, class_labels=given)
-        return prediction.float()
+        return prediction.float() if prior is None else prior + rest * prediction.float()
+
+    def prior(self, known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and deviation that are expected at each voxel, on the scale of :meth:`encode`.
+
+        Args:
+            known: region, tissues, UNKNOWN, density and density known, shape (B, known, ...).
+        """
+        if self.autoencoder:
+            return torch.zeros_like(known[:, :1]), torch.ones_like(known[:, :1])
+        tissues = known[:, 1:-2]
+        shape = (1, -1, *[1] * (known.ndim - 2))
+        mean = (tissues * self.tissue_mean.view(shape)).sum(dim=1, keepdim=True)
+        deviation = (tissues * self.tissue_deviation.view(shape)).sum(dim=1, keepdim=True)
+        density, told = known[:, -2:-1], known[:, -1:]
+        mean = torch.where(told > 0, density / DENSITY_GAIN, mean)
+        return mean * self.data_scale, torch.where(deviation > 0, deviation, 1 / self.data_scale) * self.data_scale
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
         """Return the image in [-1, 1] as the network works on it: scaled, or its latent, shape (B, data, ...)."""
@@ -188,6 +251,7 @@ class TissueDenoiser(nn.Module):
             else f"pixel, scale {self.data_scale:g}",
             "attributes": self.attributes.ranges,
             "objective": self.objective,
+            "tissue prior": self.tissue_prior,
         }
 
     def get_extra_state(self) -> dict:
