@@ -15,11 +15,11 @@ from tools.bundle import check_overrides, run_bundle
 from tools.card import card_settings, only_known
 from tools.files import InputError, RunError, atomic_file, open_run, read_json, sha256, write_json, write_text
 from tools.panels import draw_conditions
-from tools.probes import LEVELS, TOLD, UNKNOWN, Probe, find_hosts, lay_out, plan, unpainted
+from tools.probes import LEVELS, MAP, TOLD, UNKNOWN, Probe, find_hosts, lay_out, plan, unpainted
 from tools.scheme import BUNDLES, tissue_labels
 
 SEGMENTER = "lung_tissue_seg"
-SEGMENTED = ("severity", "history")  # the conditions of which the tissues in the painting tell
+SEGMENTED = ("severity", "history", MAP)  # the conditions of which the tissues in the painting tell
 COLUMNS = ("condition", "tissue", "measure", "requested", "measured", "case", "painting")
 # What the command itself decides.
 RESERVED = ("dataset_dir", "output_dir", "model_dir", "checkpoint", "num_steps")
@@ -126,12 +126,14 @@ def segment(probes: list[Probe], output: Path, weights: Path, overrides: dict) -
     """Segment the paintings of which the tissues tell, in one run of the bundle."""
     work = output / "work"
     wanted = [probe for probe in probes if probe.condition in SEGMENTED]
-    if not unpainted(wanted, work / "segmented"):
+    real = {f"real-{probe.case}.nii.gz": probe.scene.name for probe in wanted if probe.condition == MAP}
+    if not unpainted(wanted, work / "segmented") and all((work / "segmented" / name).is_file() for name in real):
         return
     for folder in ("to_segment", "segmented", "segmenter"):
         shutil.rmtree(work / folder, ignore_errors=True)
     links = {work / "segmenter" / "model.pt": weights}
     links |= {work / "to_segment" / name: work / "painted" / name for name in (f"{p.case}.nii.gz" for p in wanted)}
+    links |= {work / "to_segment" / name: work / f"scenes/{scene}-images.nii.gz" for name, scene in real.items()}
     for link, target in links.items():
         link.parent.mkdir(exist_ok=True)
         link.symlink_to(os.path.abspath(target))
@@ -150,7 +152,7 @@ def evaluate(probes: list[Probe], surveyed: list[dict], work: Path, segmented: b
     Raises:
         RunError: if a painting changed the CT outside its region.
     """
-    rows, lungs = [], {UNKNOWN: [], TOLD: []}
+    rows, lungs, maps = [], {UNKNOWN: [], TOLD: []}, []
     for probe in tqdm(probes, desc="measuring", unit="painting"):
         painted = np.clip(nib.load(work / f"painted/{probe.case}.nii.gz").get_fdata(dtype=np.float32), *hu_window)
         if not np.array_equal(painted[~probe.scene.region], probe.scene.hu[~probe.scene.region]):
@@ -159,10 +161,13 @@ def evaluate(probes: list[Probe], surveyed: list[dict], work: Path, segmented: b
         if segmented and probe.condition in SEGMENTED:
             tissues = np.asarray(nib.load(work / f"segmented/{probe.case}.nii.gz").dataobj)
         rows += obedience.measure(probe, painted, tissues)
+        if segmented and probe.condition == MAP:
+            of_real = np.asarray(nib.load(work / f"segmented/real-{probe.case}.nii.gz").dataobj)
+            maps.append((probe.scene.truth, tissues, of_real))
         if probe.condition in lungs:
             lungs[probe.condition].append((probe.scene, painted))
     unknown = obedience.judge_unknown(lungs, rows, hu_window)
-    return rows, {"judgements": obedience.judge(rows, surveyed), "unknown": unknown}
+    return rows, {"judgements": obedience.judge(rows, surveyed), "unknown": unknown, "map": obedience.judge_map(maps)}
 
 
 def write(rows: list[dict], summary: dict, output: Path) -> None:
@@ -203,6 +208,9 @@ def format_table(summary: dict) -> str:
         whole, alone = unknown[kind]["wasserstein_hu"], unknown[kind]["wasserstein_hu_per_host"]
         text.append(f"- {words}: {whole:.1f} all hosts together, {alone:.1f} host by host")
     text.append(f"- real lung of one host against another's: {_number(unknown['real_between_hosts'], '.1f')}")
+    if summary["map"]:
+        text += ["", "Dice of the segmenter's answer with the map, in painted lung (in real lung of the same slices):"]
+    text += [f"- {name}: {found['painted']:.3f} ({found['real']:.3f})" for name, found in summary["map"].items()]
     text += [f"- not measured: {name}, {reason}" for name, reason in summary["skipped"].items()]
     return "\n".join(text)
 

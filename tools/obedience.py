@@ -6,7 +6,7 @@ from scipy.stats import spearmanr, wasserstein_distance
 from tqdm import tqdm
 
 from tools.nifti import case_name, spacing_mm
-from tools.probes import FEWEST_VOXELS, TOLD, UNKNOWN, Probe, Scene, axial_axis, best_slices, cut, load_case
+from tools.probes import FEWEST_VOXELS, MAP, TOLD, UNKNOWN, Probe, Scene, axial_axis, best_slices, cut, load_case
 from tools.scheme import tissue_labels
 
 SMOOTHING_MM = 1.5  # in the axial plane, against noise
@@ -97,6 +97,8 @@ def measure(probe: Probe, painted: np.ndarray, segmented: np.ndarray | None) -> 
         found = {"mean_hu": float(inside.mean())}
     elif probe.condition == "age":
         found = {"median_hu": float(np.median(inside))}
+    elif probe.condition == MAP:
+        found = {}
     elif probe.condition in (UNKNOWN, TOLD):
         found = {"wasserstein_hu": float(wasserstein_distance(inside, scene.hu[region]))}
     else:
@@ -218,6 +220,33 @@ def judge_unknown(scenes: dict[str, list[tuple[Scene, np.ndarray]]], rows: list[
         result["histograms"][kind] = shares(inside, edges)
     between = [wasserstein_distance(a, b) for number, a in enumerate(real) for b in real[:number]]
     return result | {"real_between_hosts": float(np.mean(between)) if between else None}
+
+
+def judge_map(scenes: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict[str, dict[str, float]]:
+    """Return the Dice of each tissue that the segmenter finds in painted lung, and in the real lung of the same slices.
+
+    Args:
+        scenes: tissue map; tissues found in the painting that was made from it, and in the real CT.
+    """
+    found = {}
+    for name, value in tissue_labels().items():
+        if value and any((truth == value).any() for truth, _, _ in scenes):
+            found[name] = {
+                kind: dice([(scene[0] == value, scene[index] == value) for scene in scenes])
+                for kind, index in (("painted", 1), ("real", 2))
+            }
+    return found
+
+
+def dice(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Return the Dice of masks, pooled over pairs.
+
+    Example:
+        >>> dice([(np.array([True, True]), np.array([True, False])), (np.array([True]), np.array([True]))])
+        0.8
+    """
+    common = sum(int((a & b).sum()) for a, b in pairs)
+    return 2 * common / sum(int(a.sum() + b.sum()) for a, b in pairs)
 
 
 def shares(values: np.ndarray, edges: np.ndarray) -> list[float]:

@@ -13,7 +13,7 @@ from tools.files import InputError, atomic_file
 from tools.nifti import case_name, check_same_geometry, load_ct, load_labels, save_nifti
 from tools.scheme import pathological_tissues, tissue_labels
 
-LUNG, ALL_HEALTHY, UNKNOWN, TOLD = "lung", "all_healthy", "unknown", "told"
+LUNG, ALL_HEALTHY, UNKNOWN, TOLD, MAP = "lung", "all_healthy", "unknown", "told", "map"
 UNKNOWN_VALUE = 255  # in a target map: any tissue will do
 LEVELS = 5
 DENSITY_QUANTILES, SEVERITY_QUANTILES, AGE_QUANTILES = (0.1, 0.9), (0.05, 0.95), (0.0, 1.0)
@@ -76,7 +76,7 @@ class Probe:
 
     Attributes:
         case: its name.
-        condition: density, severity, age, history, unknown or told.
+        condition: density, severity, age, history, unknown, told or map.
         tissue: whose density is asked for, otherwise empty.
         requested: value or word asked for; None where nothing or everything is told.
         scene: what is painted.
@@ -180,7 +180,7 @@ def set_scene(kind: str, host: Host, hu_window: tuple[float, float]) -> Scene:
     image, truth = image.slicer[window], truth[window]
     hu = np.clip(image.get_fdata(dtype=np.float32), *hu_window)
     label, target = work_maps(kind, truth)
-    return Scene(f"{kind}-{host.name}", host, image, hu, truth, label, target)
+    return Scene(f"{kind}-{host.name}-{host.window.start}", host, image, hu, truth, label, target)
 
 
 def spread(values: list[float], quantiles: tuple[float, float], digits: int) -> list[float]:
@@ -210,18 +210,22 @@ def plan(survey: list[dict], hosts: dict[str, list[Host]], hu_window) -> tuple[l
     probes, scenes = [], {}
     for condition, tissue, kind, levels in asked:
         chosen = hosts[tissue or LUNG]
+        if condition == MAP:  # patients who between them have every tissue
+            chosen = list({(h.name, h.window.start): h for ill in pathological_tissues() for h in hosts[ill]}.values())
         if not chosen:
             skipped[f"{condition} {tissue}"] = f"no held-out patient has {FEWEST_VOXELS} voxels of it in the slices"
         for host in chosen:
-            if (kind, host.name) not in scenes:
-                scenes[kind, host.name] = set_scene(kind, host, hu_window)
-            scene = scenes[kind, host.name]
+            place = (kind, host.name, host.window.start)
+            if place not in scenes:
+                scenes[place] = set_scene(kind, host, hu_window)
+            scene = scenes[place]
             name = "_".join(filter(None, (condition, tissue)))
             for number, level in enumerate(levels):
                 if condition == TOLD:
                     told = truth_of(scene)
                 else:
                     told = {} if level is None else {name if tissue else condition: level}
+                number = host.window.start if condition == MAP else number
                 probes.append(Probe(f"{name}-{number}-{host.name}", condition, tissue, level, scene, told))
     return probes, skipped
 
@@ -250,7 +254,7 @@ def requests(survey: list[dict]) -> tuple[list[tuple[str, str, str, list]], dict
         skipped["history"] = f"{len(words)} of the training patients are known to the synthesizer; two are needed"
     else:
         asked.append(("history", "", UNKNOWN, words))
-    return [*asked, (UNKNOWN, "", UNKNOWN, [None]), (TOLD, "", TOLD, [None])], skipped
+    return [*asked, *((kind, "", TOLD if kind == MAP else kind, [None]) for kind in (UNKNOWN, TOLD, MAP))], skipped
 
 
 def truth_of(scene: Scene) -> dict[str, object]:
@@ -275,9 +279,9 @@ def lay_out(probes: list[Probe], work: Path) -> None:
             (work / kind / f"{probe.case}.nii.gz").symlink_to(source)
     columns = list(dict.fromkeys(key for probe in probes for key in probe.told))
     with atomic_file(work / "conditions.csv") as temporary, open(temporary, "w", newline="") as stream:
-        writer = csv.DictWriter(stream, ["case", *columns])
-        writer.writeheader()
-        writer.writerows({"case": probe.case} | probe.told for probe in probes if probe.told)
+        writer = csv.DictWriter(stream, ["case", "seed", *columns])
+        writer.writeheader()  # the levels of a host share their noise
+        writer.writerows({"case": probe.case, "seed": probe.scene.host.name} | probe.told for probe in probes)
 
 
 def unpainted(probes: list[Probe], painted: Path) -> list[Probe]:

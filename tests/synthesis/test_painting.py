@@ -356,7 +356,7 @@ def test_conditions_of_a_case_are_encoded_and_others_are_unknown(tmp_path):
 
 
 @pytest.mark.parametrize(("table", "message"), [
-    ("case,weight\na,80\n", r"has columns \['case', 'weight'\]; expected case and any of age, history"),
+    ("case,weight\na,80\n", r"has columns \['case', 'weight'\]; expected case and any of seed, age, history"),
     ("case,age\nc,80\n", "line 2 names case c, which has no image"),
     ("case,age\na,300\n", "age of a is 300, but must be a number from 0 to 120"),
     ("case,history\na,miner\n", "history of a is miner, but must be one of none, smoker"),

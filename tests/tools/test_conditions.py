@@ -128,7 +128,10 @@ def test_obedient_synthesizer_is_found_obedient_in_every_condition(cohort, stand
     unknown = read_json(tmp_path / "out/summary.json")["unknown"]
     assert unknown["told"]["wasserstein_hu"] < unknown["unknown"]["wasserstein_hu"]
     out = capsys.readouterr().out
-    assert out.startswith("41 paintings of 2 slices at most")  # 7 conditions at 5 levels, 4 histories, 2
+    assert out.startswith("42 paintings of 2 slices at most")  # 7 conditions at 5 levels, 4 histories, 3
+    faithful = read_json(tmp_path / "out/summary.json")["map"]
+    assert faithful["healthy"]["painted"] == pytest.approx(faithful["healthy"]["real"], abs=0.05)
+    assert faithful["fibrosis"]["real"] > 0.1 and "Dice of the segmenter's answer with the map" in out
     assert "| density fibrosis" in out and "obeyed" in out
     assert [bundle for bundle, _, _ in stand_in.runs] == ["difflung_synthesis", "lung_tissue_seg"]
     assert (tmp_path / "out/conditions.png").read_bytes().startswith(b"\x89PNG")
@@ -166,8 +169,8 @@ def test_killed_run_goes_on_with_what_is_missing(cohort, stand_in, tmp_path):
     stand_in.stops_after = None
     call(cohort, tmp_path / "out", cases=1)
     work = tmp_path / "out/work"
-    assert len(list((work / "painted").iterdir())) == 41
-    assert len(list((work / "images").iterdir())) == 11  # the half-written one is painted again
+    assert len(list((work / "painted").iterdir())) == 42
+    assert len(list((work / "images").iterdir())) == 12  # the half-written one is painted again
     call(cohort, tmp_path / "out", cases=1)
     assert len(stand_in.runs) == 2
     with pytest.raises(InputError, match="steps was 8, now 4"):

@@ -56,7 +56,8 @@ def painting_cases(
     """Pair the files of ``images``, ``labels`` and ``targets`` by name; add each case's conditions and seed.
 
     Conditions come from ``conditions.csv`` in the folder, if it is there: a column ``case`` and any of the attributes
-    and ``density_<tissue>``, the mean HU wanted of a tissue. What is left empty is unknown.
+    and ``density_<tissue>``, the mean HU wanted of a tissue. What is left empty is unknown. Cases with the same word in
+    a column ``seed`` share their noise.
 
     Args:
         dataset_dir: folder that holds the three folders.
@@ -91,7 +92,7 @@ def painting_cases(
     rows = read_conditions(Path(dataset_dir) / "conditions.csv", names, encoder, labels)
     return [
         {kind: files[kind][name] for kind in kinds}
-        | {"seed": case_seed(name, seed)}
+        | {"seed": case_seed(rows[name].get("seed") or name, seed)}
         | {"attributes": numpy.float32(encoder.encode(rows[name], name))}
         | {"density": encode_density(rows[name], name, labels, hu_window)}
         for name in names
@@ -109,7 +110,7 @@ def read_conditions(path: Path, names: list[str], encoder: Attributes, labels: M
         return rows
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
-        columns = ["case", *encoder.ranges, *[f"density_{name}" for name, value in labels.items() if value]]
+        columns = ["case", "seed", *encoder.ranges, *[f"density_{name}" for name, value in labels.items() if value]]
         unknown = [column for column in reader.fieldnames or ["nothing"] if column not in columns]
         if unknown or "case" not in reader.fieldnames:
             raise ValueError(
