@@ -149,9 +149,9 @@ def test_training_writes_plain_weights_with_the_measured_presence(trained):
     weights = torch.load(trained / "model.pt", weights_only=True)
     presence = weights["tissue_presence"]
     assert presence.shape == (5,)
-    hu = (weights["tissue_mean"] + 1) / 2 * 1324 - 1024
+    hu = (weights["tissue_mean"][0] / 4 + 1) / 2 * 1324 - 1024
     assert hu[:4].tolist() == pytest.approx([-850, -600, -550, -960], abs=12)
-    assert (weights["tissue_deviation"][:4] * 662).tolist() == pytest.approx([40] * 4, abs=12)
+    assert (weights["tissue_deviation"][0, :4] / 4 * 662).tolist() == pytest.approx([40] * 4, abs=12)
     assert (presence[:4] > 0.2).all() and presence.max() <= 1
     assert (trained / "eval/metrics.csv").is_file()
     assert list((trained / "eval").glob("events.out.tfevents*"))

@@ -36,7 +36,7 @@ def augment(
     fold: int,
     output: Path,
     balance: float = 1.0,
-    steps: int = 10,
+    steps: int = 8,
     seed: int = 0,
     method: str = "diffusion",
     synthesizer: Path | None = None,

@@ -32,7 +32,7 @@ def compare(
     seeds: tuple = (0, 1),
     iterations: int = 2000,
     balance: float = 1.0,
-    steps: int = 10,
+    steps: int = 8,
     max_cases: int | None = None,
     augmentation_seed: int = 0,
     overrides: dict | None = None,

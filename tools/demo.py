@@ -20,11 +20,10 @@ SEEDS = 2  # segmenters per arm
 SEGMENTER_ITERATIONS = 300
 SEGMENTER = {"batch_size": 8, "patch_size": 96}
 NEW_CASES = 16  # at most
-SAMPLING_STEPS = 10
+SAMPLING_STEPS = 8
 SYNTHESIZER = {
     "max_epochs": 1,
-    "epoch_length": 400,
-    "network_channels": [24, 48, 96],
+    "epoch_length": 500,
     "ema_momentum": 0.01,
     "warmup_steps": 30,
 }

@@ -88,7 +88,7 @@ def mapped(value, size=24, density=None):
 def test_untrained_network_paints_the_density_and_contrast_of_the_tissue(sampler, density, mean):
     """The prior is exact for independent normal voxels; a few-step network needs one evaluation for them."""
     network = TissueDenoiser(LABELS, channels=(16, 16), num_head_channels=16, objective="few_step").eval()
-    network.tissue_mean[2], network.tissue_deviation[2] = -0.5, 0.1
+    network.tissue_mean[0, 2], network.tissue_deviation[0, 2] = -0.5 * 4, 0.1 * 4  # data_scale is 4
     known = mapped(3, 96, density)
 
     def answer(x, t, interval=None):

@@ -94,7 +94,7 @@ def test_synthetic_cases_differ_from_their_source_in_the_painted_region_only(dat
         assert np.array_equal(painted.affine, source.affine)
         assert painted.get_data_dtype() == source.get_data_dtype() == np.int16
         assert b"SYNTHETIC" in painted.header["descrip"].tobytes()
-        assert row["checkpoint_sha256"] and row["source_sha256"] and row["steps"] == 10
+        assert row["checkpoint_sha256"] and row["source_sha256"] and row["steps"] == 8
 
 
 def test_rare_tissue_grows_towards_the_frequent_one(datalist, stand_in, tmp_path):
@@ -183,7 +183,7 @@ def test_finished_run_is_left_alone_and_other_settings_are_refused(datalist, sta
     runs = len(stand_in)
     augment(datalist, 0, tmp_path / "out")
     assert len(stand_in) == runs and "complete already" in capsys.readouterr().out
-    with pytest.raises(InputError, match="steps was 10, now 20"):
+    with pytest.raises(InputError, match="steps was 8, now 20"):
         augment(datalist, 0, tmp_path / "out", steps=20)
 
 

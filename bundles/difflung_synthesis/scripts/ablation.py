@@ -12,7 +12,8 @@ from ignite.engine import Engine, Events
 
 from .condition import UNKNOWN, tissue_values
 
-SMALLEST_DEVIATION = 0.01  # of a tissue's intensity in [-1, 1]
+SMALLEST_DEVIATION = 0.05  # of a tissue, on the scale of the network
+KEYS = ("image", "label")
 
 
 def keep_probability(
@@ -132,11 +133,26 @@ def tissue_presence(maps: torch.Tensor, labels: Mapping[str, int], min_voxels: i
     return torch.stack([(flat == value).sum(1) >= min_voxels for value in tissue_values(labels)], dim=1)
 
 
-def intensity_sums(images: torch.Tensor, maps: torch.Tensor, labels: Mapping[str, int]) -> torch.Tensor:
-    """Return number, sum and sum of squares of the voxels of each tissue and, last, of the lung, (3, tissues + 1)."""
+def intensity_sums(images: torch.Tensor, maps: torch.Tensor, labels: Mapping[str, int], network) -> torch.Tensor:
+    """Return number, sum and sum of squares of what the network sees of each tissue and, last, of the lung.
+
+    Args:
+        images: shape (B, 1, H, W, D).
+        maps: label values, the same shape.
+        labels: tissue name to value.
+        network: :class:`TissueDenoiser`, which encodes.
+
+    Returns:
+        float64, shape (3, data, tissues + 1).
+    """
+    if images.shape[-1] == 1:
+        images, maps = images.squeeze(-1), maps.squeeze(-1)
+    device = network.tissue_mean.device
     where = [maps == value for value in tissue_values(labels)] + [maps != 0]
-    images = images.double()
-    return torch.stack([torch.stack([m.sum().double(), images[m].sum(), (images[m] ** 2).sum()]) for m in where], dim=1)
+    shares = network.pool(torch.cat(where, dim=1).float().to(device)).double().transpose(0, 1).flatten(1)
+    values = network.encode(images.float().to(device)).double().transpose(0, 1).flatten(1)
+    moments = torch.stack([torch.ones_like(values), values, values**2])
+    return (moments @ shares.T).cpu()
 
 
 class MeasurePresence:
@@ -167,25 +183,24 @@ class MeasurePresence:
         """Draw patches, count, and hand the frequencies on; several processes average theirs."""
         if len(self.dataset) == 0:
             raise ValueError("the training dataset is empty; check datalist and fold")
-        present, sums, index = [], torch.zeros(3, len(self.network.tissue_mean), dtype=torch.float64), 0
+        present, sums, index = [], 0.0, 0
         while len(present) < self.num_patches:
             item = self.dataset[index % len(self.dataset)]
             patches = item if isinstance(item, list) else [item]
-            maps = torch.stack([torch.as_tensor(patch["label"]) for patch in patches])
-            images = torch.stack([torch.as_tensor(patch["image"]) for patch in patches])
+            images, maps = (torch.stack([torch.as_tensor(patch[key]) for patch in patches]) for key in KEYS)
             present.extend(tissue_presence(maps, self.labels, self.min_voxels).float())
-            sums += intensity_sums(images, maps, self.labels)
+            sums += intensity_sums(images, maps, self.labels, self.network)
             index += 1
         mean = torch.stack(present).mean(dim=0)
         presence = torch.as_tensor(idist.all_reduce(mean, op="SUM")).cpu() / idist.get_world_size()
         self.ablation.fit(presence)
         self.network.tissue_presence.copy_(presence)
-        count, total, squares = torch.as_tensor(idist.all_reduce(sums.float(), op="SUM")).cpu().double()
-        seen = count > 1
-        mean = torch.where(seen, total / count.clamp(min=1), total[-1] / count[-1])
+        count, total, squares = torch.as_tensor(idist.all_reduce(sums.float(), op="SUM")).cpu()
+        mean = total / count.clamp(min=1)
         spread = (squares / count.clamp(min=1) - mean**2).clamp(min=SMALLEST_DEVIATION**2).sqrt()
-        self.network.tissue_mean.copy_(mean)
-        self.network.tissue_deviation.copy_(torch.where(seen, spread, spread[-1]))
+        seen = count > 1  # a tissue that the training set lacks gets what the whole lung has
+        self.network.tissue_mean.copy_(torch.where(seen, mean, mean[:, -1:]))
+        self.network.tissue_deviation.copy_(torch.where(seen, spread, spread[:, -1:]))
         names = [name for name, value in sorted(self.labels.items(), key=lambda item: item[1]) if value != 0]
         shown = ", ".join(
             f"{n} {f:.2f}/{q:.2f}" for n, f, q in zip(names, presence.tolist(), self.ablation.keep.tolist())

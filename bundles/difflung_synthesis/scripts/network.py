@@ -108,7 +108,8 @@ class TissueDenoiser(nn.Module):
 
     Attributes:
         tissue_presence: f_k of the training patches, shape (tissues,), zero until trained.
-        tissue_mean: mean in [-1, 1] of the voxels of each tissue and, last, of the whole lung, in the training patches.
+        tissue_mean: mean of each tissue and, last, of the whole lung in the training patches as :meth:`encode` gives
+            them, shape (data, tissues + 1).
         tissue_deviation: likewise.
 
     Raises:
@@ -156,8 +157,8 @@ class TissueDenoiser(nn.Module):
         self.unet.class_embedding = ConditionEmbedding(self.attributes.size, 4 * channels[0])
         tissues = len(tissue_values(self.labels))
         self.register_buffer("tissue_presence", torch.zeros(tissues))
-        self.register_buffer("tissue_mean", torch.zeros(tissues + 1))
-        self.register_buffer("tissue_deviation", torch.full((tissues + 1,), 1 / data_scale))
+        self.register_buffer("tissue_mean", torch.zeros(self.data_channels, tissues + 1))
+        self.register_buffer("tissue_deviation", torch.ones(self.data_channels, tissues + 1))
 
     @property
     def stride(self) -> int:
@@ -216,15 +217,15 @@ class TissueDenoiser(nn.Module):
         Args:
             known: region, tissues, UNKNOWN, density and density known, shape (B, known, ...).
         """
-        if self.autoencoder:
-            return torch.zeros_like(known[:, :1]), torch.ones_like(known[:, :1])
-        tissues = known[:, 1:-2]
-        shape = (1, -1, *[1] * (known.ndim - 2))
-        mean = (tissues * self.tissue_mean.view(shape)).sum(dim=1, keepdim=True)
-        deviation = (tissues * self.tissue_deviation.view(shape)).sum(dim=1, keepdim=True)
-        density, told = known[:, -2:-1], known[:, -1:]
-        mean = torch.where(told > 0, density / DENSITY_GAIN, mean)
-        return mean * self.data_scale, torch.where(deviation > 0, deviation, 1 / self.data_scale) * self.data_scale
+        shares = known[:, 1:-2]
+        shares = shares / shares.sum(dim=1, keepdim=True).clamp(min=1e-3)  # cells of a latent may hold background too
+        mean, deviation = (
+            torch.einsum("bk...,ck->bc...", shares, values) for values in (self.tissue_mean, self.tissue_deviation)
+        )
+        if self.autoencoder is None:
+            density, told = known[:, -2:-1], known[:, -1:]
+            mean = torch.where(told > 0, density / DENSITY_GAIN * self.data_scale, mean)
+        return mean, torch.where(deviation > 0, deviation, 1.0)
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
         """Return the image in [-1, 1] as the network works on it: scaled, or its latent, shape (B, data, ...)."""
