@@ -50,7 +50,7 @@ def shipped_contender(device: torch.device, patch: int, batch: int, overrides: d
     for key, value in {"device": str(device), **overrides}.items():
         parser[key] = value
     network = parser.get_parsed_content("network")
-    images = torch.randn(batch, network.unet.conv_in.conv.in_channels, patch, patch, device=device)
+    images = torch.randn(batch, network.input_channels, patch, patch, device=device)
     return Contender("shipped", network, network, parser.get_parsed_content("optimizer"), images)
 
 
@@ -60,6 +60,8 @@ def plain_contender(shipped: Contender) -> Contender:
 
     def predict(images: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         given = torch.zeros(len(images), network.attributes.size + 1, device=images.device)
+        if network.tissue_prior:  # the U-Net sees the noisy image divided by its deviation, too
+            images = torch.cat([images, images[:, :1]], dim=1)
         return network.unet(images, times * 1000, class_labels=given)
 
     return Contender("same, plain float32", network, predict, torch.optim.AdamW(network.parameters()), shipped.images)

@@ -161,6 +161,11 @@ class TissueDenoiser(nn.Module):
         self.register_buffer("tissue_deviation", torch.ones(self.data_channels, tissues + 1))
 
     @property
+    def input_channels(self) -> int:
+        """Channels of ``image``: x_t and what is known."""
+        return self.data_channels + known_channels(self.labels)
+
+    @property
     def stride(self) -> int:
         """Voxels of the CT along one edge of a cell of the coarsest level."""
         return self.downsampling * 2 ** (len(self.unet.block_out_channels) - 1)
