@@ -28,7 +28,7 @@ def curve(
     checkpoint: Path,
     output: Path,
     evaluations: tuple = (1, 2, 4, 8, 16, 50),
-    samplers: tuple = ("euler",),
+    samplers: tuple = ("heun",),
     cases: int | None = None,
     variant: str | None = None,
     overrides: dict | None = None,
