@@ -32,8 +32,8 @@ def wasserstein_1(first: torch.Tensor, second: torch.Tensor, bin_width: float) -
 class HuWasserstein(Metric):
     """Wasserstein-1 distance in HU between painted and real tissue, per tissue, with its real-versus-real floor.
 
-    The floor is the distance between the real tissue of one half of the cases and of the other half (cases taken
-    alternately), which no generator can be expected to beat. ``<name>`` is the mean over the tissues;
+    The floor is the distance between the real tissue of one half of the cases and of the other half (of those that hold
+    it, taken alternately), which no generator can be expected to beat. ``<name>`` is the mean over the tissues;
     ``<name>_<tissue>`` and ``<name>_floor_<tissue>`` are each tissue's own; tissues that do not occur are absent.
 
     Args:
@@ -62,7 +62,7 @@ class HuWasserstein(Metric):
     def reset(self) -> None:
         """Forget all cases."""
         self.counts = torch.zeros(3, len(self.values), self.bins, dtype=torch.float64)  # painted, real even, real odd
-        self.cases = 0
+        self.cases = [0] * len(self.values)  # that hold each tissue
         super().reset()
 
     def update(self, output) -> None:
@@ -72,8 +72,8 @@ class HuWasserstein(Metric):
             for index, value in enumerate(self.values):
                 where = reference[1] == value
                 self.counts[0, index] += self.histogram(painted[:, where])
-                self.counts[1 + self.cases % 2, index] += self.histogram(reference[0][where])
-            self.cases += 1
+                self.counts[1 + self.cases[index] % 2, index] += self.histogram(reference[0][where])
+                self.cases[index] += bool(where.any())
 
     def histogram(self, hu: torch.Tensor) -> torch.Tensor:
         """Return the counts of HU values per bin, shape (bins,)."""

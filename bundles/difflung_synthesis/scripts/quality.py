@@ -37,11 +37,11 @@ class TissueQuality(Metric):
     - ``texture_distance``, ``texture_floor``: :func:`~scripts.texture.frechet_distance`;
     - ``mmd``, ``precision``, ``recall``, ``density``, ``coverage``, each with its ``_floor``.
 
-    Measures of texture depend on the number of tiles and on the patients. So the cases are taken alternately in two
-    halves; the floor compares the real tissue of one half with the real tissue of the other, and painting is compared
-    just so: painted tissue of one half with real tissue of the other, both ways round, averaged. Painting that cannot
-    be told from real tissue scores the floor, not 0. They need two cases at the least, and are NaN below
-    ``texture.FEWEST_TILES`` tiles in a half. Of several samples each slice shows its tiles from one, in turn.
+    Measures of texture depend on the number of tiles and on the patients. So the cases that hold a tissue are taken
+    alternately in two halves; the floor compares the real tissue of one half with the real tissue of the other, and
+    painting is compared just so: painted tissue of one half with real tissue of the other, both ways round, averaged.
+    Painting that cannot be told from real tissue scores the floor, not 0. They need two cases at the least, and are NaN
+    below ``texture.FEWEST_TILES`` tiles in a half. Of several samples each slice shows its tiles from one, in turn.
 
     Of all this ``<name>_<measure>_<tissue>`` goes into the engine's metrics for the ``HEADLINES`` that are not NaN;
     ``<output_dir>/quality.csv``, ``quality.json`` (null for what is not finite) and ``quality.png`` have the rest.
@@ -162,7 +162,8 @@ class TissueQuality(Metric):
         """Return what :meth:`compute` returns."""
         measures = {}
         for name, value in sorted(self.labels.items(), key=lambda item: item[1]):
-            halves = [[case["tissues"][value] for case in cases[i::2] if value in case["tissues"]] for i in (0, 1)]
+            having = [case["tissues"][value] for case in cases if value in case["tissues"]]
+            halves = [having[0::2], having[1::2]]
             if any(halves):
                 measures[name] = self._tissue_measures(halves)
         return measures
