@@ -10,7 +10,8 @@ from scripts.autoencoder import TissueAutoencoder
 from scripts.cases import painting_cases
 from scripts.condition import DENSITY_GAIN, UNKNOWN
 from scripts.network import TissueDenoiser
-from scripts.painting import PaintInferer, PaintRegiond, PasteRegiond, window_corners
+from scripts.painting import PaintInferer, window_corners
+from scripts.region import PaintRegiond, PasteRegiond
 
 LABELS = {"background": 0, "healthy": 1, "ground_glass": 2, "emphysema": 4}
 
