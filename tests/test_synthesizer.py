@@ -10,7 +10,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata, verify_net_in_out
 from monai.utils import set_determinism
 from scripts.network import TissueDenoiser
 
@@ -119,6 +119,21 @@ def config(*names, **overrides):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_patches_are_balanced_or_follow_the_lung(data, probability, monkeypatch):
+    monkeypatch.chdir(BUNDLE)
+    parser = ConfigParser(SETTINGS | {"dataset_dir": str(data), "fold": 1, "marginal_probability": probability})
+    parser.update({"patch_size": [1, 1, 1], "patches_per_case": 300})
+    dataset = parser.get_parsed_content("train::dataset")
+    voxels = [patch for number in (0, 0, 0, 0) for patch in dataset[number]]
+    shown = {int(voxel["label"].item()) for voxel in voxels}
+    glass = np.mean([-0.55 < voxel["image"].item() < -0.2 for voxel in voxels])  # -726 to -495 HU
+    label = np.asarray(nib.load(data / "labels/case0.nii.gz").dataobj)
+    lung = np.isin(label, (2, 3)).sum() / (label > 0).sum()
+    assert shown == ({-1} if probability else {1, 2, 3, 4})
+    assert glass == pytest.approx(lung if probability else 0.5, abs=0.06)
+
+
 @pytest.mark.parametrize("names", [("train.json",), ("train.json", "evaluate.json"), ("inference.json",)])
 def test_no_property_is_missing(names, monkeypatch, data, painting, tmp_path):
     monkeypatch.chdir(BUNDLE)
@@ -149,9 +164,10 @@ def test_training_writes_plain_weights_with_the_measured_presence(trained):
     weights = torch.load(trained / "model.pt", weights_only=True)
     presence = weights["tissue_presence"]
     assert presence.shape == (5,)
-    hu = (weights["tissue_mean"][0] / 4 + 1) / 2 * 1324 - 1024
-    assert hu[:4].tolist() == pytest.approx([-850, -600, -550, -960], abs=12)
-    assert (weights["tissue_deviation"][0, :4] / 4 * 662).tolist() == pytest.approx([40] * 4, abs=12)
+    hu = (weights["tissue_mean"][0] / 4 + 1) / 2 * 1324 - 1024  # of the slices of each tissue's histogram
+    assert hu[:4].mean(dim=1).tolist() == pytest.approx([-850, -600, -550, -960], abs=12)
+    assert hu[:3].std(dim=1).tolist() == pytest.approx([40] * 3, abs=12)
+    assert (hu.diff(dim=1) > 0).all() and (weights["tissue_deviation"] > 0).all()
     assert (presence[:4] > 0.2).all() and presence.max() <= 1
     assert (trained / "eval/metrics.csv").is_file()
     assert list((trained / "eval").glob("events.out.tfevents*"))

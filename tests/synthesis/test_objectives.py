@@ -170,6 +170,20 @@ def test_region_is_a_union_of_whole_tissues():
     assert draw_region(torch.zeros(1, 1, 4, 4), LABELS, 0.2).sum() == 0
 
 
+def test_lung_of_which_no_tissue_is_told_is_the_region():
+    torch.manual_seed(0)
+    show_all = ClassBalancedMaskAblation(LABELS, q_min=1, q_max=1, rho=1, presence=[0.9, 0.5, 0.2])
+    label = torch.zeros(3, 1, 8, 8, 1)
+    label[:, :, 2:6] = UNKNOWN
+    _, weight, _, given = TissuePrepareBatch(LABELS, show_all, whole_probability=0)(
+        {"image": torch.randn(3, 1, 8, 8, 1), "label": label}, "cpu"
+    )
+    lung = label[..., 0] == UNKNOWN
+    assert torch.equal(given["region"] > 0, lung) and torch.equal(weight > 0, lung)
+    tissues, unknown, density = given["condition"].split([3, 1, 2], dim=1)
+    assert torch.equal(unknown > 0, lung) and not tissues.any() and not density.any()
+
+
 def test_weights_of_tissues_are_the_loss_weights():
     torch.manual_seed(0)
     ablation = ClassBalancedMaskAblation(LABELS, presence=[0.9, 0.5, 0.2])
@@ -212,14 +226,15 @@ def test_attributes_are_dropped_whole_and_alone():
     torch.manual_seed(0)
     attributes = Attributes({"age": [0, 100], "history": ["none", "smoker"]})
     vectors = torch.tensor(attributes.encode({"age": 100, "history": "smoker"})).expand(4000, -1)
-    dropped = attributes.drop(vectors, 0.25)
+    dropped = attributes.drop(vectors)
     age, history = (dropped[:, :2] != 0).any(1), (dropped[:, 2:] != 0).any(1)
-    assert torch.equal(dropped[age, :2], vectors[age, :2])
-    assert (~age).float().mean() == pytest.approx(0.25, abs=0.03)
-    assert (~age & ~history).float().mean() == pytest.approx(0.0625, abs=0.015)
-    prepare = TissuePrepareBatch(LABELS, lambda tissue_map: tissue_map, attribute_unknown=0, attributes=attributes)
+    assert torch.equal(dropped[age, :2], vectors[age, :2]) and torch.equal(dropped[history, 2:], vectors[history, 2:])
+    for known in (age & history, age ^ history, ~age & ~history):  # both, one, none
+        assert known.float().mean() == pytest.approx(1 / 3, abs=0.03)
+    prepare = TissuePrepareBatch(LABELS, lambda tissue_map: tissue_map, attributes=attributes)
     batch = {"image": torch.zeros(2, 1, 4, 4, 1), "label": torch.ones(2, 1, 4, 4, 1), "attributes": vectors[:2]}
-    assert torch.equal(prepare(batch, "cpu")[3]["attributes"], vectors[:2])
+    told = prepare(batch, "cpu")[3]["attributes"]
+    assert ((told == vectors[:2]) | (told == 0)).all()
 
 
 @pytest.mark.parametrize(("value", "message"), [

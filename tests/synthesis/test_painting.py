@@ -53,6 +53,10 @@ class Pointwise(torch.nn.Module):
         return self.answer(image, timesteps.view(-1, *[1] * (image.ndim - 1)), attributes, interval)
 
 
+def pooled(maps):
+    return torch.nn.functional.avg_pool2d(maps, 2)
+
+
 def paint(image, target, region, seeds=(0,), network=None, patch_size=(32, 32, 1), num_steps=2, given=None, **settings):
     inferer = PaintInferer(LABELS, patch_size, num_steps=num_steps, **settings)
     return inferer(image, network or Pointwise(), target, region, list(seeds), **(given or {}))
@@ -76,6 +80,21 @@ def test_windows_leave_no_trace_where_the_velocity_is_local(network):
     mean = [painted[region > 0].mean().item() for painted in (small, whole)]
     assert mean[0] == pytest.approx(mean[1], abs=0.02)
     assert torch.equal(small[region == 0], image[region == 0])
+
+
+@pytest.mark.parametrize(("network", "depth"), [
+    (Pointwise(), 1), (Pointwise(spatial_dims=3), 4), (Pointwise(downsampling=2, pool=pooled), 1),
+])  # fmt: skip
+def test_windows_are_counted_where_they_paint(network, depth):
+    image, target, region = volume((60, 50, 9))
+    inferer = PaintInferer(LABELS, (24, 24, depth), overlap=0.25)
+    counts = inferer.window_counts(region[0, 0] > 0, network)
+    assert counts.shape == region.shape[2:] and (counts[region[0, 0] > 0] > 0).all()
+    if depth == 1:
+        assert not counts[:, :, 1].any()  # a slice without region
+    assert len(counts.unique()) > 2
+    whole = PaintInferer(LABELS, (64, 64, 12 if depth > 1 else 1)).window_counts(region[0, 0] > 0, network)
+    assert set(whole.unique().tolist()) <= {0, 1}
 
 
 def test_painting_does_not_depend_on_batches():

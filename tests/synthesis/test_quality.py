@@ -106,6 +106,25 @@ def test_a_seam_is_seen_at_the_border():
     assert measure(case([brighter], 0))["ground_glass"]["border_gradient"] > 3
 
 
+class TwoWindows:
+    """Stands for a painter whose two windows meet in the middle of the ground glass."""
+
+    def window_counts(self, region, network):
+        counts = region.long()
+        counts[20:] *= 2
+        return counts
+
+
+def test_a_seam_is_seen_between_windows():
+    halves = texture(7)
+    halves[20:] += 120
+    even, uneven = (measure(case([hu], 0), inferer=TwoWindows()) for hu in (texture(7), halves))
+    assert even["ground_glass"]["seam_gradient"] == pytest.approx(1, abs=0.2)
+    assert uneven["ground_glass"]["seam_gradient"] > 1.5
+    assert math.isnan(even["emphysema"]["seam_gradient"])  # no edge crosses it
+    assert math.isnan(measure(case([halves], 0))["ground_glass"]["seam_gradient"])
+
+
 def test_psnr_of_a_known_error():
     measures = measure(case([texture(0) + 13.24], 0))["ground_glass"]
     assert measures["psnr_paper"] == pytest.approx(40, abs=0.01)  # 1 % of a window of 1324 HU

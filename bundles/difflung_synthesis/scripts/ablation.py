@@ -11,6 +11,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from .condition import UNKNOWN, tissue_values
+from .prior import COMPONENTS, fit_mixture
 
 SMALLEST_DEVIATION = 0.05  # of a tissue, on the scale of the network
 KEYS = ("image", "label")
@@ -133,33 +134,29 @@ def tissue_presence(maps: torch.Tensor, labels: Mapping[str, int], min_voxels: i
     return torch.stack([(flat == value).sum(1) >= min_voxels for value in tissue_values(labels)], dim=1)
 
 
-def intensity_sums(images: torch.Tensor, maps: torch.Tensor, labels: Mapping[str, int], network) -> torch.Tensor:
-    """Return number, sum and sum of squares of what the network sees of each tissue and, last, of the lung.
+def tissue_intensities(images: torch.Tensor, maps: torch.Tensor, labels: Mapping[str, int], network) -> list:
+    """Return what the network sees of each tissue and, last, of the lung: a tensor of shape (data, voxels) each.
 
     Args:
         images: shape (B, 1, H, W, D).
         maps: label values, the same shape.
         labels: tissue name to value.
         network: :class:`TissueDenoiser`, which encodes.
-
-    Returns:
-        float64, shape (3, data, tissues + 1).
     """
     if images.shape[-1] == 1:
         images, maps = images.squeeze(-1), maps.squeeze(-1)
     device = network.tissue_mean.device
     where = [maps == value for value in tissue_values(labels)] + [maps != 0]
-    shares = network.pool(torch.cat(where, dim=1).float().to(device)).double().transpose(0, 1).flatten(1)
-    values = network.encode(images.float().to(device)).double().transpose(0, 1).flatten(1)
-    moments = torch.stack([torch.ones_like(values), values, values**2])
-    return (moments @ shares.T).cpu()
+    shares = network.pool(torch.cat(where, dim=1).float().to(device)).transpose(0, 1).flatten(1)
+    values = network.encode(images.float().to(device)).transpose(0, 1).flatten(1)
+    return [values[:, share > 0.5].cpu() for share in shares]
 
 
 class MeasurePresence:
     """Handler that measures f_k through the patch sampler in use, before the first iteration, and tissue intensities.
 
-    The presence goes to the ablation and, as the buffer ``tissue_presence``, into the network's checkpoint, where mean
-    and deviation of each tissue become the buffers ``tissue_mean`` and ``tissue_deviation``.
+    The presence goes to the ablation and, as the buffer ``tissue_presence``, into the network's checkpoint, where the
+    intensities of each tissue become the buffers ``tissue_mean`` and ``tissue_deviation``, see :mod:`scripts.prior`.
 
     Args:
         dataset: training dataset; an item is a patch or a list of patches with image and label.
@@ -183,26 +180,36 @@ class MeasurePresence:
         """Draw patches, count, and hand the frequencies on; several processes average theirs."""
         if len(self.dataset) == 0:
             raise ValueError("the training dataset is empty; check datalist and fold")
-        present, sums, index = [], 0.0, 0
+        present, seen, index = [], [], 0
         while len(present) < self.num_patches:
             item = self.dataset[index % len(self.dataset)]
             patches = item if isinstance(item, list) else [item]
             images, maps = (torch.stack([torch.as_tensor(patch[key]) for patch in patches]) for key in KEYS)
             present.extend(tissue_presence(maps, self.labels, self.min_voxels).float())
-            sums += intensity_sums(images, maps, self.labels, self.network)
+            seen.append(tissue_intensities(images, maps, self.labels, self.network))
             index += 1
         mean = torch.stack(present).mean(dim=0)
         presence = torch.as_tensor(idist.all_reduce(mean, op="SUM")).cpu() / idist.get_world_size()
         self.ablation.fit(presence)
         self.network.tissue_presence.copy_(presence)
-        count, total, squares = torch.as_tensor(idist.all_reduce(sums.float(), op="SUM")).cpu()
-        mean = total / count.clamp(min=1)
-        spread = (squares / count.clamp(min=1) - mean**2).clamp(min=SMALLEST_DEVIATION**2).sqrt()
-        seen = count > 1  # a tissue that the training set lacks gets what the whole lung has
-        self.network.tissue_mean.copy_(torch.where(seen, mean, mean[:, -1:]))
-        self.network.tissue_deviation.copy_(torch.where(seen, spread, spread[:, -1:]))
+        self.set_prior([torch.cat(parts, dim=1) for parts in zip(*seen)])
         names = [name for name, value in sorted(self.labels.items(), key=lambda item: item[1]) if value != 0]
         shown = ", ".join(
             f"{n} {f:.2f}/{q:.2f}" for n, f, q in zip(names, presence.tolist(), self.ablation.keep.tolist())
         )
         engine.logger.info(f"tissue presence / keep probability: {shown}")
+
+    def set_prior(self, intensities: list[torch.Tensor]) -> None:
+        """Store the mixture of each tissue and, last, of the lung, whose values are given; processes average theirs."""
+        mixtures = []
+        for values in intensities:
+            found = values.shape[1] >= COMPONENTS
+            mixture = fit_mixture(values, SMALLEST_DEVIATION) if found else torch.zeros(2, len(values), COMPONENTS)
+            mixtures.append(torch.cat([mixture.flatten(), torch.tensor([float(found)])]))
+        summed = torch.as_tensor(idist.all_reduce(torch.stack(mixtures), op="SUM")).cpu()
+        shape = (len(mixtures), 2, len(intensities[0]), COMPONENTS)
+        mixture = (summed[:, :-1] / summed[:, -1:].clamp(min=1)).view(shape)
+        # a tissue that the training set lacks gets what the whole lung has
+        mixture = torch.where(summed[:, -1].view(-1, 1, 1, 1) > 0, mixture, mixture[-1:])
+        self.network.tissue_mean.copy_(mixture[:, 0].transpose(0, 1))
+        self.network.tissue_deviation.copy_(mixture[:, 1].transpose(0, 1))

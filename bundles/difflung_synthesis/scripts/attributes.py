@@ -73,14 +73,15 @@ class Attributes:
             raise ValueError(f"{name} of {whose} is {value}, but must be a number from {low} to {high}, or empty")
         return 2 * (number - low) / (high - low) - 1
 
-    def drop(self, vectors: torch.Tensor, probability: float) -> torch.Tensor:
-        """Make each attribute of each sample unknown with a probability, independently.
+    def drop(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Make some attributes of each sample unknown: any number of them, from none to all, is equally likely.
+
+        So the network is as used to one attribute alone, as a user may give it, as to all of them or to none.
 
         Args:
             vectors: shape (B, size).
-            probability: of each attribute.
         """
-        kept = []
+        kept, share = [], torch.rand(len(vectors), 1, device=vectors.device)
         for part in vectors.split(list(self.sizes.values()), dim=1):
-            kept.append(part * (torch.rand(len(part), 1, device=part.device) >= probability))
+            kept.append(part * (torch.rand(len(part), 1, device=part.device) >= share))
         return torch.cat(kept, dim=1) if kept else vectors

@@ -6,9 +6,11 @@ import torch
 from monai.networks.nets import DiffusionModelUNet
 from torch import nn
 
+from . import prior
 from .attributes import Attributes
 from .autoencoder import TissueAutoencoder, channels_last
 from .condition import DENSITY_GAIN, tissue_values
+from .prior import COMPONENTS
 
 OBJECTIVES = ("flow", "few_step", "ddpm")
 
@@ -49,41 +51,12 @@ class ConditionEmbedding(nn.Module):
         return self.attributes(attributes) + self.interval(torch.cat([interval, interval.sqrt()], dim=1))
 
 
-def gaussian_velocity(
-    x_t: torch.Tensor, t: torch.Tensor, interval: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the velocity of the flow where every voxel is independent and normal, in closed form.
-
-    For x_0 ~ N(m, d^2), x_t = (1 - t) x_0 + t eps has variance s_t^2 = (1 - t)^2 d^2 + t^2, and the flow keeps
-    quantiles: (x_r - (1 - r) m) / s_r = (x_t - (1 - t) m) / s_t. So u = (x_t - x_r) / (t - r) is known for every step.
-
-    Args:
-        x_t: noisy image.
-        t: times, in a shape that multiplies ``x_t``.
-        interval: t - r of a step, likewise; 0 for the velocity at t itself.
-        mean: m per voxel.
-        deviation: d per voxel.
-
-    Returns:
-        u; the deviation d / s_t of what it leaves to be explained; and x_t centred and divided by s_t.
-    """
-
-    def spread(time):
-        return ((1 - time) ** 2 * deviation**2 + time**2).sqrt()
-
-    centred, now = x_t - (1 - t) * mean, spread(t)
-    rate = (t - (1 - t) * deviation**2) / now**2
-    step = interval.clamp(min=1e-3)
-    shrinking = torch.where(interval < 1e-3, rate, (1 - spread(t - step) / now) / step)
-    return shrinking * centred - mean, deviation / now, centred / now
-
-
 class TissueDenoiser(nn.Module):
     """Velocity (or noise) at every voxel, from the noisy patch and what is known about it.
 
-    With a tissue prior the answer is that of independent voxels with the mean and the deviation of the tissue that is
-    told, plus what the U-Net adds; so an untrained network paints each tissue with its density and contrast, and the
-    U-Net learns texture. It is the preconditioning of Karras et al. (NeurIPS 2022) for a flow, voxel by voxel.
+    With a tissue prior the answer is that of independent voxels with the HU of the tissue that is told, see
+    :mod:`scripts.prior`, plus what the U-Net adds; so an untrained network paints each tissue with its histogram, and
+    the U-Net learns texture. It is the preconditioning of Karras et al. (NeurIPS 2022) for a flow, voxel by voxel.
 
     With an autoencoder the patch is a latent one: the network then works on its channels and its coarser grid, and the
     weights hold the autoencoder's too.
@@ -108,8 +81,8 @@ class TissueDenoiser(nn.Module):
 
     Attributes:
         tissue_presence: f_k of the training patches, shape (tissues,), zero until trained.
-        tissue_mean: mean of each tissue and, last, of the whole lung in the training patches as :meth:`encode` gives
-            them, shape (data, tissues + 1).
+        tissue_mean: means of the components of each tissue and, last, of the whole lung in the training patches as
+            :meth:`encode` gives them, shape (data, tissues + 1, components).
         tissue_deviation: likewise.
 
     Raises:
@@ -157,8 +130,8 @@ class TissueDenoiser(nn.Module):
         self.unet.class_embedding = ConditionEmbedding(self.attributes.size, 4 * channels[0])
         tissues = len(tissue_values(self.labels))
         self.register_buffer("tissue_presence", torch.zeros(tissues))
-        self.register_buffer("tissue_mean", torch.zeros(self.data_channels, tissues + 1))
-        self.register_buffer("tissue_deviation", torch.ones(self.data_channels, tissues + 1))
+        self.register_buffer("tissue_mean", torch.zeros(self.data_channels, tissues + 1, COMPONENTS))
+        self.register_buffer("tissue_deviation", torch.ones(self.data_channels, tissues + 1, COMPONENTS))
 
     @property
     def input_channels(self) -> int:
@@ -204,33 +177,44 @@ class TissueDenoiser(nn.Module):
         if interval is None:
             interval = torch.zeros(samples, device=image.device)
         given = torch.cat([attributes.to(image.device), interval.view(-1, 1)], dim=1)
-        prior, rest = None, 1.0
+        start, rest = None, 1.0
         if self.tissue_prior:
             x_t, known = image.split([self.data_channels, image.shape[1] - self.data_channels], dim=1)
             times, steps = (value.view(-1, *[1] * (image.ndim - 1)) for value in (timesteps, interval))
-            prior, rest, centred = gaussian_velocity(x_t, times, steps, *self.prior(known))
-            image = torch.cat([image, centred * (known[:, :1] > 0)], dim=1)
+            components = self.components(known)
+            if self.objective == "few_step":
+                start = prior.mean_velocity(x_t, times, steps, *components)
+            else:
+                start = prior.velocity(x_t, times, *components)
+            mean, deviation = prior.moments(*components)
+            spread = ((1 - times) ** 2 * deviation**2 + times**2).sqrt()  # of x_t
+            rest = deviation / spread  # of what the prior leaves to be explained
+            image = torch.cat([image, (x_t - (1 - times) * mean) / spread * (known[:, :1] > 0)], dim=1)
         enabled = self.amp and bfloat16_is_fast(image.device)
         with torch.autocast(image.device.type, torch.bfloat16, enabled=enabled):
             # the sinusoidal embedding expects steps up to 1000
             prediction = self.unet(channels_last(image), timesteps * 1000, class_labels=given)
-        return prediction.float() if prior is None else prior + rest * prediction.float()
+        return prediction.float() if start is None else start + rest * prediction.float()
 
-    def prior(self, known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return mean and deviation that are expected at each voxel, on the scale of :meth:`encode`.
+    def components(self, known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return means and deviations of the components at each voxel, on the scale of :meth:`encode`.
 
         Args:
-            known: region, tissues, UNKNOWN, density and density known, shape (B, known, ...).
+            known: region, tissues, UNKNOWN, density and density known, shape (B, known, H, W[, D]).
+
+        Returns:
+            Shape (B, data, components, H, W[, D]) each.
         """
         shares = known[:, 1:-2]
         shares = shares / shares.sum(dim=1, keepdim=True).clamp(min=1e-3)  # cells of a latent may hold background too
-        mean, deviation = (
-            torch.einsum("bk...,ck->bc...", shares, values) for values in (self.tissue_mean, self.tissue_deviation)
+        means, deviations = (
+            torch.einsum("bk...,ckm->bcm...", shares, values) for values in (self.tissue_mean, self.tissue_deviation)
         )
         if self.autoencoder is None:
-            density, told = known[:, -2:-1], known[:, -1:]
-            mean = torch.where(told > 0, density / DENSITY_GAIN * self.data_scale, mean)
-        return mean, torch.where(deviation > 0, deviation, 1.0)
+            density, told = known[:, None, -2:-1], known[:, None, -1:]
+            wanted = density / DENSITY_GAIN * self.data_scale
+            means = torch.where(told > 0, means + wanted - means.mean(dim=2, keepdim=True), means)
+        return means, torch.where(deviations > 0, deviations, 1.0)
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
         """Return the image in [-1, 1] as the network works on it: scaled, or its latent, shape (B, data, ...)."""

@@ -12,7 +12,7 @@ from monai.engines import PrepareBatch
 from monai.inferers import Inferer
 
 from .ablation import ClassBalancedMaskAblation
-from .condition import condition_channels, density_channels, plain, tissue_values
+from .condition import UNKNOWN, condition_channels, density_channels, plain, tissue_values
 from .network import TissueDenoiser
 from .samplers import alpha_bars
 
@@ -26,7 +26,7 @@ def draw_region(tissue_map: torch.Tensor, labels: Mapping[str, int], whole_proba
     """Draw the region to synthesize per sample: the voxels of a random non-empty set of its tissues, or all lung.
 
     Args:
-        tissue_map: label values, shape (B, 1, H, W[, D]).
+        tissue_map: label values or UNKNOWN, which counts as a tissue here, shape (B, 1, H, W[, D]).
         labels: tissue name to value.
         whole_probability: probability that the region is the whole lung of the patch.
 
@@ -35,7 +35,7 @@ def draw_region(tissue_map: torch.Tensor, labels: Mapping[str, int], whole_proba
     """
     region = torch.zeros(tissue_map.shape, device=tissue_map.device)
     for sample, tissues in zip(region, tissue_map):
-        present = [value for value in tissue_values(labels) if (tissues == value).any()]
+        present = [value for value in (*tissue_values(labels), UNKNOWN) if (tissues == value).any()]
         if not present:
             continue
         if torch.rand(()) < whole_probability:
@@ -69,7 +69,6 @@ class TissuePrepareBatch(PrepareBatch):
         whole_probability: see :func:`draw_region`.
         tissue_weights: tissue name to weight in the loss; 1 for tissues not named.
         density_unknown: probability that the density of a tissue is not told, per sample and tissue.
-        attribute_unknown: probability that an attribute is not told, per sample and attribute.
         attributes: how the attributes are encoded; None if the batch has none.
     """
 
@@ -80,18 +79,16 @@ class TissuePrepareBatch(PrepareBatch):
         whole_probability: float = 0.2,
         tissue_weights: Mapping[str, float] | None = None,
         density_unknown: float = 0.5,
-        attribute_unknown: float = 0.2,
         attributes=None,
     ) -> None:
         unknown = set(tissue_weights or {}) - set(labels)
         if unknown:
             raise ValueError(f"tissue_weights name {sorted(unknown)}, but labels name only {', '.join(labels)}")
-        for name, value in (("density_unknown", density_unknown), ("attribute_unknown", attribute_unknown)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be a probability in [0, 1], not {value}")
+        if not 0 <= density_unknown <= 1:
+            raise ValueError(f"density_unknown must be a probability in [0, 1], not {density_unknown}")
         self.labels, self.ablation, self.whole_probability = labels, ablation, whole_probability
         self.weights = {labels[name]: weight for name, weight in (tissue_weights or {}).items()}
-        self.density_unknown, self.attribute_unknown, self.attributes = density_unknown, attribute_unknown, attributes
+        self.density_unknown, self.attributes = density_unknown, attributes
 
     def __call__(self, batchdata, device=None, non_blocking: bool = False, **kwargs):
         """Return (x_0, weight, (), inferer arguments).
@@ -111,7 +108,7 @@ class TissuePrepareBatch(PrepareBatch):
         condition = torch.cat([condition_channels(shown, self.labels), told], dim=1)
         attributes = None
         if self.attributes is not None and self.attributes.size:
-            attributes = self.attributes.drop(torch.as_tensor(batchdata["attributes"]).float(), self.attribute_unknown)
+            attributes = self.attributes.drop(torch.as_tensor(batchdata["attributes"]).float())
         weight = region.clone()
         for value, factor in self.weights.items():
             weight[tissue_map == value] *= factor

@@ -81,8 +81,8 @@ class PaintInferer(Inferer):
         self,
         labels: Mapping[str, int],
         patch_size: Sequence[int] = (64, 64, 1),
-        sampler: str = "euler",
-        num_steps: int = 10,
+        sampler: str = "heun",
+        num_steps: int = 8,
         overlap: float = 0.25,
         guidance: float = 1.0,
         tissue_guidance: Mapping[str, float] | None = None,
@@ -170,18 +170,35 @@ class PaintInferer(Inferer):
             x_0, m, tissues = (
                 v[part].permute(2, 0, 1).unsqueeze(1) if flat else v[part][None, None] for v in (volume, region, target)
             )
-            edge = [(-length) % denoiser.downsampling for length in x_0.shape[2:]]
-            edge = [max(e, size - length) for e, size, length in zip(edge, window, x_0.shape[2:])]
-            pad = [amount for e in reversed(edge) for amount in (0, e)]
+            size = x_0.shape[2:]
+            pad = self.padding(size, window, denoiser.downsampling)
             x_0, m, tissues = (
                 torch.nn.functional.pad(v.float(), pad, value=fill) for v, fill in ((x_0, AIR), (m, 0), (tissues, 0))
             )
             shape = (denoiser.data_channels, *[length // denoiser.downsampling for length in x_0.shape[2:]])
             noise = noises(len(x_0), shape) if flat else torch.randn((1, *shape), generator=generator)
             result = self.paint_stack(x_0, m, tissues, noise.to(x_0.device), denoiser, told, window, generator)
-            inside = tuple(slice(length - e) for e, length in zip(edge, x_0.shape[2:]))
-            result = result[(slice(None), slice(None), *inside)]
+            result = result[(slice(None), slice(None), *map(slice, size))]
             volume[part] = result.squeeze(1).permute(1, 2, 0) if flat else result[0, 0]
+
+    def padding(self, size: Sequence[int], window: Sequence[int], multiple: int) -> list[int]:
+        """Return what to append along each axis, as torch's pad takes it: a window at least, and whole cells."""
+        wanted = [max(length + (-length) % multiple, least) for length, least in zip(size, window)]
+        return [amount for least, length in zip(reversed(wanted), reversed(size)) for amount in (0, least - length)]
+
+    def window_counts(self, region: torch.Tensor, denoiser) -> torch.Tensor:
+        """Return by how many windows each voxel is painted, shape (W, H, D) like ``region``: where seams could lie."""
+        counts = torch.zeros(region.shape, dtype=torch.long)
+        flat, cell = denoiser.spatial_dims == 2, denoiser.downsampling
+        window = self.patch_size[:2] if flat else self.patch_size
+        box = self.region_box(region.any(dim=2) if flat else region, window, cell)
+        for part in [(*box, z) for z in range(region.shape[2])] if flat else [box]:
+            inside = torch.nn.functional.pad(region[part].float(), self.padding(region[part].shape, window, cell))
+            cells = denoiser.pool(inside[None, None])[0, 0] > 0
+            for corner in window_corners(cells, [size // cell for size in window], self.overlap):
+                place = tuple(slice(start * cell, start * cell + size) for start, size in zip(corner, window))
+                counts[part][place] += 1  # what lies in the padding falls away
+        return counts
 
     def slice_noise(self, indices: list[int], slice_mm: float, generator: torch.Generator):
         """Return a function that gives the noise of the next slices: standard normal, correlated along z.

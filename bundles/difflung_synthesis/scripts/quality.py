@@ -23,7 +23,7 @@ from .voxels import hu_counts, painted_box, quantiles, ssim_maps, voxel_measures
 QUANTILES = (5, 25, 50, 75, 95)  # per cent
 TILES_PER_CASE = 400  # of one tissue; more are thinned out
 TILES_IN_PAIRS = 2000  # of one half of the cases, in the measures that compare each tile with each
-HEADLINES = ("texture_distance", "texture_floor", "diversity", "border_gradient")
+HEADLINES = ("texture_distance", "texture_floor", "diversity", "border_gradient", "seam_gradient")
 
 
 class TissueQuality(Metric):
@@ -52,6 +52,8 @@ class TissueQuality(Metric):
         output_dir: where the files go; None: no files.
         tile: edge of a tile of texture, voxels.
         seed: of the choice of tiles where there are too many.
+        inferer: what painted; a :class:`~scripts.painting.PaintInferer` tells where its windows lay.
+        network: with which it painted.
         output_transform: see ignite; must give lists of painted CTs, shape (S, W, H, D), HU, S samples of one map, and
             of references, shape (2, W, H, D): real CT in HU and the tissue of each painted voxel (0 where nothing was
             painted).
@@ -68,6 +70,8 @@ class TissueQuality(Metric):
         output_dir: str | None = None,
         tile: int = 16,
         seed: int = 0,
+        inferer=None,
+        network=None,
         output_transform: Callable = lambda output: output,
     ) -> None:
         low, high = hu_window
@@ -77,6 +81,8 @@ class TissueQuality(Metric):
             raise ValueError(f"tile must be at least 4 voxels, not {tile}")
         self.labels, self.window, self.output_dir = labels, (int(low), int(high)), output_dir
         self.tile, self.seed = tile, seed
+        self.window_counts = getattr(inferer, "window_counts", None)
+        self.network = getattr(network, "module", network)
         super().__init__(output_transform=output_transform)
 
     def reset(self) -> None:
@@ -97,7 +103,10 @@ class TissueQuality(Metric):
             painted, real = np.clip(painted, *self.window), np.clip(reference[0], *self.window)
             self.crops.add(painted[0], real, tissue)
             box = painted_box(tissue)
-            self.cases.append(self._measure(painted[:, *box], real[box], tissue[box]))
+            windows = None
+            if self.window_counts:
+                windows = self.window_counts(torch.from_numpy(tissue > 0), self.network).numpy()[box]
+            self.cases.append(self._measure(painted[:, *box], real[box], tissue[box], windows))
 
     def _check(self, painted: torch.Tensor, reference: torch.Tensor) -> None:
         """Raise ValueError if shapes or tissues are not as documented."""
@@ -115,7 +124,7 @@ class TissueQuality(Metric):
             named = ", ".join(f"{name}={value}" for name, value in self.labels.items())
             raise ValueError(f"reference of {case} holds tissue {min(unnamed):g}, but labels name only {named}")
 
-    def _measure(self, painted: np.ndarray, real: np.ndarray, tissue: np.ndarray) -> dict:
+    def _measure(self, painted: np.ndarray, real: np.ndarray, tissue: np.ndarray, windows: np.ndarray | None) -> dict:
         """Return what one case adds: per tissue its sums, HU counts and texture features."""
         similarity = ssim_maps(painted, real, tissue, self.window[1] - self.window[0])
         tissues = {}
@@ -123,7 +132,7 @@ class TissueQuality(Metric):
             where = tissue == value
             if where.any():
                 tissues[value] = {
-                    "sums": voxel_sums(painted, real, where, similarity),
+                    "sums": voxel_sums(painted, real, where, similarity, windows),
                     "counts": [hu_counts(hu, self.window) for hu in (painted[:, where], real[where])],
                     "textures": self._textures(painted, real, where),
                 }

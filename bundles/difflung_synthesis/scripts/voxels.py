@@ -60,7 +60,9 @@ def ssim_maps(painted: np.ndarray, real: np.ndarray, tissue: np.ndarray, hu_rang
     return maps
 
 
-def voxel_sums(painted: np.ndarray, real: np.ndarray, where: np.ndarray, similarity: np.ndarray) -> dict[str, float]:
+def voxel_sums(
+    painted: np.ndarray, real: np.ndarray, where: np.ndarray, similarity: np.ndarray, windows: np.ndarray | None = None
+) -> dict[str, float]:
     """Return the sums from which :func:`voxel_measures` makes its ratios; those of several cases are to be added.
 
     Args:
@@ -68,6 +70,7 @@ def voxel_sums(painted: np.ndarray, real: np.ndarray, where: np.ndarray, similar
         real: shape (W, H, D).
         where: the region of one tissue, bool, shape (W, H, D).
         similarity: as :func:`ssim_maps` gives it.
+        windows: by how many windows each voxel was painted, shape (W, H, D); None if that is not known.
     """
     values, truth = painted[:, where].astype(np.float64), real[where].astype(np.float64)
     pairs = list(combinations(values, 2))
@@ -80,18 +83,37 @@ def voxel_sums(painted: np.ndarray, real: np.ndarray, where: np.ndarray, similar
         "spread": sum(np.abs(first - second).sum() for first, second in pairs),
     }
     for name, volumes in (("painted", painted), ("real", real[None])):
-        sums[f"{name}_border"] = _border_sum(volumes, where) / len(volumes)
+        sums[f"{name}_border"] = _step_sum(volumes, where) / len(volumes)
+        sums[f"{name}_seam"], sums[f"{name}_inside"] = (
+            (0, 0) if windows is None else _seam_sums(volumes, where, windows) / len(volumes)
+        )
         sums[f"{name}_covariance"], sums[f"{name}_below"], sums[f"{name}_above"] = _slice_sums(volumes, where)
     return {name: float(value) for name, value in sums.items()}
 
 
-def _border_sum(volumes: np.ndarray, where: np.ndarray) -> float:
-    """Return the sum of |HU difference| over the in-plane neighbours of which one lies in the region, one outside."""
+def _step_sum(volumes: np.ndarray, parts: np.ndarray, among: np.ndarray | None = None) -> float:
+    """Return the sum of |HU difference| over the in-plane neighbours that differ in ``parts``, shape (W, H, D).
+
+    Args:
+        volumes: shape (S, W, H, D).
+        parts: of any type.
+        among: bool, shape (W, H, D); where both neighbours must lie, anywhere if None.
+    """
     total = 0.0
     for axis in (0, 1):
-        edge = np.diff(where, axis=axis)  # of booleans: whether the two differ
-        total += np.abs(np.diff(volumes, axis=axis + 1))[:, edge].sum(dtype=np.float64)
+        steps = np.diff(parts.astype(np.int8), axis=axis) != 0
+        if among is not None:
+            steps &= np.diff(among.astype(np.int8), axis=axis) == 0
+            steps &= among.take(range(1, among.shape[axis]), axis)
+        total += np.abs(np.diff(volumes, axis=axis + 1))[:, steps].sum(dtype=np.float64)
     return total
+
+
+def _seam_sums(volumes: np.ndarray, where: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """Return the sums of |HU difference| in the region over neighbours with a window's edge between them, and all."""
+    columns = np.indices(where.shape[:2]).sum(axis=0) % 2  # differs between any two neighbours
+    everywhere = np.broadcast_to(columns[..., None], where.shape)
+    return np.array([_step_sum(volumes, parts, where) for parts in (windows, everywhere)])
 
 
 def _slice_sums(volumes: np.ndarray, where: np.ndarray) -> tuple[float, float, float]:
@@ -109,6 +131,8 @@ def voxel_measures(sums: dict[str, float], hu_range: float) -> dict[str, float]:
       they differ as real tissue would, 0 where they are all the same; NaN with a single sample.
     - ``border_gradient``: step across the region's border, painted over real, at the very same pairs of voxels; above
       1 is a visible seam, below 1 a smear.
+    - ``seam_gradient``: step between neighbours in the region that have the edge of a window between them, painted over
+      real, over the same ratio for all neighbours; above 1 the windows show. NaN where they are not known.
     - ``slice_correlation``, painted and real: Pearson correlation of a voxel and the one in the next slice, each less
       its tissue's mean in its case.
     - ``psnr_paper`` (dB) and ``ssim_paper`` against the very voxels that were painted over: to set beside published
@@ -123,6 +147,9 @@ def voxel_measures(sums: dict[str, float], hu_range: float) -> dict[str, float]:
         measures = {
             "diversity": ratio(ratio(sums["spread"], sums["pairs"]), ratio(sums["absolute"], sums["voxels"])),
             "border_gradient": ratio(sums["painted_border"], sums["real_border"]),
+            "seam_gradient": ratio(
+                ratio(sums["painted_seam"], sums["real_seam"]), ratio(sums["painted_inside"], sums["real_inside"])
+            ),
             "psnr_paper": 10 * np.log10(ratio(hu_range**2 * sums["voxels"], sums["squared"])),
             "ssim_paper": ratio(sums["ssim"], sums["voxels"]),
         }

@@ -1,0 +1,61 @@
+"""The flow of independent voxels: against closed forms, and against the histogram that it must give."""
+
+import pytest
+import torch
+from scipy.stats import wasserstein_distance
+from scripts import samplers
+from scripts.prior import COMPONENTS, fit_mixture, mean_velocity, moments, velocity
+
+
+def spread_out(values):
+    """Return one mixture, shape (2, M), for a row of voxels: means and deviations of shape (1, 1, M, 1, 1)."""
+    return tuple(part.view(1, 1, -1, 1, 1) for part in values)
+
+
+def times(*values):
+    return tuple(torch.tensor(value).view(1, 1, 1, 1) for value in values)
+
+
+def test_one_component_is_the_normal_distribution():
+    """Its flow keeps quantiles: (x_r - (1 - r) m) / s_r = (x_t - (1 - t) m) / s_t."""
+    m, d, t, r = -0.6, 0.3, 0.9, 0.4
+    x = torch.linspace(-2, 2, 9).view(1, 1, 1, 9)
+    s_t, s_r = (((1 - time) ** 2 * d**2 + time**2) ** 0.5 for time in (t, r))
+    after = (1 - r) * m + s_r / s_t * (x - (1 - t) * m)
+    normal = spread_out(torch.tensor([[m], [d]]))
+    assert torch.allclose(x - (t - r) * mean_velocity(x, *times(t, t - r), *normal), after, atol=2e-3)
+    expected = (t - (1 - t) * d**2) / s_t**2 * (x - (1 - t) * m) - m
+    assert torch.allclose(velocity(x, *times(t), *normal), expected, atol=1e-6)
+    assert torch.allclose(mean_velocity(x, *times(t, 0.0), *normal), expected, atol=1e-2)
+
+
+def two_peaks(voxels):
+    """Return values of a honeycomb: air, and thin walls of another mean; shape (1, voxels)."""
+    generator = torch.Generator().manual_seed(0)
+    air, wall = (torch.randn(1, voxels, generator=generator) * d + m for m, d in ((-1.2, 0.5), (1.2, 0.25)))
+    return torch.where(torch.rand(1, voxels, generator=generator) < 0.7, air, wall)
+
+
+@pytest.mark.parametrize(("steps", "few"), [(8, False), (2, True), (1, True)])
+def test_samples_have_the_histogram_of_the_values(steps, few):
+    values = two_peaks(20000)
+    mixture = spread_out(fit_mixture(values, 0.01))
+    noise = torch.randn((1, 1, 1, 20000), generator=torch.Generator().manual_seed(1))
+
+    def field(x, t, interval=None):
+        return velocity(x, *times(t), *mixture) if interval is None else mean_velocity(x, *times(t, interval), *mixture)
+
+    sampled = (samplers.few_step if few else samplers.heun)(field, noise, steps).flatten()
+    one_normal = values.mean() + values.std() * noise.flatten()
+    distances = [wasserstein_distance(kind, values.flatten()) for kind in (sampled, one_normal)]
+    assert distances[0] < 0.09 and distances[1] > 0.25
+
+
+def test_mixture_has_the_moments_of_the_values():
+    values = torch.cat([two_peaks(5000), torch.randn(1, 5000, generator=torch.Generator().manual_seed(2))])
+    means, deviations = fit_mixture(values, 0.01)
+    assert means.shape == deviations.shape == (2, COMPONENTS)
+    mean, deviation = moments(means[None, ..., None, None], deviations[None, ..., None, None])
+    assert torch.allclose(mean.flatten(), values.mean(dim=1), atol=0.01)
+    assert torch.allclose(deviation.flatten(), values.std(dim=1), rtol=0.03)
+    assert torch.equal(fit_mixture(torch.zeros(1, 100), 0.05)[1], torch.full((1, COMPONENTS), 0.05))
