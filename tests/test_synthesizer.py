@@ -233,6 +233,7 @@ VARIANTS = {
     "latent volume": (["volume.yaml", "latent.yaml"], VOLUME),
     "ddpm": (["ddpm.yaml"], {}),
     "few-step": (["few_step.yaml"], {}),
+    "fine-tune": (["fine_tune.yaml"], {"learning_rate": 1e-12}),
     "konz": (["konz_ablation.yaml"], {}),
     "no ablation": (["no_ablation.yaml"], {}),
 }
@@ -260,10 +261,15 @@ def test_variant_trains_resumes_evaluates_and_paints(variant, trained, data, pai
         assert result.returncode == 0, result.stderr[-3000:]
         assert "hu_wasserstein_fibrosis" in (tmp_path / "eval/metrics.csv").read_text()
         extra = extra | {"autoencoder_weights": str(tmp_path / "autoencoder.pt")}
-    if variant == "few-step":
+    if variant in ("few-step", "fine-tune"):
         extra = {"start": str(trained / "model.pt")}
     result = bundle([], ["train.json", *overlays], tmp_path, **tiny, **places, **extra)
     assert result.returncode == 0, result.stderr[-3000:]
+    if variant == "fine-tune":
+        before, after = (torch.load(folder / "model.pt", weights_only=True) for folder in (trained, tmp_path))
+        assert all(
+            torch.allclose(before[key], after[key]) for key in before if key not in ("_extra_state", "tissue_presence")
+        )
     extra.pop("autoencoder_weights", None)
     overrides = tiny | {"samples": 1}
     result = bundle([], ["train.json", *overlays, "evaluate.json"], tmp_path, **overrides, **places, **extra)

@@ -221,7 +221,7 @@ def plan(survey: list[dict], hosts: dict[str, list[Host]], hu_window) -> tuple[l
             scene = scenes[place]
             name = "_".join(filter(None, (condition, tissue)))
             for number, level in enumerate(levels):
-                if condition == TOLD:
+                if condition in (TOLD, MAP):  # the painting of a map is set beside the same patient's real lung
                     told = truth_of(scene)
                 else:
                     told = {} if level is None else {name if tissue else condition: level}
