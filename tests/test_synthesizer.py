@@ -348,3 +348,17 @@ def test_two_processes_train_on_cpu(data, tmp_path):
     result = bundle(["training"], ["train.json", "multi_gpu_train.json"], tmp_path, launcher=launcher, **tiny, **places)
     assert result.returncode == 0, result.stderr[-3000:]
     assert torch.load(tmp_path / "model.pt", weights_only=True)["tissue_presence"].sum() > 0
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_like_one(trained, data, tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    overlays, tables = ["train.json", "evaluate.json"], []
+    for names, how in ((overlays, {}), ([*overlays, "multi_gpu_evaluate.json"], {"launcher": launcher})):
+        folder = tmp_path / str(len(names))
+        places = {"dataset_dir": str(data), "model_dir": str(trained), "output_dir": str(folder)}
+        settings = {key: value for key, value in TINY.items() if key != "device" or not how}
+        result = bundle(["evaluating"], names, tmp_path, **settings, **places, **how)
+        assert result.returncode == 0, result.stderr[-3000:]
+        tables.append(pandas.read_csv(folder / "quality.csv"))
+    pandas.testing.assert_frame_equal(*tables)

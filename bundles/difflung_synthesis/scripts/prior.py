@@ -8,7 +8,7 @@ network's data, H, W[, D] voxels, M components.
 import torch
 
 COMPONENTS = 16
-SUBSTEPS = 8  # of a long step
+SUBSTEPS = 4  # of a long step; each costs two evaluations of the mixture
 OVERLAP = 1.5  # factor on the deviation of a slice, so that the slices add up to a smooth histogram
 
 
