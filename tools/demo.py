@@ -23,8 +23,9 @@ NEW_CASES = 16  # at most
 SAMPLING_STEPS = 8
 SYNTHESIZER = {
     "max_epochs": 1,
-    "epoch_length": 500,
-    "ema_momentum": 0.01,
+    "epoch_length": 1000,
+    "batch_size": 2,
+    "ema_momentum": 0.005,
     "warmup_steps": 30,
 }
 
