@@ -57,9 +57,10 @@ def test_what_is_not_given_is_pure_noise_with_nothing_known():
     network = denoiser(attributes=ATTRIBUTES)
     x = torch.randn(1, 10, 16, 16)
     with torch.no_grad():
-        assert torch.equal(network(x), network(x, torch.ones(1), torch.zeros(1, 4), torch.zeros(1)))
+        assert torch.equal(network(x), network(x, torch.ones(1), torch.zeros(1, 6), torch.zeros(1)))
         assert not torch.equal(network(x), network(x, torch.zeros(1)))
-        assert not torch.equal(network(x), network(x, attributes=torch.tensor([[1.0, 0.3, 0.0, 1.0]])))
+        assert not torch.equal(network(x), network(x, attributes=torch.tensor([[1.0, 0.3, 0.0, 1.0, 0.0, 0.0]])))
+        assert not torch.equal(network(x), network(x, attributes=torch.tensor([[0.0, 0.0, 0.0, 0.0, 1.0, 0.5]])))
         assert not torch.equal(network(x), network(x, interval=torch.ones(1)))
 
 
@@ -69,7 +70,7 @@ def test_attributes_and_interval_start_without_influence():
     torch.nn.init.normal_(network.unet.out[-1].conv.weight)
     network.tissue_prior, x = False, torch.randn(2, 11, 16, 16)  # the prior knows the interval
     with torch.no_grad():
-        told = network(x, attributes=torch.ones(2, 4), interval=torch.ones(2))
+        told = network(x, attributes=torch.ones(2, 6), interval=torch.ones(2))
         assert network(x).std() > 0
         assert torch.equal(network(x), told)
 

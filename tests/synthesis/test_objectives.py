@@ -194,7 +194,7 @@ def test_weights_of_tissues_are_the_loss_weights():
     x_0, weight, _, given = prepare({"image": image, "label": label}, "cpu")
     assert torch.equal(x_0, image.squeeze(-1))
     assert torch.equal(weight == 3, label.squeeze(-1) == 4)
-    assert given["condition"].shape == (4, 3 + 1 + 2, 8, 8) and given["attributes"] is None
+    assert given["condition"].shape == (4, 3 + 1 + 2, 8, 8) and not given["attributes"].any()
     blocks = prepare({"image": image.expand(-1, -1, -1, -1, 4), "label": label.expand(-1, -1, -1, -1, 4)}, "cpu")
     assert blocks[0].shape == (4, 1, 8, 8, 4)
 
@@ -232,9 +232,12 @@ def test_attributes_are_dropped_whole_and_alone():
     for known in (age & history, age ^ history, ~age & ~history):  # both, one, none
         assert known.float().mean() == pytest.approx(1 / 3, abs=0.03)
     prepare = TissuePrepareBatch(LABELS, lambda tissue_map: tissue_map, attributes=attributes)
-    batch = {"image": torch.zeros(2, 1, 4, 4, 1), "label": torch.ones(2, 1, 4, 4, 1), "attributes": vectors[:2]}
-    told = prepare(batch, "cpu")[3]["attributes"]
-    assert ((told == vectors[:2]) | (told == 0)).all()
+    batch = {"image": torch.zeros(200, 1, 4, 4, 1), "label": torch.ones(200, 1, 4, 4, 1), "attributes": vectors[:200]}
+    told = prepare(batch | {"sharpness": torch.full((200,), 0.5)}, "cpu")[3]["attributes"]
+    assert ((told[:, :-2] == vectors[:200]) | (told[:, :-2] == 0)).all()
+    sharpness = told[:, -1]
+    assert set(sharpness.tolist()) == {0, 0.5} and 0.02 < (sharpness == 0).float().mean() < 0.25
+    assert torch.equal(told[:, -2], (sharpness > 0).float())
 
 
 @pytest.mark.parametrize(("value", "message"), [

@@ -28,16 +28,14 @@ class ConditionEmbedding(nn.Module):
     """Embed the attributes of a patient and the length of a step; both start without any influence.
 
     Args:
-        num_attributes: entries of the attribute vector.
+        num_attributes: entries of the attribute vector, the sharpness of the CT among them.
         size: of the embedding, which is added to that of the time.
     """
 
     def __init__(self, num_attributes: int, size: int) -> None:
         super().__init__()
-        self.num_attributes = num_attributes
         self.attributes, self.interval = (
-            nn.Sequential(nn.Linear(entries, size), nn.SiLU(), nn.Linear(size, size))
-            for entries in (max(num_attributes, 1), 2)
+            nn.Sequential(nn.Linear(entries, size), nn.SiLU(), nn.Linear(size, size)) for entries in (num_attributes, 2)
         )
         for branch in (self.attributes, self.interval):
             nn.init.zeros_(branch[-1].weight)
@@ -46,8 +44,6 @@ class ConditionEmbedding(nn.Module):
     def forward(self, given: torch.Tensor) -> torch.Tensor:
         """Return the embedding, shape (B, size), of attributes and interval side by side, shape (B, attributes + 1)."""
         attributes, interval = given[:, :-1], given[:, -1:]
-        if self.num_attributes == 0:
-            attributes = torch.zeros_like(interval)
         return self.attributes(attributes) + self.interval(torch.cat([interval, interval.sqrt()], dim=1))
 
 
@@ -127,7 +123,7 @@ class TissueDenoiser(nn.Module):
             num_class_embeds=1,
         )
         # MONAI adds this embedding to the time's; it knows a class number only, we need a vector
-        self.unet.class_embedding = ConditionEmbedding(self.attributes.size, 4 * channels[0])
+        self.unet.class_embedding = ConditionEmbedding(self.attributes.size + 2, 4 * channels[0])
         tissues = len(tissue_values(self.labels))
         self.register_buffer("tissue_presence", torch.zeros(tissues))
         self.register_buffer("tissue_mean", torch.zeros(self.data_channels, tissues + 1, COMPONENTS))
@@ -163,7 +159,7 @@ class TissueDenoiser(nn.Module):
             image: x_t and what is known stacked (see :func:`known_channels`), shape (B, data + known, H, W[, D]), the
                 edges multiples of the U-Net's stride.
             timesteps: t in [0, 1], shape (B,); 1 (pure noise) if None.
-            attributes: encoded, shape (B, size); all unknown if None.
+            attributes: encoded, and the sharpness, shape (B, size + 2); all unknown if None.
             interval: length of the step in [0, 1], shape (B,); 0, the velocity at t itself, if None.
 
         Returns:
@@ -173,7 +169,7 @@ class TissueDenoiser(nn.Module):
         if timesteps is None:
             timesteps = torch.ones(samples, device=image.device)
         if attributes is None:
-            attributes = torch.zeros(samples, self.attributes.size, device=image.device)
+            attributes = torch.zeros(samples, self.attributes.size + 2, device=image.device)
         if interval is None:
             interval = torch.zeros(samples, device=image.device)
         given = torch.cat([attributes.to(image.device), interval.view(-1, 1)], dim=1)

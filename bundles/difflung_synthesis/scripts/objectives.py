@@ -15,6 +15,7 @@ from .ablation import ClassBalancedMaskAblation
 from .condition import UNKNOWN, condition_channels, density_channels, plain, tissue_values
 from .network import TissueDenoiser
 from .samplers import alpha_bars
+from .sharpness import UNKNOWN_SHARE, append_sharpness
 
 
 def stratified_times(samples: int) -> torch.Tensor:
@@ -69,7 +70,8 @@ class TissuePrepareBatch(PrepareBatch):
         whole_probability: see :func:`draw_region`.
         tissue_weights: tissue name to weight in the loss; 1 for tissues not named.
         density_unknown: probability that the density of a tissue is not told, per sample and tissue.
-        attributes: how the attributes are encoded; None if the batch has none.
+        attributes: how the attributes are encoded; None if the batch has none. ``sharpness`` of the batch, if it is
+            there, follows them.
     """
 
     def __init__(
@@ -106,16 +108,18 @@ class TissuePrepareBatch(PrepareBatch):
         density[torch.rand(density.shape) < self.density_unknown] = torch.nan
         told = density_channels(torch.where(shown >= 0, tissue_map * region, 0), density, self.labels)
         condition = torch.cat([condition_channels(shown, self.labels), told], dim=1)
-        attributes = None
+        attributes = torch.zeros(len(x_0), 0)
         if self.attributes is not None and self.attributes.size:
             attributes = self.attributes.drop(torch.as_tensor(batchdata["attributes"]).float())
+        attributes = append_sharpness(attributes, batchdata.get("sharpness"))
+        attributes[:, -2:] *= torch.rand(len(x_0), 1) >= UNKNOWN_SHARE
         weight = region.clone()
         for value, factor in self.weights.items():
             weight[tissue_map == value] *= factor
         given = {"t": stratified_times(len(x_0)), "region": region, "condition": condition, "attributes": attributes}
 
         def move(tensor):
-            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
+            return tensor.to(device, non_blocking=non_blocking)
 
         return move(x_0), move(weight), (), {name: move(tensor) for name, tensor in given.items()}
 

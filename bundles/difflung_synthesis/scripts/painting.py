@@ -14,6 +14,7 @@ from monai.inferers import Inferer, sliding_window_inference
 from . import samplers
 from .condition import UNKNOWN, condition_channels, density_channels, plain, tissue_values
 from .objectives import BLANK
+from .sharpness import append_sharpness
 
 AIR = -1.0  # intensity below the HU window, what lies beyond the edge of an image
 # Sampler and the objectives whose networks it can use.
@@ -45,9 +46,10 @@ class PaintPrepareBatch(PrepareBatch):
         image = batchdata["image"].to(device, non_blocking=non_blocking)
         given = {key: plain(batchdata[key]).to(device, non_blocking=non_blocking) for key in ("target", "region")}
         given["seeds"] = [int(seed) for seed in batchdata.get("seed", [0] * len(image))]
-        for key in ("attributes", "density"):
-            if key in batchdata:
-                given[key] = torch.as_tensor(batchdata[key]).float().to(device, non_blocking=non_blocking)
+        if "density" in batchdata:
+            given["density"] = torch.as_tensor(batchdata["density"]).float().to(device, non_blocking=non_blocking)
+        known = torch.as_tensor(batchdata.get("attributes", torch.zeros(len(image), 0))).float()
+        given["attributes"] = append_sharpness(known, batchdata.get("sharpness")).to(device, non_blocking=non_blocking)
         if isinstance(image, MetaTensor):
             given["slice_mm"] = image.affine.reshape(-1, 4, 4)[:, :3, 2].norm(dim=1).tolist()
         return image, plain(batchdata[self.label_key]), (), given
@@ -66,7 +68,7 @@ class PaintInferer(Inferer):
         sampler: euler or heun for a flow, few_step for a few-step model, ddim, ancestral or dpm_solver for a DDPM.
         num_steps: evaluations of the network per window, for each of which guidance adds some.
         overlap: share of a window that it has in common with its neighbour, at least 0 and below 1.
-        guidance: s of v = v(nothing known) + s (v(c) - v(nothing known)); 1 is none.
+        guidance: s of v = v(nothing known) + s (v(c) - v(nothing known)); 1 is none. The sharpness stays known.
         tissue_guidance: tissue name to s_k of v = v(c without k) + s_k (v(c) - v(c without k)).
         slice_correlation_mm: distance along z over which the correlation of the noise falls to 1/e; 0 for none.
         samples: of each map, with different noise.
@@ -119,7 +121,7 @@ class PaintInferer(Inferer):
             target: tissue maps, shape (B, 1, W, H, D).
             region: M, shape (B, 1, W, H, D).
             seeds: one per volume; a volume's noise depends on its own seed only.
-            attributes: encoded, shape (B, size); all unknown if None.
+            attributes: encoded, and the sharpness, shape (B, size + 2); all unknown if None.
             density: mean wanted per tissue in [-1, 1], NaN where any will do, shape (B, tissues).
             slice_mm: distance between the slices of each volume in mm; 1 if None.
 
@@ -275,7 +277,7 @@ class Told:
 
     Attributes:
         density: per tissue in [-1, 1], shape (1, tissues), or None.
-        attributes: encoded, shape (1, size), or None.
+        attributes: encoded, and the sharpness, shape (1, size + 2), or None.
     """
 
     density: torch.Tensor | None
@@ -313,7 +315,11 @@ class RegionField:
         self.guides = []  # scale, channels, attributes
         if inferer.guidance != 1:
             nothing = self.channels(region, tissues, inferer.labels, hidden=values)
-            self.guides.append((inferer.guidance, nothing, None))
+            sharpness = None
+            if told.attributes is not None:  # which is the CT's own and not to be exaggerated
+                sharpness = told.attributes.clone()
+                sharpness[:, :-2] = 0
+            self.guides.append((inferer.guidance, nothing, sharpness))
         for value, scale in inferer.tissue_guidance.items():
             if scale != 1 and value in present:
                 without = self.channels(region, tissues, inferer.labels, hidden=(value,))
