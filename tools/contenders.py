@@ -59,7 +59,7 @@ def plain_contender(shipped: Contender) -> Contender:
     network = copy.deepcopy(shipped.network).to(memory_format=torch.contiguous_format)
 
     def predict(images: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-        given = torch.zeros(len(images), network.attributes.size + 1, device=images.device)
+        given = torch.zeros(len(images), network.attribute_entries + 1, device=images.device)
         if network.tissue_prior:  # the U-Net sees the noisy image divided by its deviation, too
             images = torch.cat([images, images[:, :1]], dim=1)
         return network.unet(images, times * 1000, class_labels=given)

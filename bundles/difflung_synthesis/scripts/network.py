@@ -123,7 +123,7 @@ class TissueDenoiser(nn.Module):
             num_class_embeds=1,
         )
         # MONAI adds this embedding to the time's; it knows a class number only, we need a vector
-        self.unet.class_embedding = ConditionEmbedding(self.attributes.size + 2, 4 * channels[0])
+        self.unet.class_embedding = ConditionEmbedding(self.attribute_entries, 4 * channels[0])
         tissues = len(tissue_values(self.labels))
         self.register_buffer("tissue_presence", torch.zeros(tissues))
         self.register_buffer("tissue_mean", torch.zeros(self.data_channels, tissues + 1, COMPONENTS))
@@ -133,6 +133,11 @@ class TissueDenoiser(nn.Module):
     def input_channels(self) -> int:
         """Channels of ``image``: x_t and what is known."""
         return self.data_channels + known_channels(self.labels)
+
+    @property
+    def attribute_entries(self) -> int:
+        """Entries of ``attributes``: what is known of the patient, and the sharpness of the CT."""
+        return self.attributes.size + 2
 
     @property
     def stride(self) -> int:
@@ -169,7 +174,7 @@ class TissueDenoiser(nn.Module):
         if timesteps is None:
             timesteps = torch.ones(samples, device=image.device)
         if attributes is None:
-            attributes = torch.zeros(samples, self.attributes.size + 2, device=image.device)
+            attributes = torch.zeros(samples, self.attribute_entries, device=image.device)
         if interval is None:
             interval = torch.zeros(samples, device=image.device)
         given = torch.cat([attributes.to(image.device), interval.view(-1, 1)], dim=1)
