@@ -69,6 +69,7 @@ class PaintInferer(Inferer):
         num_steps: evaluations of the network per window, for each of which guidance adds some.
         overlap: share of a window that it has in common with its neighbour, at least 0 and below 1.
         guidance: s of v = v(nothing known) + s (v(c) - v(nothing known)); 1 is none. The sharpness stays known.
+        attribute_guidance: s of v = v(c without attributes) + s (v(c) - v(c without attributes)).
         tissue_guidance: tissue name to s_k of v = v(c without k) + s_k (v(c) - v(c without k)).
         slice_correlation_mm: distance along z over which the correlation of the noise falls to 1/e; 0 for none.
         samples: of each map, with different noise.
@@ -87,6 +88,7 @@ class PaintInferer(Inferer):
         num_steps: int = 8,
         overlap: float = 0.25,
         guidance: float = 1.0,
+        attribute_guidance: float = 1.0,
         tissue_guidance: Mapping[str, float] | None = None,
         slice_correlation_mm: float = 0.0,
         samples: int = 1,
@@ -106,7 +108,7 @@ class PaintInferer(Inferer):
             raise ValueError(f"tissue_guidance names {sorted(unknown)}, but labels name only {', '.join(labels)}")
         self.labels, self.patch_size, self.overlap = labels, tuple(patch_size), overlap
         self.sampler, self.num_steps, self.samples = sampler, num_steps, samples
-        self.guidance = guidance
+        self.guidance, self.attribute_guidance = guidance, attribute_guidance
         self.tissue_guidance = {labels[name]: scale for name, scale in (tissue_guidance or {}).items()}
         self.slice_correlation_mm = slice_correlation_mm
         self.sw_batch_size, self.slices_per_pass = sw_batch_size, slices_per_pass
@@ -313,13 +315,14 @@ class RegionField:
         values, present = tissue_values(inferer.labels), set(tissues[region > 0].unique().long().tolist())
         self.known = self.channels(region, tissues, inferer.labels, hidden=())
         self.guides = []  # scale, channels, attributes
+        unguided = told.attributes
+        if unguided is not None:  # the sharpness is the CT's own and not to be exaggerated
+            unguided = torch.cat([torch.zeros_like(unguided[:, :-2]), unguided[:, -2:]], dim=1)
         if inferer.guidance != 1:
             nothing = self.channels(region, tissues, inferer.labels, hidden=values)
-            sharpness = None
-            if told.attributes is not None:  # which is the CT's own and not to be exaggerated
-                sharpness = told.attributes.clone()
-                sharpness[:, :-2] = 0
-            self.guides.append((inferer.guidance, nothing, sharpness))
+            self.guides.append((inferer.guidance, nothing, unguided))
+        if inferer.attribute_guidance != 1 and unguided is not None and not torch.equal(unguided, told.attributes):
+            self.guides.append((inferer.attribute_guidance, self.known, unguided))
         for value, scale in inferer.tissue_guidance.items():
             if scale != 1 and value in present:
                 without = self.channels(region, tissues, inferer.labels, hidden=(value,))
