@@ -13,6 +13,7 @@ from ignite.engine import Engine, Events
 from .condition import UNKNOWN, tissue_values
 from .prior import COMPONENTS, fit_mixture
 
+MOST_VALUES = 20_000  # of a tissue in one item of the dataset; blocks hold millions
 SMALLEST_DEVIATION = 0.05  # of a tissue, on the scale of the network
 KEYS = ("image", "label")
 
@@ -149,7 +150,8 @@ def tissue_intensities(images: torch.Tensor, maps: torch.Tensor, labels: Mapping
     where = [maps == value for value in tissue_values(labels)] + [maps != 0]
     shares = network.pool(torch.cat(where, dim=1).float().to(device)).transpose(0, 1).flatten(1)
     values = network.encode(images.float().to(device)).transpose(0, 1).flatten(1)
-    return [values[:, share > 0.5].cpu() for share in shares]
+    found = [values[:, share > 0.5] for share in shares]
+    return [part[:, :: part.shape[1] // MOST_VALUES + 1].cpu() for part in found]
 
 
 class MeasurePresence:
