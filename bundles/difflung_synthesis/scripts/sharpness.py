@@ -26,10 +26,10 @@ def sharpness_hu(image: torch.Tensor, lung: torch.Tensor) -> float:
     indices = lung.any(dim=0).any(dim=0).nonzero().flatten()
     indices = indices[torch.linspace(0, max(len(indices) - 1, 0), min(SLICES, len(indices))).long()]
     image, lung = image[..., indices].float(), lung[..., indices]
-    found = []
+    found = [image.new_zeros(0)]
     for axis in (0, 1):
-        inside = lung.unfold(axis, 3, 1).all(dim=-1) if lung.shape[axis] > 2 else lung[:0]
-        found.append(image.diff(2, dim=axis).abs()[inside] if inside.any() else image.new_zeros(0))
+        if lung.shape[axis] > 2:
+            found.append(image.diff(2, dim=axis).abs()[lung.unfold(axis, 3, 1).all(dim=-1)])
     values = torch.cat(found)
     return values.median().item() if len(values) >= FEWEST_VOXELS else math.nan
 

@@ -6,6 +6,7 @@ Legend of shapes: S samples of one case, painted with different seeds; W, H and 
 from itertools import combinations
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from skimage.metrics import structural_similarity
 
 SSIM_EDGE = 7  # of the window over which structural_similarity averages, voxels
@@ -96,15 +97,14 @@ def _step_sum(volumes: np.ndarray, parts: np.ndarray, among: np.ndarray | None =
 
     Args:
         volumes: shape (S, W, H, D).
-        parts: of any type.
+        parts: booleans or numbers.
         among: bool, shape (W, H, D); where both neighbours must lie, anywhere if None.
     """
     total = 0.0
     for axis in (0, 1):
-        steps = np.diff(parts.astype(np.int8), axis=axis) != 0
+        steps = np.diff(parts, axis=axis) != 0
         if among is not None:
-            steps &= np.diff(among.astype(np.int8), axis=axis) == 0
-            steps &= among.take(range(1, among.shape[axis]), axis)
+            steps &= sliding_window_view(among, 2, axis).all(axis=-1)
         total += np.abs(np.diff(volumes, axis=axis + 1))[:, steps].sum(dtype=np.float64)
     return total
 
