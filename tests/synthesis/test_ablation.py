@@ -64,6 +64,21 @@ def test_unknown_is_not_background():
     assert channels[:, :-1].sum() == 0
 
 
+def test_one_tissue_stays_visible_where_not_all_may_be_hidden():
+    """P(k visible) of independent draws, and its share of the samples that would show nothing."""
+    settings = {"gamma": 0, "q_min": 0, "q_max": 0.3, "rho": 0.2, "presence": PRESENCE}
+    whole = hidden_share(ClassBalancedMaskAblation(LABELS, **settings))
+    hidden = hidden_share(ClassBalancedMaskAblation(LABELS, **settings, hide_all=False))
+    nothing = 0.8 * 0.7**5
+    assert whole.all(dim=1).float().mean().item() == pytest.approx(nothing, abs=0.02)
+    assert not hidden.all(dim=1).any()
+    expected = torch.full((5,), 0.8 * 0.7 - nothing / 5)
+    assert torch.allclose(hidden.mean(dim=0), expected, atol=0.03)
+    unlike = torch.tensor([[0.0, 2.0], [-1.0, -1.0], [0.0, 0.0]]).view(3, 1, 1, 2)  # one tissue; UNKNOWN; no lung
+    ablation = ClassBalancedMaskAblation(LABELS, **settings | {"q_max": 0.0}, hide_all=False)
+    assert torch.equal(ablation(unlike), unlike)
+
+
 def test_absent_tissue_is_left_out():
     keep = keep_probability(torch.tensor([0.8, 0.4, 0.0]), gamma=1, q_min=0, q_max=0.8)
     assert keep.tolist() == pytest.approx([0.4, 0.8, 0.8])

@@ -5,9 +5,11 @@ import torch
 from generative.networks.nets import DiffusionModelUNet as Reference
 from monai.networks.nets import DiffusionModelUNet
 from scripts import samplers
+from scripts.attributes import Attributes
 from scripts.autoencoder import TissueAutoencoder
 from scripts.condition import DENSITY_GAIN
-from scripts.network import TissueDenoiser
+from scripts.network import PATIENT_WIDTH, TissueDenoiser
+from scripts.prior import COMPONENTS, moments
 
 LABELS = {"background": 0, "healthy": 1, "ground_glass": 2, "fibrosis": 3, "emphysema": 4, "consolidation": 5}
 ATTRIBUTES = {"age": [0, 120], "history": ["none", "smoker"]}
@@ -53,14 +55,18 @@ def test_denoiser_in_bfloat16_stays_close_to_float32():
     assert (fast - exact).norm() / exact.norm() < 0.05
 
 
+def told(patient, *sharpness):
+    return torch.tensor([[*Attributes(ATTRIBUTES).encode(patient), *sharpness]])
+
+
 def test_what_is_not_given_is_pure_noise_with_nothing_known():
     network = denoiser(attributes=ATTRIBUTES)
     x = torch.randn(1, 10, 16, 16)
     with torch.no_grad():
-        assert torch.equal(network(x), network(x, torch.ones(1), torch.zeros(1, 6), torch.zeros(1)))
+        assert torch.equal(network(x), network(x, torch.ones(1), told({}, 0, 0), torch.zeros(1)))
         assert not torch.equal(network(x), network(x, torch.zeros(1)))
-        assert not torch.equal(network(x), network(x, attributes=torch.tensor([[1.0, 0.3, 0.0, 1.0, 0.0, 0.0]])))
-        assert not torch.equal(network(x), network(x, attributes=torch.tensor([[0.0, 0.0, 0.0, 0.0, 1.0, 0.5]])))
+        assert not torch.equal(network(x), network(x, attributes=told({"age": 40, "history": "smoker"}, 0, 0)))
+        assert not torch.equal(network(x), network(x, attributes=told({}, 1, 0.5)))
         assert not torch.equal(network(x), network(x, interval=torch.ones(1)))
 
 
@@ -70,9 +76,9 @@ def test_attributes_and_interval_start_without_influence():
     torch.nn.init.normal_(network.unet.out[-1].conv.weight)
     network.tissue_prior, x = False, torch.randn(2, 11, 16, 16)  # the prior knows the interval
     with torch.no_grad():
-        told = network(x, attributes=torch.ones(2, 6), interval=torch.ones(2))
+        everything = torch.ones(2, network.attribute_entries)
         assert network(x).std() > 0
-        assert torch.equal(network(x), told)
+        assert torch.equal(network(x), network(x, attributes=everything, interval=torch.ones(2)))
 
 
 def mapped(value, size=24, density=None):
@@ -101,6 +107,20 @@ def test_untrained_network_paints_the_density_and_contrast_of_the_tissue(sampler
     painted = network.decode(getattr(samplers, sampler)(answer, noise, {"heun": 30, "few_step": 1}[sampler]))
     assert painted.mean().item() == pytest.approx(mean, abs=0.004)
     assert painted.std().item() == pytest.approx(0.1, abs=0.004)
+
+
+def test_patient_changes_the_histogram_of_a_tissue_but_not_a_density_that_is_told():
+    network = TissueDenoiser(LABELS, channels=(16, 16), num_head_channels=16, attributes=ATTRIBUTES).eval()
+    network.tissue_mean[0, 2] = torch.linspace(-1, 1, COMPONENTS)
+    torch.nn.init.constant_(network.patient_logits[-1].weight, 1.0)
+    with torch.no_grad():
+        network.patient_logits[-1].weight.view(-1, COMPONENTS, PATIENT_WIDTH)[:, : COMPONENTS // 2] *= -1
+    means = []
+    for known in (mapped(3), mapped(3, density=0.1)):
+        for given in (told({}, 0, 0), told({"history": "smoker"}, 0, 0)):
+            means.append(moments(*network.components(known, given))[0].mean().item())
+    assert abs(means[0] - means[1]) > 0.05
+    assert means[2:] == pytest.approx([0.4, 0.4], abs=1e-4)  # data_scale is 4
 
 
 @pytest.mark.parametrize("dims", [2, 3])

@@ -227,8 +227,11 @@ def test_attributes_are_dropped_whole_and_alone():
     attributes = Attributes({"age": [0, 100], "history": ["none", "smoker"]})
     vectors = torch.tensor(attributes.encode({"age": 100, "history": "smoker"})).expand(4000, -1)
     dropped = attributes.drop(vectors)
-    age, history = (dropped[:, :2] != 0).any(1), (dropped[:, 2:] != 0).any(1)
-    assert torch.equal(dropped[age, :2], vectors[age, :2]) and torch.equal(dropped[history, 2:], vectors[history, 2:])
+    entries = list(attributes.sizes.values())
+    given, kept = vectors.split(entries, dim=1), dropped.split(entries, dim=1)
+    age, history = ((part != 0).any(1) for part in kept)
+    for known, whole, part in zip((age, history), given, kept):
+        assert torch.equal(part[known], whole[known])
     for known in (age & history, age ^ history, ~age & ~history):  # both, one, none
         assert known.float().mean() == pytest.approx(1 / 3, abs=0.03)
     prepare = TissuePrepareBatch(LABELS, lambda tissue_map: tissue_map, attributes=attributes)
@@ -238,6 +241,13 @@ def test_attributes_are_dropped_whole_and_alone():
     sharpness = told[:, -1]
     assert set(sharpness.tolist()) == {0, 0.5} and 0.02 < (sharpness == 0).float().mean() < 0.25
     assert torch.equal(told[:, -2], (sharpness > 0).float())
+
+
+def test_numbers_are_encoded_as_waves_over_their_range():
+    attributes = Attributes({"age": [40, 80]})
+    for age, waves in ((40, [1, 1, 1, 1]), (60, [0, -1, 0, 1]), (80, [-1, 1, -1, 1])):
+        assert attributes.encode({"age": age}) == pytest.approx([1, *waves])
+    assert attributes.encode({"age": None}) == [0] * attributes.size
 
 
 @pytest.mark.parametrize(("value", "message"), [

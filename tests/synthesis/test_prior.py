@@ -8,8 +8,8 @@ from scripts.prior import COMPONENTS, fit_mixture, mean_velocity, moments, veloc
 
 
 def spread_out(values):
-    """Return one mixture, shape (2, M), for a row of voxels: means and deviations of shape (1, 1, M, 1, 1)."""
-    return tuple(part.view(1, 1, -1, 1, 1) for part in values)
+    """Return one mixture, shape (2, M), for a row of voxels: means, deviations, logits of shape (1, 1, M, 1, 1)."""
+    return tuple(part.view(1, 1, -1, 1, 1) for part in (*values, torch.zeros_like(values[0])))
 
 
 def times(*values):
@@ -55,7 +55,21 @@ def test_mixture_has_the_moments_of_the_values():
     values = torch.cat([two_peaks(5000), torch.randn(1, 5000, generator=torch.Generator().manual_seed(2))])
     means, deviations = fit_mixture(values, 0.01)
     assert means.shape == deviations.shape == (2, COMPONENTS)
-    mean, deviation = moments(means[None, ..., None, None], deviations[None, ..., None, None])
+    mixture = [part[None, ..., None, None] for part in (means, deviations, torch.zeros_like(means))]
+    mean, deviation = moments(*mixture)
     assert torch.allclose(mean.flatten(), values.mean(dim=1), atol=0.01)
     assert torch.allclose(deviation.flatten(), values.std(dim=1), rtol=0.03)
     assert torch.equal(fit_mixture(torch.zeros(1, 100), 0.05)[1], torch.full((1, COMPONENTS), 0.05))
+
+
+def test_weights_change_the_histogram():
+    """All weight on the walls of a honeycomb leaves walls; adding a constant to the logits changes nothing."""
+    means, deviations, logits = spread_out(fit_mixture(two_peaks(20000), 0.01))
+    walls = torch.where(means > 0.6, 0.0, -30.0)
+    noise = torch.randn((1, 1, 1, 5000), generator=torch.Generator().manual_seed(1))
+    sampled = samplers.heun(lambda x, t: velocity(x, *times(t), means, deviations, walls), noise, 8)
+    mean, deviation = moments(means, deviations, walls)
+    assert mean.item() == pytest.approx(1.25, abs=0.05) and deviation.item() < 0.4
+    assert sampled.mean().item() == pytest.approx(mean.item(), abs=0.02) and (sampled > 0.3).all()
+    shifted = velocity(noise, *times(0.5), means, deviations, logits + 7)
+    assert torch.allclose(shifted, velocity(noise, *times(0.5), means, deviations, logits), atol=1e-5)

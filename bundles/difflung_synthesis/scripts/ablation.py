@@ -71,6 +71,9 @@ class ClassBalancedMaskAblation:
         q_max: upper bound of the keep probability.
         rho: probability that a sample keeps its full mask.
         presence: f_k if known; :class:`MeasurePresence` sets it when training starts.
+        hide_all: whether all tissues of a map may be hidden. Patches that are centred on rare tissues show what such
+            patches hold, not what lungs hold; where other patches teach that, one tissue stays visible, the likelier
+            the larger its q_k.
 
     Raises:
         ValueError: if ``rho`` is no probability.
@@ -84,11 +87,13 @@ class ClassBalancedMaskAblation:
         q_max: float = 0.9,
         rho: float = 0.1,
         presence: Sequence[float] | None = None,
+        hide_all: bool = True,
     ) -> None:
         if not 0 <= rho <= 1:
             raise ValueError(f"rho must be a probability in [0, 1], not {rho}")
         self.values = tissue_values(labels)
         self.gamma, self.q_min, self.q_max, self.rho = gamma, q_min, q_max, rho
+        self.hide_all = hide_all
         self.keep: torch.Tensor | None = None
         if presence is not None:
             self.fit(torch.as_tensor(presence, dtype=torch.float32))
@@ -112,6 +117,12 @@ class ClassBalancedMaskAblation:
         samples = tissue_map.shape[0]
         full = torch.rand(samples, 1, generator=generator) < self.rho  # z ~ Bern(rho)
         kept = torch.rand(samples, len(self.values), generator=generator) < self.keep  # b_k ~ Bern(q_k)
+        if not self.hide_all:
+            present = torch.stack([(tissue_map == value).flatten(1).any(dim=1) for value in self.values], dim=1).cpu()
+            odds = present * self.keep.clamp(min=1e-6)
+            odds[~present.any(dim=1)] = 1
+            one = torch.multinomial(odds, 1, generator=generator)
+            kept |= torch.zeros_like(kept).scatter(1, one, True) & ~(kept & present).any(dim=1, keepdim=True)
         hidden = ~(full | kept).to(tissue_map.device)
         ablated = tissue_map.clone()
         for index, value in enumerate(self.values):

@@ -13,6 +13,8 @@ from .condition import DENSITY_GAIN, tissue_values
 from .prior import COMPONENTS
 
 OBJECTIVES = ("flow", "few_step", "ddpm")
+PATIENT_WIDTH = 32  # of the layer that turns attributes into the histogram of each tissue
+PATIENT_GAIN = 4.0  # on its answer, which then learns that much faster than the U-Net (Karras et al., ICLR 2018)
 
 
 def bfloat16_is_fast(device: torch.device) -> bool:
@@ -52,7 +54,9 @@ class TissueDenoiser(nn.Module):
 
     With a tissue prior the answer is that of independent voxels with the HU of the tissue that is told, see
     :mod:`scripts.prior`, plus what the U-Net adds; so an untrained network paints each tissue with its histogram, and
-    the U-Net learns texture. It is the preconditioning of Karras et al. (NeurIPS 2022) for a flow, voxel by voxel.
+    the U-Net learns texture. What is known of the patient, and the sharpness of the CT, changes the weights of the
+    histogram's components, which is learned with the U-Net. It is the preconditioning of Karras et al. (NeurIPS 2022)
+    for a flow, voxel by voxel.
 
     With an autoencoder the patch is a latent one: the network then works on its channels and its coarser grid, and the
     weights hold the autoencoder's too.
@@ -125,6 +129,15 @@ class TissueDenoiser(nn.Module):
         # MONAI adds this embedding to the time's; it knows a class number only, we need a vector
         self.unet.class_embedding = ConditionEmbedding(self.attribute_entries, 4 * channels[0])
         tissues = len(tissue_values(self.labels))
+        if self.tissue_prior:
+            self.patient_logits = nn.Sequential(
+                nn.Linear(self.attribute_entries, PATIENT_WIDTH),
+                nn.SiLU(),
+                nn.Linear(PATIENT_WIDTH, self.data_channels * (tissues + 1) * COMPONENTS),
+            )
+            nn.init.zeros_(self.patient_logits[-1].weight)
+            nn.init.zeros_(self.patient_logits[-1].bias)
+            self.patient_logits.requires_grad_(objective == "flow")  # the second stage keeps what the first has learned
         self.register_buffer("tissue_presence", torch.zeros(tissues))
         self.register_buffer("tissue_mean", torch.zeros(self.data_channels, tissues + 1, COMPONENTS))
         self.register_buffer("tissue_deviation", torch.ones(self.data_channels, tissues + 1, COMPONENTS))
@@ -182,7 +195,7 @@ class TissueDenoiser(nn.Module):
         if self.tissue_prior:
             x_t, known = image.split([self.data_channels, image.shape[1] - self.data_channels], dim=1)
             times, steps = (value.view(-1, *[1] * (image.ndim - 1)) for value in (timesteps, interval))
-            components = self.components(known)
+            components = self.components(known, attributes.to(image.device))
             if self.objective == "few_step":
                 start = prior.mean_velocity(x_t, times, steps, *components)
             else:
@@ -197,11 +210,12 @@ class TissueDenoiser(nn.Module):
             prediction = self.unet(channels_last(image), timesteps * 1000, class_labels=given)
         return prediction.float() if start is None else start + rest * prediction.float()
 
-    def components(self, known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return means and deviations of the components at each voxel, on the scale of :meth:`encode`.
+    def components(self, known: torch.Tensor, attributes: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return means, deviations and logits of the components at each voxel, on the scale of :meth:`encode`.
 
         Args:
             known: region, tissues, UNKNOWN, density and density known, shape (B, known, H, W[, D]).
+            attributes: as in :meth:`forward`.
 
         Returns:
             Shape (B, data, components, H, W[, D]) each.
@@ -211,11 +225,13 @@ class TissueDenoiser(nn.Module):
         means, deviations = (
             torch.einsum("bk...,ckm->bcm...", shares, values) for values in (self.tissue_mean, self.tissue_deviation)
         )
+        logits = (PATIENT_GAIN * self.patient_logits(attributes)).view(-1, *self.tissue_mean.shape)
+        logits = torch.einsum("bk...,bckm->bcm...", shares, logits)
         if self.autoencoder is None:
             density, told = known[:, None, -2:-1], known[:, None, -1:]
-            wanted = density / DENSITY_GAIN * self.data_scale
-            means = torch.where(told > 0, means + wanted - means.mean(dim=2, keepdim=True), means)
-        return means, torch.where(deviations > 0, deviations, 1.0)
+            shift = density / DENSITY_GAIN * self.data_scale - prior.moments(means, deviations, logits)[0].unsqueeze(2)
+            means = torch.where(told > 0, means + shift, means)
+        return means, torch.where(deviations > 0, deviations, 1.0), logits
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
         """Return the image in [-1, 1] as the network works on it: scaled, or its latent, shape (B, data, ...)."""
