@@ -8,7 +8,7 @@ from scripts import samplers
 from scripts.attributes import Attributes
 from scripts.autoencoder import TissueAutoencoder
 from scripts.condition import DENSITY_GAIN
-from scripts.network import PATIENT_WIDTH, TissueDenoiser
+from scripts.network import BLOCK, PATIENT_WIDTH, TissueDenoiser, coarse_means
 from scripts.prior import COMPONENTS, moments
 
 LABELS = {"background": 0, "healthy": 1, "ground_glass": 2, "fibrosis": 3, "emphysema": 4, "consolidation": 5}
@@ -74,7 +74,7 @@ def test_attributes_and_interval_start_without_influence():
     torch.manual_seed(0)
     network = TissueDenoiser(LABELS, channels=(16, 16), num_head_channels=16, attributes=ATTRIBUTES).eval()
     torch.nn.init.normal_(network.unet.out[-1].conv.weight)
-    network.tissue_prior, x = False, torch.randn(2, 11, 16, 16)  # the prior knows the interval
+    network.tissue_prior, x = False, torch.randn(2, 13, 16, 16)  # the prior knows the interval
     with torch.no_grad():
         everything = torch.ones(2, network.attribute_entries)
         assert network(x).std() > 0
@@ -110,17 +110,40 @@ def test_untrained_network_paints_the_density_and_contrast_of_the_tissue(sampler
 
 
 def test_patient_changes_the_histogram_of_a_tissue_but_not_a_density_that_is_told():
+    torch.manual_seed(0)
     network = TissueDenoiser(LABELS, channels=(16, 16), num_head_channels=16, attributes=ATTRIBUTES).eval()
     network.tissue_mean[0, 2] = torch.linspace(-1, 1, COMPONENTS)
-    torch.nn.init.constant_(network.patient_logits[-1].weight, 1.0)
+    first, _, last = network.patient_logits
     with torch.no_grad():
-        network.patient_logits[-1].weight.view(-1, COMPONENTS, PATIENT_WIDTH)[:, : COMPONENTS // 2] *= -1
+        first.weight.zero_()
+        first.bias.zero_()
+        first.weight[:, -3] = 1  # smoker
+        last.weight.view(-1, COMPONENTS, PATIENT_WIDTH)[:, COMPONENTS // 2 :] = 0.05
     means = []
     for known in (mapped(3), mapped(3, density=0.1)):
         for given in (told({}, 0, 0), told({"history": "smoker"}, 0, 0)):
             means.append(moments(*network.components(known, given))[0].mean().item())
-    assert abs(means[0] - means[1]) > 0.05
+    assert means[0] == pytest.approx(0, abs=1e-6) and means[1] > 0.3  # the denser half of the components counts more
     assert means[2:] == pytest.approx([0.4, 0.4], abs=1e-4)  # data_scale is 4
+
+
+@pytest.mark.parametrize("shape", [(16, 24), (16, 24, 12)])
+def test_coarse_means_are_of_a_tissue_and_of_a_block_inside_the_region(shape):
+    known = torch.zeros(1, 9, *shape)
+    known[:, 0, :, :20] = 1  # the region
+    known[:, 1, :8], known[:, 2, 8:] = 1, 1  # two tissues, of which the region leaves the edge
+    surprise = torch.zeros(1, 1, *shape)
+    surprise[:, :, :8, :20], surprise[:, :, 8:, :20] = 0.5, -1.0
+    over_tissue, over_block = coarse_means(surprise, known)
+    expected = BLOCK * surprise
+    assert torch.allclose(over_tissue, expected)
+    assert torch.allclose(over_block[:, :, :4], expected[:, :, :4] / 2)  # blocks of one tissue, away from the other's
+    assert (over_block[:, :, :, 20:] == 0).all() and over_block.abs().max() <= BLOCK / 2
+    noise = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    whole = torch.cat([torch.ones(1, 2, 64, 64), torch.zeros(1, 7, 64, 64)], dim=1)
+    means = coarse_means(noise, whole)
+    assert means[0].std() < 1e-6 and means[0].mean().item() == pytest.approx(BLOCK * noise.mean().item(), abs=1e-5)
+    assert 0.2 < means[1].std().item() < 0.5  # not drowned: blocks of 64 voxels deviate by 1/8
 
 
 @pytest.mark.parametrize("dims", [2, 3])

@@ -13,6 +13,7 @@ from .condition import DENSITY_GAIN, tissue_values
 from .prior import COMPONENTS
 
 OBJECTIVES = ("flow", "few_step", "ddpm")
+BLOCK = 8  # voxels along an edge
 PATIENT_WIDTH = 32  # of the layer that turns attributes into the histogram of each tissue
 PATIENT_GAIN = 4.0  # on its answer, which then learns that much faster than the U-Net (Karras et al., ICLR 2018)
 
@@ -117,7 +118,7 @@ class TissueDenoiser(nn.Module):
         self.tissue_prior = tissue_prior and objective != "ddpm"
         self.unet = DiffusionModelUNet(
             spatial_dims=spatial_dims,
-            in_channels=self.data_channels * (1 + self.tissue_prior) + known_channels(self.labels),
+            in_channels=self.data_channels * (4 if self.tissue_prior else 1) + known_channels(self.labels),
             out_channels=self.data_channels,
             channels=tuple(channels),
             num_res_blocks=num_res_blocks,
@@ -203,7 +204,8 @@ class TissueDenoiser(nn.Module):
             mean, deviation = prior.moments(*components)
             spread = ((1 - times) ** 2 * deviation**2 + times**2).sqrt()  # of x_t
             rest = deviation / spread  # of what the prior leaves to be explained
-            image = torch.cat([image, (x_t - (1 - times) * mean) / spread * (known[:, :1] > 0)], dim=1)
+            surprise = (x_t - (1 - times) * mean) / spread * (known[:, :1] > 0)
+            image = torch.cat([image, surprise, *coarse_means(surprise, known)], dim=1)
         enabled = self.amp and bfloat16_is_fast(image.device)
         with torch.autocast(image.device.type, torch.bfloat16, enabled=enabled):
             # the sinusoidal embedding expects steps up to 1000
@@ -282,6 +284,31 @@ class TissueDenoiser(nn.Module):
             if found != wanted and not starts:
                 raise ValueError(f"the weights were trained for {name} {found}, but the configuration has {wanted}")
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+
+def coarse_means(surprise: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return means of what the prior does not expect: over each tissue's voxels of the patch, and over blocks.
+
+    Under noise the level of a tissue shows only in means over many voxels, which convolutions learn slowly.
+
+    Args:
+        surprise: deviations from the prior in units of its deviation, 0 outside the region, shape (B, C, H, W[, D]).
+        known: region, tissues, UNKNOWN, density and density known, shape (B, known, H, W[, D]).
+
+    Returns:
+        For each voxel the mean over its tissue and over its block inside the region, enlarged as the mean of so many is
+        small, shape (B, C, H, W[, D]) each.
+    """
+    functional, flat = torch.nn.functional, surprise.ndim == 4
+    region, shares = known[:, :1], known[:, 1:-2]
+    inside = (shares * region).flatten(2)
+    mean = surprise.flatten(2) @ inside.transpose(1, 2) / inside.sum(dim=2).unsqueeze(1).clamp(min=1)
+    over_tissue = (mean @ inside).view(surprise.shape)
+    pool = functional.avg_pool2d if flat else functional.avg_pool3d
+    block = [min(BLOCK, edge) for edge in surprise.shape[2:]]
+    over_block = pool(surprise, block, ceil_mode=True) / pool(region, block, ceil_mode=True).clamp(min=1 / BLOCK)
+    over_block = functional.interpolate(over_block, surprise.shape[2:], mode="bilinear" if flat else "trilinear")
+    return BLOCK * over_tissue, BLOCK / 2 * over_block * region
 
 
 def known_channels(labels: Mapping[str, int]) -> int:
