@@ -60,8 +60,8 @@ def plain_contender(shipped: Contender) -> Contender:
 
     def predict(images: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         given = torch.zeros(len(images), network.attribute_entries + 1, device=images.device)
-        if network.tissue_prior:  # the U-Net sees the noisy image divided by its deviation, too
-            images = torch.cat([images, images[:, :1]], dim=1)
+        missing = network.unet.in_channels - images.shape[1]  # what the network makes of the noisy image and the prior
+        images = torch.cat([images, images[:, :1].expand(-1, missing, *images.shape[2:])], dim=1)
         return network.unet(images, times * 1000, class_labels=given)
 
     return Contender("same, plain float32", network, predict, torch.optim.AdamW(network.parameters()), shipped.images)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from scripts.attributes import Attributes
 from scripts.autoencoder import TissueAutoencoder
 from scripts.cases import painting_cases
 from scripts.condition import DENSITY_GAIN, UNKNOWN
@@ -307,9 +308,10 @@ def test_conditions_of_a_case_are_encoded_and_others_are_unknown(tmp_path):
     given = folders(tmp_path, ("a", "b"))
     (tmp_path / "conditions.csv").write_text("case,age,history,density_ground_glass\na,90,smoker,-362\n")
     first, second = painting_cases(*given)
-    assert first["attributes"].tolist() == [1, 0.5, 0, 1]
+    encoder = Attributes({"age": [0, 120], "history": ["none", "smoker"]})
+    assert first["attributes"].tolist() == pytest.approx(encoder.encode({"age": 90, "history": "smoker"}))
     assert first["density"][1] == 0 and np.isnan(first["density"][[0, 2]]).all()
-    assert second["attributes"].tolist() == [0] * 4 and np.isnan(second["density"]).all()
+    assert second["attributes"].tolist() == [0] * encoder.size and np.isnan(second["density"]).all()
 
 
 @pytest.mark.parametrize(("table", "message"), [
