@@ -53,6 +53,8 @@ def keep_probability(
 def exposure(presence: torch.Tensor, keep: torch.Tensor, rho: float) -> torch.Tensor:
     """Return r_k = f_k (rho + (1 - rho) q_k), the share of patches in which tissue k is present and visible.
 
+    Where not all tissues of a patch may be hidden, each is visible somewhat more often.
+
     Args:
         presence: f_k, shape (tissues,).
         keep: q_k, shape (tissues,).
