@@ -8,7 +8,8 @@ from scripts import samplers
 from scripts.attributes import Attributes
 from scripts.autoencoder import TissueAutoencoder
 from scripts.condition import DENSITY_GAIN
-from scripts.network import BLOCK, PATIENT_WIDTH, TissueDenoiser, coarse_means
+from scripts.network import BLOCK, TissueDenoiser, coarse_means
+from scripts.patient import WIDTH
 from scripts.prior import COMPONENTS, moments
 
 LABELS = {"background": 0, "healthy": 1, "ground_glass": 2, "fibrosis": 3, "emphysema": 4, "consolidation": 5}
@@ -118,7 +119,7 @@ def test_patient_changes_the_histogram_of_a_tissue_but_not_a_density_that_is_tol
         first.weight.zero_()
         first.bias.zero_()
         first.weight[:, -3] = 1  # smoker
-        last.weight.view(-1, COMPONENTS, PATIENT_WIDTH)[:, COMPONENTS // 2 :] = 0.05
+        last.weight.view(-1, COMPONENTS, WIDTH)[:, COMPONENTS // 2 :] = 0.05
     means = []
     for known in (mapped(3), mapped(3, density=0.1)):
         for given in (told({}, 0, 0), told({"history": "smoker"}, 0, 0)):

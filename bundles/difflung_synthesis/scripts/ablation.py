@@ -12,8 +12,9 @@ from ignite.engine import Engine, Events
 
 from .condition import UNKNOWN, tissue_values
 from .prior import COMPONENTS, fit_mixture
+from .sharpness import append_sharpness
 
-MOST_VALUES = 20_000  # of a tissue in one item of the dataset; blocks hold millions
+MOST_VALUES = 5_000  # of a tissue in one item of the dataset; blocks hold millions
 SMALLEST_DEVIATION = 0.05  # of a tissue, on the scale of the network
 KEYS = ("image", "label")
 
@@ -167,24 +168,35 @@ def tissue_intensities(images: torch.Tensor, maps: torch.Tensor, labels: Mapping
     return [part[:, :: part.shape[1] // MOST_VALUES + 1].cpu() for part in found]
 
 
+def attribute_vector(item: Mapping) -> torch.Tensor:
+    """Return what an item of the dataset tells of its patient: attributes as encoded, and the sharpness of the CT."""
+    encoded = torch.as_tensor(item.get("attributes", [])).float().view(1, -1)
+    sharpness = torch.as_tensor(item.get("sharpness", float("nan"))).view(1)
+    return append_sharpness(encoded, sharpness)[0]
+
+
 class MeasurePresence:
     """Handler that measures f_k through the patch sampler in use, before the first iteration, and tissue intensities.
 
     The presence goes to the ablation and, as the buffer ``tissue_presence``, into the network's checkpoint, where the
     intensities of each tissue become the buffers ``tissue_mean`` and ``tissue_deviation``, see :mod:`scripts.prior`.
+    What they are for which patient is where the weights of the prior start, see :mod:`scripts.patient`.
 
     Args:
         dataset: training dataset; an item is a patch or a list of patches with image and label.
         ablation: what to fit.
         network: :class:`TissueDenoiser`.
         labels: tissue name to value.
+        average: the moving average of the network, which takes over what is measured.
         min_voxels: tau, see :func:`tissue_presence`.
         num_patches: at least so many patches are drawn.
     """
 
-    def __init__(self, dataset, ablation, network, labels, min_voxels: int = 16, num_patches: int = 512) -> None:
+    def __init__(
+        self, dataset, ablation, network, labels, average=None, min_voxels: int = 16, num_patches: int = 1024
+    ) -> None:
         self.dataset, self.ablation, self.labels = dataset, ablation, labels
-        self.network = getattr(network, "module", network)
+        self.network, self.average = getattr(network, "module", network), getattr(average, "module", average)
         self.min_voxels, self.num_patches = min_voxels, num_patches
 
     def attach(self, engine: Engine) -> None:
@@ -195,19 +207,29 @@ class MeasurePresence:
         """Draw patches, count, and hand the frequencies on; several processes average theirs."""
         if len(self.dataset) == 0:
             raise ValueError("the training dataset is empty; check datalist and fold")
-        present, seen, index = [], [], 0
+        present, seen, samples, index = [], [], [], 0
         while len(present) < self.num_patches:
             item = self.dataset[index % len(self.dataset)]
             patches = item if isinstance(item, list) else [item]
             images, maps = (torch.stack([torch.as_tensor(patch[key]) for patch in patches]) for key in KEYS)
             present.extend(tissue_presence(maps, self.labels, self.min_voxels).float())
             seen.append(tissue_intensities(images, maps, self.labels, self.network))
+            vector = attribute_vector(patches[0])
+            marginal = bool((maps < 0).any())  # patches of which nothing is told have a row of their own
+            samples += [
+                (vector, row + (marginal and row == len(seen[-1]) - 1), found) for row, found in enumerate(seen[-1])
+            ]
             index += 1
         mean = torch.stack(present).mean(dim=0)
         presence = torch.as_tensor(idist.all_reduce(mean, op="SUM")).cpu() / idist.get_world_size()
         self.ablation.fit(presence)
         self.network.tissue_presence.copy_(presence)
         self.set_prior([torch.cat(parts, dim=1) for parts in zip(*seen)])
+        network = self.network
+        if network.tissue_prior and network.objective == "flow":
+            network.patient_logits.fit(samples, network.tissue_mean, network.tissue_deviation, network.attributes)
+            if self.average is not None:
+                self.average.patient_logits.load_state_dict(network.patient_logits.state_dict())
         names = [name for name, value in sorted(self.labels.items(), key=lambda item: item[1]) if value != 0]
         shown = ", ".join(
             f"{n} {f:.2f}/{q:.2f}" for n, f, q in zip(names, presence.tolist(), self.ablation.keep.tolist())

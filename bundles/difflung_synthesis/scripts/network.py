@@ -10,12 +10,11 @@ from . import prior
 from .attributes import Attributes
 from .autoencoder import TissueAutoencoder, channels_last
 from .condition import DENSITY_GAIN, tissue_values
+from .patient import PatientWeights
 from .prior import COMPONENTS
 
 OBJECTIVES = ("flow", "few_step", "ddpm")
 BLOCK = 8  # voxels along an edge
-PATIENT_WIDTH = 32  # of the layer that turns attributes into the histogram of each tissue
-PATIENT_GAIN = 4.0  # on its answer, which then learns that much faster than the U-Net (Karras et al., ICLR 2018)
 
 
 def bfloat16_is_fast(device: torch.device) -> bool:
@@ -131,13 +130,7 @@ class TissueDenoiser(nn.Module):
         self.unet.class_embedding = ConditionEmbedding(self.attribute_entries, 4 * channels[0])
         tissues = len(tissue_values(self.labels))
         if self.tissue_prior:
-            self.patient_logits = nn.Sequential(
-                nn.Linear(self.attribute_entries, PATIENT_WIDTH),
-                nn.SiLU(),
-                nn.Linear(PATIENT_WIDTH, self.data_channels * (tissues + 1) * COMPONENTS),
-            )
-            nn.init.zeros_(self.patient_logits[-1].weight)
-            nn.init.zeros_(self.patient_logits[-1].bias)
+            self.patient_logits = PatientWeights(self.attribute_entries, self.data_channels, tissues)
             self.patient_logits.requires_grad_(objective == "flow")  # the second stage keeps what the first has learned
         self.register_buffer("tissue_presence", torch.zeros(tissues))
         self.register_buffer("tissue_mean", torch.zeros(self.data_channels, tissues + 1, COMPONENTS))
@@ -227,7 +220,9 @@ class TissueDenoiser(nn.Module):
         means, deviations = (
             torch.einsum("bk...,ckm->bcm...", shares, values) for values in (self.tissue_mean, self.tissue_deviation)
         )
-        logits = (PATIENT_GAIN * self.patient_logits(attributes)).view(-1, *self.tissue_mean.shape)
+        *of_tissues, beside_told, nothing_told = self.patient_logits(attributes).unbind(dim=2)
+        any_told = (known[:, 1:-3].flatten(1).amax(dim=1) > 0).view(-1, 1, 1)
+        logits = torch.stack([*of_tissues, torch.where(any_told, beside_told, nothing_told)], dim=2)
         logits = torch.einsum("bk...,bckm->bcm...", shares, logits)
         if self.autoencoder is None:
             density, told = known[:, None, -2:-1], known[:, None, -1:]

@@ -24,6 +24,11 @@ def fit_mixture(values: torch.Tensor, smallest_deviation: float) -> torch.Tensor
     return torch.stack([means, deviations.clamp(min=smallest_deviation)])
 
 
+def log_density(values: torch.Tensor, means: torch.Tensor, deviations: torch.Tensor) -> torch.Tensor:
+    """Return the logarithm of the density of normal distributions, up to a constant; all shapes broadcast."""
+    return -0.5 * ((values - means) / deviations) ** 2 - deviations.log()
+
+
 def moments(means: torch.Tensor, deviations: torch.Tensor, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and deviation of mixtures of components along dimension 2, whose weights are softmax(logits)."""
     weights = torch.softmax(logits, dim=2)
