@@ -4,11 +4,11 @@ import pytest
 import torch
 from ignite.engine import Events
 from ignite.handlers import EMAHandler
-from monai.data import DataLoader, Dataset
+from monai.data import CacheDataset, DataLoader, Dataset, MetaTensor, get_track_meta
 from monai.engines import SupervisedTrainer
 from monai.handlers import LrScheduleHandler
-from monai.transforms import Compose, RandFlipd, RandGaussianNoised
-from scripts.training import ClipGradients, TrainingState
+from monai.transforms import Compose, DeleteItemsd, RandFlipd, RandGaussianNoised, RandSpatialCropd, ToTensord
+from scripts.training import ClipGradients, TrainingState, Untracked
 
 
 class Killed(Exception):
@@ -80,3 +80,26 @@ def test_gradients_are_clipped(tmp_path):
     assert norms[0] > 1e-2 and norms[1] < 1.01e-4
     with pytest.raises(ValueError, match="max_norm must be above 0, not 0"):
         ClipGradients(None, 0)
+
+
+def test_patches_without_metadata_hold_the_same_voxels():
+    cuts = [RandSpatialCropd("image", (4, 4), random_size=False), RandFlipd("image", prob=0.5, spatial_axis=0)]
+    cuts.append(ToTensord("image", track_meta=False))
+    whole = MetaTensor(torch.rand(1, 9, 9))
+    untouched = whole.clone()
+    tracked, plain = (Compose([kind(cuts)]) for kind in (Compose, Untracked))
+    cached = CacheDataset([{"image": whole}], plain, copy_cache=False, progress=False)
+    for draw in range(8):
+        expected = tracked.set_random_state(draw)({"image": whole})["image"]
+        plain.set_random_state(draw)
+        drawn = cached[0]["image"]
+        assert type(drawn) is torch.Tensor
+        torch.testing.assert_close(drawn, expected, rtol=0, atol=0)
+    torch.testing.assert_close(whole, untouched, rtol=0, atol=0)
+    assert len(whole.applied_operations) == 0
+
+
+def test_tracking_goes_on_after_an_error():
+    with pytest.raises(RuntimeError):
+        Untracked([RandSpatialCropd("image", (4, 4), random_size=False), DeleteItemsd("missing")])({"image": 1})
+    assert get_track_meta()

@@ -1,4 +1,4 @@
-"""Handlers of the trainer that MONAI lacks: a state from which training goes on exactly, and gradient clipping."""
+"""What MONAI lacks for training: a state from which it goes on exactly, gradient clipping, patches without metadata."""
 
 import os
 import random
@@ -8,8 +8,10 @@ import ignite.distributed as idist
 import numpy
 import torch
 from ignite.engine import Engine, Events
+from monai.data import get_track_meta, set_track_meta
 from monai.data.utils import set_rnd
 from monai.engines import IterationEvents
+from monai.transforms import Compose
 
 
 def save_atomically(content, path: Path) -> None:
@@ -114,3 +116,19 @@ class ClipGradients:
     def __call__(self, engine: Engine) -> None:
         """Clip."""
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+
+
+class Untracked(Compose):
+    """Compose whose transforms track no metadata, which takes longer than cutting the patches does.
+
+    Needs to be the last of a pipeline, and not to run in threads: whether MONAI tracks is one switch for all.
+    """
+
+    def __call__(self, input_, *args, **kwargs):
+        """Return what the transforms make of the input; what they make anew is plain tensors."""
+        tracked = get_track_meta()
+        set_track_meta(False)
+        try:
+            return super().__call__(input_, *args, **kwargs)
+        finally:
+            set_track_meta(tracked)
