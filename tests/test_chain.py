@@ -13,7 +13,7 @@ from tools.phantom import phantom
 from tools.report import report
 
 SYNTHESIZER = {"max_epochs": 1, "epoch_length": 3, "batch_size": 2, "patches_per_case": 2, "patch_size": [32, 32, 1],
-               "network_channels": [8, 16, 16], "warmup_steps": 1, "device": "cpu"}  # fmt: skip
+               "network_channels": [8, 16, 16], "warmup_steps": 1, "measured_patches": 64, "device": "cpu"}  # fmt: skip
 SEGMENTER = {"batch_size": 4, "patch_size": 32, "device": "cpu"}
 
 

@@ -26,6 +26,7 @@ TINY = {
     "network_channels": [16, 16],
     "network_def#num_head_channels": 16,
     "warmup_steps": 1,
+    "measured_patches": 256,
     "num_steps": 2,
     "device": "cpu",
 }

@@ -50,6 +50,7 @@ def test_fit_learns_what_severity_and_history_do_to_a_lung_of_which_nothing_is_t
     both = [mean(weights, {"history": word}, 3) for word in ("none", "smoker")]
     assert both[1] - both[0] == pytest.approx(0.6, abs=0.25)
     assert mean(weights, {}, 3) == pytest.approx(-1.5 + 3 * 0.45, abs=0.2)
+    assert not any(parameter.requires_grad for parameter in weights.parameters())  # training leaves them alone
     # the lung beside tissues that are told has weights of its own, which these samples say nothing of
     assert mean(weights, {"severity": 0.8}, 2) == pytest.approx(0, abs=0.2)
 

@@ -180,7 +180,7 @@ class MeasurePresence:
 
     The presence goes to the ablation and, as the buffer ``tissue_presence``, into the network's checkpoint, where the
     intensities of each tissue become the buffers ``tissue_mean`` and ``tissue_deviation``, see :mod:`scripts.prior`.
-    What they are for which patient is where the weights of the prior start, see :mod:`scripts.patient`.
+    What they are for which patient decides the weights of the prior, see :mod:`scripts.patient`.
 
     Args:
         dataset: training dataset; an item is a patch or a list of patches with image and label.
@@ -193,7 +193,7 @@ class MeasurePresence:
     """
 
     def __init__(
-        self, dataset, ablation, network, labels, average=None, min_voxels: int = 16, num_patches: int = 1024
+        self, dataset, ablation, network, labels, average=None, min_voxels: int = 16, num_patches: int = 4096
     ) -> None:
         self.dataset, self.ablation, self.labels = dataset, ablation, labels
         self.network, self.average = getattr(network, "module", network), getattr(average, "module", average)

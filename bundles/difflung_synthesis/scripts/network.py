@@ -55,7 +55,7 @@ class TissueDenoiser(nn.Module):
     With a tissue prior the answer is that of independent voxels with the HU of the tissue that is told, see
     :mod:`scripts.prior`, plus what the U-Net adds; so an untrained network paints each tissue with its histogram, and
     the U-Net learns texture. What is known of the patient, and the sharpness of the CT, changes the weights of the
-    histogram's components, which is learned with the U-Net. It is the preconditioning of Karras et al. (NeurIPS 2022)
+    histogram's components, see :mod:`scripts.patient`. It is the preconditioning of Karras et al. (NeurIPS 2022)
     for a flow, voxel by voxel.
 
     With an autoencoder the patch is a latent one: the network then works on its channels and its coarser grid, and the
@@ -131,7 +131,6 @@ class TissueDenoiser(nn.Module):
         tissues = len(tissue_values(self.labels))
         if self.tissue_prior:
             self.patient_logits = PatientWeights(self.attribute_entries, self.data_channels, tissues)
-            self.patient_logits.requires_grad_(objective == "flow")  # the second stage keeps what the first has learned
         self.register_buffer("tissue_presence", torch.zeros(tissues))
         self.register_buffer("tissue_mean", torch.zeros(self.data_channels, tissues + 1, COMPONENTS))
         self.register_buffer("tissue_deviation", torch.ones(self.data_channels, tissues + 1, COMPONENTS))

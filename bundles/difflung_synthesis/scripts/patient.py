@@ -10,7 +10,6 @@ from .prior import COMPONENTS
 from .sharpness import UNKNOWN_SHARE
 
 WIDTH = 32  # of the hidden layer
-GAIN = 4.0  # on the answer, which then learns that much faster than the U-Net (Karras et al., ICLR 2018)
 FIT_STEPS, FIT_RATE, FIT_DECAY = 400, 0.01, 0.01
 EM_STEPS = 30
 MOST_VOXELS = 256  # of a tissue of one patient
@@ -20,7 +19,7 @@ class PatientWeights(nn.Sequential):
     """Logits of the components of each tissue, of UNKNOWN beside tissues that are told, and of a patch not told at all.
 
     The last two differ: a patch of which a part is told is centred on a tissue, so its UNKNOWN says little of a lung of
-    which nothing is told. All weights are equal until :meth:`fit` or training changes them.
+    which nothing is told. All weights are equal until :meth:`fit`; training does not change them.
 
     Args:
         entries: of the attribute vector, the sharpness of the CT among them.
@@ -32,16 +31,17 @@ class PatientWeights(nn.Sequential):
         super().__init__(nn.Linear(entries, WIDTH), nn.SiLU(), nn.Linear(WIDTH, channels * (tissues + 2) * COMPONENTS))
         nn.init.zeros_(self[-1].weight)
         nn.init.zeros_(self[-1].bias)
+        self.requires_grad_(False)
         self.shape = (channels, tissues + 2, COMPONENTS)
 
     def forward(self, attributes: torch.Tensor) -> torch.Tensor:
         """Return logits, shape (B, channels, tissues + 2, components), of attributes, shape (B, entries)."""
-        return (GAIN * super().forward(attributes)).view(-1, *self.shape)
+        return super().forward(attributes).view(-1, *self.shape)
 
     def fit(self, samples: list, means: torch.Tensor, deviations: torch.Tensor, attributes: Attributes) -> None:
         """Learn the weights from histograms alone, by cross-entropy; several processes take the first one's.
 
-        Training goes on from here: left to it, the weights are learned slowly, since the U-Net makes up for them.
+        They stay: trained together with the U-Net, which can make up for them, they lost half of what they had learned.
 
         Args:
             samples: attribute vector and sharpness of a patient, shape (entries,); which logits; values of the
@@ -65,6 +65,7 @@ class PatientWeights(nn.Sequential):
             of_row = rows.clamp(max=means.shape[1] - 1)  # both kinds of UNKNOWN have the components of the lung
             means, deviations = (part[:, of_row].transpose(0, 1).unsqueeze(3) for part in (means, deviations))
             histograms = component_weights(prior.log_density(values.unsqueeze(2), means, deviations))
+            self.requires_grad_(True)
             optimizer = torch.optim.AdamW(self.parameters(), lr=FIT_RATE, weight_decay=FIT_DECAY)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, FIT_STEPS)
             every = torch.arange(len(samples), device=device)
@@ -77,7 +78,8 @@ class PatientWeights(nn.Sequential):
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-            optimizer.zero_grad()
+            self.zero_grad()
+            self.requires_grad_(False)
         for parameter in self.parameters():
             parameter.data.copy_(idist.broadcast(parameter.data, src=0))
 
