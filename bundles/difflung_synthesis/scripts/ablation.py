@@ -213,12 +213,11 @@ class MeasurePresence:
             patches = item if isinstance(item, list) else [item]
             images, maps = (torch.stack([torch.as_tensor(patch[key]) for patch in patches]) for key in KEYS)
             present.extend(tissue_presence(maps, self.labels, self.min_voxels).float())
-            seen.append(tissue_intensities(images, maps, self.labels, self.network))
-            vector = attribute_vector(patches[0])
-            marginal = bool((maps < 0).any())  # patches of which nothing is told have a row of their own
-            samples += [
-                (vector, row + (marginal and row == len(seen[-1]) - 1), found) for row, found in enumerate(seen[-1])
-            ]
+            found = tissue_intensities(images, maps, self.labels, self.network)
+            seen.append(found)
+            untold = bool((maps < 0).any())  # patches of which nothing is told have a row of their own
+            vector, rows = attribute_vector(patches[0]), [*range(len(found) - 1), len(found) - 1 + untold]
+            samples += [(vector, row, values) for row, values in zip(rows, found)]
             index += 1
         mean = torch.stack(present).mean(dim=0)
         presence = torch.as_tensor(idist.all_reduce(mean, op="SUM")).cpu() / idist.get_world_size()

@@ -41,7 +41,7 @@ class PatientWeights(nn.Sequential):
     def fit(self, samples: list, means: torch.Tensor, deviations: torch.Tensor, attributes: Attributes) -> None:
         """Learn the weights from histograms alone, by cross-entropy; several processes take the first one's.
 
-        They stay: trained together with the U-Net, which can make up for them, they lost half of what they had learned.
+        They stay: trained together with the U-Net, which can make up for them, they lost most of what they had learned.
 
         Args:
             samples: attribute vector and sharpness of a patient, shape (entries,); which logits; values of the
@@ -61,7 +61,8 @@ class PatientWeights(nn.Sequential):
         if samples:
             told = torch.stack([vector for vector, _, _ in samples])
             rows = torch.tensor([row for _, row, _ in samples], device=device)
-            values = torch.stack([part[:, evenly(part.shape[1])] for _, _, part in samples]).to(device)
+            spread = [torch.linspace(0, part.shape[1] - 1, MOST_VOXELS).long() for _, _, part in samples]
+            values = torch.stack([part[:, chosen] for (_, _, part), chosen in zip(samples, spread)]).to(device)
             of_row = rows.clamp(max=means.shape[1] - 1)  # both kinds of UNKNOWN have the components of the lung
             means, deviations = (part[:, of_row].transpose(0, 1).unsqueeze(3) for part in (means, deviations))
             histograms = component_weights(prior.log_density(values.unsqueeze(2), means, deviations))
@@ -98,8 +99,3 @@ def component_weights(log_density: torch.Tensor) -> torch.Tensor:
         posterior = torch.softmax(log_density + weights.clamp(min=1e-6).log().unsqueeze(3), dim=2)
         weights = posterior.mean(dim=3)
     return weights
-
-
-def evenly(voxels: int) -> torch.Tensor:
-    """Return ``MOST_VOXELS`` indices spread over so many voxels."""
-    return torch.linspace(0, voxels - 1, MOST_VOXELS).long()
