@@ -28,7 +28,7 @@ def curve(
     checkpoint: Path,
     output: Path,
     evaluations: tuple = (1, 2, 4, 8, 16, 50),
-    samplers: tuple = ("heun",),
+    samplers: tuple = ("dpm_solver_flow",),
     cases: int | None = None,
     variant: str | None = None,
     overrides: dict | None = None,
@@ -45,7 +45,7 @@ def curve(
         checkpoint: weights of the synthesizer, trained without that fold; settings on a card beside them are kept.
         output: folder for the runs, curve.csv and curve.png; new, or begun with the same settings.
         evaluations: of the network per window, such as 1,2,4.
-        samplers: such as euler,heun; each needs a network of its objective.
+        samplers: such as dpm_solver_flow,euler; each needs a network of its objective.
         cases: only the first so many held-out cases; all if not given.
         variant: overlay of the synthesizer's train.json that the weights were trained with, such as few_step.
         overrides: ids of the synthesizer's train.json and evaluate.json and their values.

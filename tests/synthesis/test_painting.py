@@ -220,8 +220,8 @@ def test_unknown_tissue_is_shown_as_unknown_and_hidden_once_for_all_steps():
 
 
 @pytest.mark.parametrize(("sampler", "objective", "steps"), [
-    ("heun", "flow", 5), ("few_step", "few_step", 2), ("euler", "few_step", 4), ("ddim", "ddpm", 3),
-    ("ancestral", "ddpm", 3), ("dpm_solver", "ddpm", 3),
+    ("dpm_solver_flow", "flow", 5), ("heun", "flow", 5), ("few_step", "few_step", 2), ("euler", "few_step", 4),
+    ("ddim", "ddpm", 3), ("ancestral", "ddpm", 3), ("dpm_solver", "ddpm", 3),
 ])  # fmt: skip
 def test_every_sampler_takes_as_many_evaluations_as_asked(sampler, objective, steps):
     image, target, region = volume((40, 40, 1))

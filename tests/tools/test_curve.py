@@ -72,7 +72,7 @@ def test_finished_runs_are_kept_and_numbers_can_be_added(cohort, stand_in, tmp_p
         call(cohort, tmp_path / "out", evaluations=(1, 3, 4))
     call(cohort, tmp_path / "out", evaluations=(1, 4))
     assert [run["num_steps"] for run in stand_in] == [1, 3, 4]
-    assert "run 1 of 2: heun, 1 evaluations (finished earlier)" in capsys.readouterr().out
+    assert "run 1 of 2: dpm_solver_flow, 1 evaluations (finished earlier)" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"cases was None, now 2"):
         call(cohort, tmp_path / "out", cases=2)
 

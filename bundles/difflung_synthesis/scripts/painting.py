@@ -21,6 +21,7 @@ AIR = -1.0  # intensity below the HU window, what lies beyond the edge of an ima
 SAMPLERS = {
     "euler": ("flow", "few_step"),
     "heun": ("flow", "few_step"),
+    "dpm_solver_flow": ("flow", "few_step"),
     "few_step": ("few_step",),
     "ddim": ("ddpm",),
     "ancestral": ("ddpm",),
@@ -65,7 +66,8 @@ class PaintInferer(Inferer):
     Args:
         labels: tissue name to value.
         patch_size: window in voxels along each axis, the size the network was trained at; (W, H, 1) for slices.
-        sampler: euler or heun for a flow, few_step for a few-step model, ddim, ancestral or dpm_solver for a DDPM.
+        sampler: dpm_solver_flow, heun or euler for a flow, few_step for a few-step model, dpm_solver, ddim or ancestral
+            for a DDPM.
         num_steps: evaluations of the network per window, for each of which guidance adds some.
         overlap: share of a window that it has in common with its neighbour, at least 0 and below 1.
         guidance: s of v = v(nothing known) + s (v(c) - v(nothing known)); 1 is none. The sharpness stays known.
@@ -84,7 +86,7 @@ class PaintInferer(Inferer):
         self,
         labels: Mapping[str, int],
         patch_size: Sequence[int] = (64, 64, 1),
-        sampler: str = "heun",
+        sampler: str = "dpm_solver_flow",
         num_steps: int = 8,
         overlap: float = 0.25,
         guidance: float = 1.0,
@@ -247,7 +249,7 @@ class PaintInferer(Inferer):
 
     def sample(self, field: "RegionField", noise: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Run the sampler from the noise."""
-        if self.sampler in ("euler", "heun", "few_step"):
+        if self.sampler in ("euler", "heun", "dpm_solver_flow", "few_step"):
             return getattr(samplers, self.sampler)(field, noise, self.num_steps)
         alpha_bar = samplers.alpha_bars()
 
