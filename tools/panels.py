@@ -9,6 +9,7 @@ COLUMNS = 4
 COLOUR = "#0072b2"
 HISTOGRAM_COLOURS = {"real": INK, "unknown": "#d55e00", "told": "#0072b2"}
 SAMPLER_STYLES = ("-", "--", ":", "-.")
+MARKERS = "osD^vP*X"  # of the histories, which may lie on each other
 AXES = {
     "mean_hu": "mean, HU", "median_hu": "median, HU", "abnormal_share": "share not healthy, by HU",
     "non_healthy_share": "share not healthy, segmented", "low_share": "share below -950 HU",
@@ -82,9 +83,10 @@ def _history(axes, judgement: dict) -> None:
     x, y = [judgement["real"][name] for name in names], [judgement["levels"][name] for name in names]
     axes.axvline(sum(x) / len(x), color=RULE, linewidth=1.2)
     axes.axhline(sum(y) / len(y), color=RULE, linewidth=1.2)
-    axes.plot(x, y, "o", color=COLOUR, markersize=5, markeredgecolor="white")
-    for name, place in zip(names, zip(x, y)):
-        axes.annotate(name, place, (0, 5), textcoords="offset points", fontsize=6.5, color=INK, ha="center")
+    for number, (name, place) in enumerate(zip(names, zip(x, y))):
+        marker, colour = MARKERS[number % len(MARKERS)], f"C{number}"
+        axes.plot(*place, marker, color=colour, markersize=5, alpha=0.8, markeredgecolor="white", label=name)
+    axes.legend(fontsize=6, frameon=False, handletextpad=0)
     axes.margins(0.25)
     axes.set_xlabel("real patients of that history", fontsize=7.5, color=INK)
 
@@ -125,6 +127,8 @@ def draw_curve(rows: list[dict], labels: dict[str, int]) -> bytes:
                 axes.plot(
                     *zip(*points), "o" + style, color=colours[tissue], markersize=4, label=sampler
                 ) if points else 0
+            if not known:
+                axes.text(0.5, 0.5, "too little of it", transform=axes.transAxes, fontsize=8, color=QUIET, ha="center")
             floors = [row[FLOORS[name]] for row in known if row.get(FLOORS[name]) is not None]
             if floors:
                 axes.axhline(floors[0], color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
