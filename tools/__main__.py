@@ -25,6 +25,7 @@ COMMANDS = (
     "report",
     "conditions",
     "curve",
+    "quantify",
     "bench",
     "import_weights",
 )
