@@ -92,19 +92,6 @@ def test_ddpm_noises_by_the_chain():
     assert times.tolist() == pytest.approx([0.001, 1.0])
 
 
-def test_times_are_shifted_towards_the_noise():
-    """Uniform t, shifted by s: half of them above s / (s + 1), none out of [0, 1]."""
-    x_0, region, condition = pair(5)
-    network = Recorder()
-    t = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])
-    error = FlowObjective(time_shift=2.0)(x_0, network, t, torch.ones_like(region), condition)
-    image, times = network.calls[0][:2]
-    assert times.tolist() == pytest.approx([0, 2 / 5, 2 / 3, 6 / 7, 1])
-    assert torch.allclose(image[:, :1], x_0 - times.view(-1, 1, 1, 1) * error, atol=1e-5)
-    with pytest.raises(ValueError, match="^time_shift must be above 0, not 0$"):
-        FlowObjective(time_shift=0)
-
-
 def test_few_step_asks_for_the_mean_of_two_half_steps():
     """For dx/dt = x the teacher's two steps are known, and steps start where a sampler's steps start."""
     torch.manual_seed(0)

@@ -125,22 +125,11 @@ class TissuePrepareBatch(PrepareBatch):
 
 
 class FlowObjective(Inferer):
-    """Training inferer: the error of the velocity, v - (eps - x_0) (Liu et al., ICLR 2023, arXiv 2209.03003).
-
-    Args:
-        time_shift: s, moves uniform t to s t / (1 + (s - 1) t), above 1 towards the noise, where it is decided what a
-            region holds (Esser et al., ICML 2024, arXiv 2403.03206, eq. 23).
-    """
-
-    def __init__(self, time_shift: float = 1.0) -> None:
-        if not time_shift > 0:
-            raise ValueError(f"time_shift must be above 0, not {time_shift}")
-        self.time_shift = time_shift
+    """Training inferer: the error of the velocity, v - (eps - x_0) (Liu et al., ICLR 2023, arXiv 2209.03003)."""
 
     def __call__(self, inputs, network, t, region, condition, attributes=None):
         """Return the error on the grid of the network, shape (B, data, ...); arguments of TissuePrepareBatch."""
         pair = TrainingPair(inputs, network, region, condition)
-        t = self.time_shift * t / (1 + (self.time_shift - 1) * t)
         return pair.velocity(network, pair.at(t), t, attributes) - (pair.noise - pair.x_0)
 
 
