@@ -98,6 +98,18 @@ def ids(config, prefix: str = "") -> list[tuple[str, str]]:
     return [pair for key, value in entries for pair in ids(value, f"{prefix}::{key}" if prefix else str(key))]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def scripts_of_this_bundle():
+    """Both bundles call their package ``scripts``; a process holds one, and other tests want the synthesizer's."""
+    others = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "scripts"}
+    sys.path.insert(0, str(BUNDLE))
+    yield
+    sys.path.remove(str(BUNDLE))
+    for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
+        del sys.modules[name]
+    sys.modules.update(others)
+
+
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("segmenter") / "cohort"
@@ -285,6 +297,14 @@ def test_evaluation_repeats_the_dice_of_training(trained, cohort, tmp_path):
     assert expected.keys() == found.keys()
     for name in expected:
         assert np.allclose(expected[name], found[name], equal_nan=True, atol=1e-6)
+    with open(tmp_path / "scores.csv", newline="") as file:
+        scores = list(csv.DictReader(file))
+    assert [row["case"] for row in scores] == ["case0"] * 5 + ["case1"] * 5
+    for row in scores:  # the same Dice, by another way
+        place = ("healthy", "ground_glass", "fibrosis", "emphysema", "consolidation").index(row["tissue"])
+        dice = expected[f"{row['case']}.nii.gz"][place]
+        assert row["dice"] == "" if math.isnan(dice) else float(row["dice"]) == pytest.approx(dice, abs=1e-5)
+    assert (tmp_path / "scores_summary.csv").is_file() and (tmp_path / "confusion.csv").is_file()
 
 
 @pytest.mark.slow
@@ -330,6 +350,8 @@ def test_two_processes_train_and_evaluate(cohort, tmp_path):
     folders["output_dir"] = str(tmp_path / "again")
     run(["run", "evaluating"], WORKFLOWS["multi_gpu_evaluate"], tmp_path, launcher, **folders, **TINY)
     assert read_rows(tmp_path / "again/val_mean_dice_raw.csv").keys() == trained.keys()
+    with open(tmp_path / "again/scores.csv", newline="") as file:
+        assert [row["case"] for row in csv.DictReader(file)] == ["case0"] * 5 + ["case1"] * 5
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""What MONAI lacks for the segmenter; inference needs none of it."""

@@ -1,0 +1,203 @@
+"""How well tissues are found, per case and tissue: overlap, surfaces, volumes, and which tissue is taken for which."""
+
+import csv
+import os
+from collections.abc import Callable, Mapping
+from itertools import chain, zip_longest
+from pathlib import Path
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from ignite.engine import Engine
+from ignite.metrics import Metric
+from monai.data import MetaTensor
+from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+
+RESAMPLES = 2000
+MEASURES = ("dice", "surface_dice", "hd95_mm", "percent_error")
+
+
+class TissueScores(Metric):
+    """Scores the label map of each case in the geometry of its label file.
+
+    ``<output_dir>/scores.csv`` has a row per case and tissue:
+
+    - ``state``: present (in label and answer), missed (in the label alone), false (in the answer alone) or absent;
+    - ``dice``; ``surface_dice``, the normalised surface Dice at ``tolerance_mm`` (Nikolov et al., JMIR 2021);
+      ``hd95_mm``, the 95 % Hausdorff distance. The first two are 0 for a missed tissue, where the third is empty;
+      all are empty for a tissue that the label lacks: what the answer adds there shows in the volumes;
+    - ``ml``, ``ml_predicted``; ``percent``, ``percent_predicted`` of the lung; ``percent_error``, their
+      difference.
+
+    ``scores_summary.csv`` has per tissue the mean over the cases whose label holds it (of ``percent_error`` the mean size
+    over all cases) with the 95 % interval of a bootstrap over cases, and how many cases missed it or added it.
+    ``confusion.csv`` counts voxels of all cases, a row per true label, a column per answer.
+
+    The means go into the engine's metrics as ``<name>_<measure>_<tissue>``.
+
+    Args:
+        labels: label name to value, 0 is background.
+        output_dir: where the files go; None: no files.
+        tolerance_mm: of the surface Dice.
+        ignore: value of voxels that nobody labelled; they count nowhere. None if there are none.
+        seed: of the bootstrap.
+        output_transform: see ignite; must give a list of answers and a list of labels, each of shape (1, W, H, D).
+
+    Raises:
+        ValueError: if ``tolerance_mm`` is not above 0 or ``ignore`` is a label; on update, if an answer and its label
+            differ in shape, or hold a value that ``labels`` does not name.
+    """
+
+    def __init__(
+        self,
+        labels: Mapping[str, int],
+        output_dir: str | None = None,
+        tolerance_mm: float = 2.0,
+        ignore: int | None = None,
+        seed: int = 0,
+        output_transform: Callable = lambda output: output,
+    ) -> None:
+        if not tolerance_mm > 0:
+            raise ValueError(f"tolerance_mm must be above 0, not {tolerance_mm}")
+        if ignore in labels.values():
+            raise ValueError(f"ignore is {ignore}, which is a label")
+        self.names = {value: name for name, value in sorted(labels.items(), key=lambda item: item[1])}
+        self.output_dir, self.tolerance_mm, self.ignore, self.seed = output_dir, tolerance_mm, ignore, seed
+        super().__init__(output_transform=output_transform)
+
+    def reset(self) -> None:
+        """Forget all cases."""
+        self.cases: list[dict] = []
+        super().reset()
+
+    def update(self, output) -> None:
+        """Add the cases of one iteration."""
+        for answer, label in zip(*output, strict=True):
+            case = case_name(label, f"case {len(self.cases)}")
+            voxel_mm = label.pixdim.tolist() if isinstance(label, MetaTensor) else [1.0] * 3
+            found, truth = (torch.as_tensor(part).detach().cpu().long()[0] for part in (answer, label))
+            if found.shape != truth.shape:
+                raise ValueError(f"{case}: the answer has shape {tuple(found.shape)}, its label {tuple(truth.shape)}")
+            if self.ignore is not None:
+                unlabelled = truth == self.ignore
+                found, truth = found.masked_fill(unlabelled, 0), truth.masked_fill(unlabelled, 0)
+            for what, part in (("answer", found), ("label", truth)):
+                unnamed = set(part.unique().tolist()) - set(self.names)
+                if unnamed:
+                    named = ", ".join(f"{name}={value}" for value, name in self.names.items())
+                    raise ValueError(f"{case}: the {what} holds {min(unnamed)}, but labels name only {named}")
+            self.cases.append(self._score(case, found, truth, voxel_mm))
+
+    def _score(self, case: str, found: torch.Tensor, truth: torch.Tensor, voxel_mm: list[float]) -> dict:
+        """Return what one case adds: a row per tissue, and its confusion matrix."""
+        size = max(self.names) + 1
+        confusion = torch.bincount((truth * size + found).flatten(), minlength=size * size).view(size, size).numpy()
+        ml = float(np.prod(voxel_mm)) / 1000
+        lung = {"": confusion[1:].sum(), "_predicted": confusion[:, 1:].sum()}
+        rows = []
+        for value, name in self.names.items():
+            if value == 0:
+                continue
+            voxels = {"": int(confusion[value].sum()), "_predicted": int(confusion[:, value].sum())}
+            in_label, in_answer = (bool(count) for count in voxels.values())
+            state = ("absent", "false", "missed", "present")[2 * in_label + in_answer]
+            row = {"case": case, "tissue": name, "state": state, "dice": None, "surface_dice": None, "hd95_mm": None}
+            if in_label:
+                row |= {"dice": 0.0, "surface_dice": 0.0}
+            if in_label and in_answer:
+                row["dice"] = 2 * float(confusion[value, value]) / sum(voxels.values())
+                row |= self._surfaces(found == value, truth == value, voxel_mm)
+            for kind, count in voxels.items():
+                row[f"ml{kind}"] = count * ml
+                row[f"percent{kind}"] = 100 * count / float(lung[kind]) if lung[kind] else 0.0
+            rows.append(row | {"percent_error": row["percent_predicted"] - row["percent"]})
+        return {"rows": rows, "confusion": confusion}
+
+    def _surfaces(self, found: torch.Tensor, truth: torch.Tensor, voxel_mm: list[float]) -> dict[str, float]:
+        """Return what compares the surfaces of two masks, both with voxels, cut to what holds them."""
+        either = (found | truth).nonzero()
+        box = tuple(slice(int(low), int(high) + 1) for low, high in zip(either.amin(dim=0), either.amax(dim=0)))
+        pair = [torch.nn.functional.pad(mask[box][None, None].float(), [1] * 6) for mask in (found, truth)]
+        settings = {"include_background": True, "spacing": voxel_mm}
+        surface = compute_surface_dice(*pair, class_thresholds=[self.tolerance_mm], **settings)
+        distance = compute_hausdorff_distance(*pair, percentile=95, **settings)
+        return {"surface_dice": float(surface), "hd95_mm": float(distance)}
+
+    def _gathered(self) -> list[dict]:
+        """Return the cases of all processes, in the order in which a distributed sampler dealt them out."""
+        if idist.get_world_size() == 1:
+            return self.cases
+        dealt = zip_longest(*idist.all_gather(self.cases))
+        return [case for case in chain.from_iterable(dealt) if case is not None]
+
+    def compute(self) -> dict[str, dict[str, float | None]]:
+        """Return tissue name to what a row of ``scores_summary.csv`` holds."""
+        return self._summarise([row for case in self._gathered() for row in case["rows"]])
+
+    def _summarise(self, rows: list[dict]) -> dict[str, dict[str, float | None]]:
+        summary = {}
+        for name in (name for value, name in self.names.items() if value):
+            having = [row for row in rows if row["tissue"] == name]
+            states = [row["state"] for row in having]
+            found: dict[str, float | None] = {"cases": states.count("present") + states.count("missed")}
+            found |= {"missed": states.count("missed"), "false": states.count("false")}
+            for measure in MEASURES:
+                values = [abs(row[measure]) if measure == "percent_error" else row[measure] for row in having]
+                mean, low, high = interval([value for value in values if value is not None], self.seed)
+                found |= {measure: mean, f"{measure}_low": low, f"{measure}_high": high}
+            summary[name] = found
+        return summary
+
+    def completed(self, engine: Engine, name: str) -> None:
+        """Store the means in the engine's metrics, and write the files."""
+        cases = self._gathered()
+        rows = [row for case in cases for row in case["rows"]]
+        summary = self._summarise(rows)
+        for tissue, values in summary.items():
+            for measure in MEASURES:
+                if values[measure] is not None:
+                    engine.state.metrics[f"{name}_{measure}_{tissue}"] = values[measure]
+        if self.output_dir is not None and idist.get_rank() == 0 and cases:
+            confusion = sum(case["confusion"] for case in cases)
+            named = list(self.names.items())
+            table = [
+                {"true": name} | {other: int(confusion[value, at]) for at, other in named} for value, name in named
+            ]
+            folder = Path(self.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_csv(folder / "scores.csv", rows)
+            write_csv(folder / "scores_summary.csv", [{"tissue": tissue} | row for tissue, row in summary.items()])
+            write_csv(folder / "confusion.csv", table)
+
+
+def case_name(label: torch.Tensor, otherwise: str) -> str:
+    """Return the name of the file that a label came from, without .nii or .nii.gz."""
+    path = label.meta.get("filename_or_obj") if isinstance(label, MetaTensor) else None
+    return Path(path).name.removesuffix(".gz").removesuffix(".nii") if isinstance(path, str) else otherwise
+
+
+def interval(values: list[float], seed: int) -> tuple[float | None, float | None, float | None]:
+    """Return the mean and its 95 % interval by a percentile bootstrap; None where there are too few values.
+
+    Example:
+        >>> interval([1.0, 1.0, 1.0], seed=0)
+        (1.0, 1.0, 1.0)
+    """
+    if not values:
+        return None, None, None
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, None, None
+    drawn = np.random.default_rng(seed).choice(values, (RESAMPLES, len(values))).mean(axis=1)
+    return mean, *(float(bound) for bound in np.quantile(drawn, (0.025, 0.975)))
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """Write rows of equal columns; an interrupted write leaves the file as it was."""
+    temporary = path.parent / f".{path.name}.{os.getpid()}"
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    os.replace(temporary, path)

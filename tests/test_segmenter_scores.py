@@ -1,0 +1,134 @@
+"""The scores of the segmenter on masks whose overlap, surfaces and volumes are known."""
+
+import csv
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+from monai.data import MetaTensor
+
+SCRIPT = Path(__file__).resolve().parents[1] / "bundles/lung_tissue_seg/scripts/scores.py"
+SPEC = importlib.util.spec_from_file_location("segmenter_scores", SCRIPT)  # its package has the synthesizer's name
+scores = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(scores)
+LABELS = {"background": 0, "healthy": 1, "fibrosis": 3, "emphysema": 4}
+VOXEL_MM = (2.0, 1.0, 5.0)
+
+
+def volume(**boxes):
+    """A lung of 20 by 20 by 4 voxels with a box of each named tissue in it, as (first, end) along the first axis."""
+    label = torch.zeros(1, 24, 24, 4, dtype=torch.uint8)
+    label[:, 2:22, 2:22] = 1
+    for name, (start, end) in boxes.items():
+        label[:, start:end, 4:16, 1:3] = LABELS[name]
+    return label
+
+
+def with_file(label, name):
+    affine = np.diag([*VOXEL_MM, 1.0])
+    return MetaTensor(label, affine=torch.as_tensor(affine), meta={"filename_or_obj": f"/somewhere/{name}.nii.gz"})
+
+
+def scored(answers, labels, **given):
+    metric = scores.TissueScores(LABELS, **given)
+    metric.update((answers, [with_file(label, f"case{number}") for number, label in enumerate(labels)]))
+    return metric
+
+
+def rows_of(metric):
+    return {(row["case"], row["tissue"]): row for case in metric.cases for row in case["rows"]}
+
+
+def test_a_perfect_answer_scores_perfectly():
+    label = volume(fibrosis=(5, 9))
+    metric = scored([label], [label])
+    row = rows_of(metric)["case0", "fibrosis"]
+    assert (row["state"], row["dice"], row["surface_dice"], row["hd95_mm"]) == ("present", 1, 1, 0)
+    assert row["ml"] == row["ml_predicted"] == pytest.approx(4 * 12 * 2 * np.prod(VOXEL_MM) / 1000)
+    assert row["percent"] == pytest.approx(100 * 4 * 12 * 2 / (20 * 20 * 4)) and row["percent_error"] == 0
+
+
+def test_a_shifted_box_has_the_overlap_and_the_distance_of_its_shift():
+    """By three voxels of 2 mm: a quarter of four overlaps, and the far faces lie 6 mm apart."""
+    row = rows_of(scored([volume(fibrosis=(8, 12))], [volume(fibrosis=(5, 9))]))["case0", "fibrosis"]
+    assert row["dice"] == pytest.approx(0.25)
+    assert row["hd95_mm"] == pytest.approx(6)
+    assert 0.1 < row["surface_dice"] < 0.6
+    near = rows_of(scored([volume(fibrosis=(6, 10))], [volume(fibrosis=(5, 9))]))["case0", "fibrosis"]
+    assert near["surface_dice"] == 1 and near["hd95_mm"] == pytest.approx(2)  # within the tolerance of 2 mm
+
+
+def test_absent_missed_and_added_tissues_are_told_apart():
+    metric = scored([volume(emphysema=(5, 9)), volume()], [volume(fibrosis=(5, 9)), volume()])
+    rows = rows_of(metric)
+    missed, added = rows["case0", "fibrosis"], rows["case0", "emphysema"]
+    assert (missed["state"], missed["dice"], missed["surface_dice"], missed["hd95_mm"]) == ("missed", 0, 0, None)
+    assert (added["state"], added["dice"], added["surface_dice"]) == ("false", None, None)
+    assert missed["percent_error"] == pytest.approx(-6) and added["percent_error"] == pytest.approx(6)
+    assert {rows["case1", name]["state"] for name in ("fibrosis", "emphysema")} == {"absent"}
+    summary = metric.compute()
+    assert (summary["fibrosis"]["cases"], summary["fibrosis"]["missed"], summary["fibrosis"]["dice"]) == (1, 1, 0)
+    assert (summary["emphysema"]["cases"], summary["emphysema"]["false"]) == (0, 1)
+    assert summary["emphysema"]["dice"] is None and summary["emphysema"]["percent_error"] == pytest.approx(3)
+
+
+def test_voxels_that_nobody_labelled_count_nowhere():
+    label, answer = volume(fibrosis=(5, 9)), volume(fibrosis=(5, 15))
+    label[:, 9:15] = 255
+    metric = scored([answer], [label], ignore=255)
+    assert rows_of(metric)["case0", "fibrosis"]["dice"] == 1
+    assert metric.cases[0]["confusion"].sum() == 24 * 24 * 4
+    assert metric.cases[0]["confusion"][1, 3] == 0
+
+
+def test_intervals_hold_the_mean_and_narrow_with_the_cases():
+    values = np.random.default_rng(0).normal(0.7, 0.1, 40).tolist()
+    mean, low, high = scores.interval(values, seed=0)
+    error = np.std(values) / np.sqrt(len(values))
+    assert mean == pytest.approx(np.mean(values))
+    assert (mean - low, high - mean) == pytest.approx((1.96 * error, 1.96 * error), rel=0.15)
+    assert scores.interval([0.5], seed=0) == (0.5, None, None) and scores.interval([], seed=0) == (None, None, None)
+
+
+def test_files_and_engine_hold_the_scores(tmp_path):
+    labels = [volume(fibrosis=(5, 9)), volume(fibrosis=(12, 16))]
+    metric = scored([volume(fibrosis=(5, 9)), volume(fibrosis=(13, 17))], labels, output_dir=tmp_path / "out")
+    engine = Engine(lambda engine, batch: None)
+    metric.completed(engine, "scores")
+    assert engine.state.metrics["scores_dice_fibrosis"] == pytest.approx((1 + 0.75) / 2)
+    assert "scores_dice_emphysema" not in engine.state.metrics
+    tables = {}
+    for name in ("scores", "scores_summary", "confusion"):
+        with open(tmp_path / f"out/{name}.csv", newline="") as stream:
+            tables[name] = list(csv.DictReader(stream))
+    assert [(row["case"], row["tissue"]) for row in tables["scores"][:4]] == [
+        ("case0", "healthy"), ("case0", "fibrosis"), ("case0", "emphysema"), ("case1", "healthy"),
+    ]  # fmt: skip
+    fibrosis = next(row for row in tables["scores_summary"] if row["tissue"] == "fibrosis")
+    assert fibrosis["cases"] == "2" and float(fibrosis["dice_low"]) <= 0.875 <= float(fibrosis["dice_high"])
+    true = {row.pop("true"): {name: int(count) for name, count in row.items()} for row in tables["confusion"]}
+    assert true["fibrosis"] == {"background": 0, "healthy": 24, "fibrosis": 4 * 24 + 3 * 24, "emphysema": 0}
+    assert sum(map(sum, (row.values() for row in true.values()))) == 2 * 24 * 24 * 4
+
+
+def test_a_label_without_a_file_is_numbered_and_voxels_are_one_mm():
+    metric = scores.TissueScores(LABELS)
+    metric.update(([volume(fibrosis=(8, 12))], [volume(fibrosis=(5, 9))]))
+    row = rows_of(metric)["case 0", "fibrosis"]
+    assert row["hd95_mm"] == pytest.approx(3) and row["ml"] == pytest.approx(0.096)
+
+
+def test_unusable_settings_and_maps_are_refused():
+    with pytest.raises(ValueError, match="^tolerance_mm must be above 0, not 0$"):
+        scores.TissueScores(LABELS, tolerance_mm=0)
+    with pytest.raises(ValueError, match="^ignore is 3, which is a label$"):
+        scores.TissueScores(LABELS, ignore=3)
+    with pytest.raises(ValueError, match="case0: the answer has shape"):
+        scored([volume()[..., :2]], [volume()])
+    label = volume()
+    label[0, 5, 5, 1] = 7
+    with pytest.raises(ValueError, match="case0: the label holds 7, but labels name only background=0, healthy=1"):
+        scored([volume()], [label])
