@@ -30,8 +30,8 @@ class TissueScores(Metric):
     - ``ml``, ``ml_predicted``; ``percent``, ``percent_predicted`` of the lung; ``percent_error``, their
       difference.
 
-    ``scores_summary.csv`` has per tissue the mean over the cases whose label holds it (of ``percent_error`` the mean size
-    over all cases) with the 95 % interval of a bootstrap over cases, and how many cases missed it or added it.
+    ``scores_summary.csv`` has per tissue the mean over the cases whose label holds it (of ``percent_error`` the mean
+    size over all cases) with the 95 % interval of a bootstrap over cases, and how many cases missed it or added it.
     ``confusion.csv`` counts voxels of all cases, a row per true label, a column per answer.
 
     The means go into the engine's metrics as ``<name>_<measure>_<tissue>``.
