@@ -308,6 +308,27 @@ def test_evaluation_repeats_the_dice_of_training(trained, cohort, tmp_path):
 
 
 @pytest.mark.slow
+def test_voxels_that_nobody_labelled_are_neither_learned_nor_scored(cohort, tmp_path):
+    """Half of every label is hidden: the scores do not depend on what the answer says there, and training runs."""
+    for item in json.loads((cohort / "datalist.json").read_text())["training"]:
+        image, label = (nib.load(cohort / item[key]) for key in ("image", "label"))
+        hidden = np.asarray(label.dataobj).copy()
+        hidden[: hidden.shape[0] // 2] = 255
+        for key, array in (("image", np.asarray(image.dataobj)), ("label", hidden)):
+            (tmp_path / item[key]).parent.mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(array, image.affine), tmp_path / item[key])
+    (tmp_path / "datalist.json").write_text((cohort / "datalist.json").read_text())
+    folders = {"dataset_dir": str(tmp_path), "model_dir": str(tmp_path), "output_dir": str(tmp_path)}
+    run(["run", "training"], ["train"], tmp_path, **folders, **TINY)
+    run(["run", "evaluating"], ["train", "evaluate"], tmp_path, **folders, **TINY)
+    with open(tmp_path / "confusion.csv", newline="") as file:
+        rows = {row.pop("true"): row for row in csv.DictReader(file)}
+    seen = [np.asarray(nib.load(tmp_path / f"labels/case{number}.nii.gz").dataobj) for number in (0, 1)]
+    for value, name in enumerate(("healthy", "ground_glass", "fibrosis", "emphysema"), 1):
+        assert sum(map(int, rows[name].values())) == sum((label == value).sum() for label in seen)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "names"), [("run", ["train", "evaluate"]), ("inferring", ["inference"])])
 def test_missing_weights_are_an_error(cohort, tmp_path, command, names):
     command = ["run"] if command == "run" else ["run", command]

@@ -40,13 +40,12 @@ class TissueScores(Metric):
         labels: label name to value, 0 is background.
         output_dir: where the files go; None: no files.
         tolerance_mm: of the surface Dice.
-        ignore: value of voxels that nobody labelled; they count nowhere. None if there are none.
         seed: of the bootstrap.
         output_transform: see ignite; must give a list of answers and a list of labels, each of shape (1, W, H, D).
 
     Raises:
-        ValueError: if ``tolerance_mm`` is not above 0 or ``ignore`` is a label; on update, if an answer and its label
-            differ in shape, or hold a value that ``labels`` does not name.
+        ValueError: if ``tolerance_mm`` is not above 0; on update, if an answer and its label differ in shape, or hold a
+            value that ``labels`` does not name.
     """
 
     def __init__(
@@ -54,16 +53,13 @@ class TissueScores(Metric):
         labels: Mapping[str, int],
         output_dir: str | None = None,
         tolerance_mm: float = 2.0,
-        ignore: int | None = None,
         seed: int = 0,
         output_transform: Callable = lambda output: output,
     ) -> None:
         if not tolerance_mm > 0:
             raise ValueError(f"tolerance_mm must be above 0, not {tolerance_mm}")
-        if ignore in labels.values():
-            raise ValueError(f"ignore is {ignore}, which is a label")
         self.names = {value: name for name, value in sorted(labels.items(), key=lambda item: item[1])}
-        self.output_dir, self.tolerance_mm, self.ignore, self.seed = output_dir, tolerance_mm, ignore, seed
+        self.output_dir, self.tolerance_mm, self.seed = output_dir, tolerance_mm, seed
         super().__init__(output_transform=output_transform)
 
     def reset(self) -> None:
@@ -79,9 +75,6 @@ class TissueScores(Metric):
             found, truth = (torch.as_tensor(part).detach().cpu().long()[0] for part in (answer, label))
             if found.shape != truth.shape:
                 raise ValueError(f"{case}: the answer has shape {tuple(found.shape)}, its label {tuple(truth.shape)}")
-            if self.ignore is not None:
-                unlabelled = truth == self.ignore
-                found, truth = found.masked_fill(unlabelled, 0), truth.masked_fill(unlabelled, 0)
             for what, part in (("answer", found), ("label", truth)):
                 unnamed = set(part.unique().tolist()) - set(self.names)
                 if unnamed:

@@ -1,4 +1,4 @@
-"""The scores of the segmenter on masks whose overlap, surfaces and volumes are known."""
+"""What the segmenter's scripts do on masks whose overlap, surfaces and volumes are known, and without labels."""
 
 import csv
 import importlib.util
@@ -9,11 +9,20 @@ import pytest
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
+from monai.losses import DiceCELoss
 
-SCRIPT = Path(__file__).resolve().parents[1] / "bundles/lung_tissue_seg/scripts/scores.py"
-SPEC = importlib.util.spec_from_file_location("segmenter_scores", SCRIPT)  # its package has the synthesizer's name
-scores = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(scores)
+SCRIPTS = Path(__file__).resolve().parents[1] / "bundles/lung_tissue_seg/scripts"
+
+
+def load(name):
+    """Return a script of the segmenter's, whose package has the name of the synthesizer's."""
+    spec = importlib.util.spec_from_file_location(f"segmenter_{name}", SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+scores, unlabelled = load("scores"), load("unlabelled")
 LABELS = {"background": 0, "healthy": 1, "fibrosis": 3, "emphysema": 4}
 VOXEL_MM = (2.0, 1.0, 5.0)
 
@@ -78,10 +87,36 @@ def test_absent_missed_and_added_tissues_are_told_apart():
 def test_voxels_that_nobody_labelled_count_nowhere():
     label, answer = volume(fibrosis=(5, 9)), volume(fibrosis=(5, 15))
     label[:, 9:15] = 255
-    metric = scored([answer], [label], ignore=255)
+    hide = unlabelled.HideUnlabelledd(["pred", "label"])
+    sample = hide({"pred": answer, "label": with_file(label, "case0"), "image": answer})
+    assert sample["image"] is answer and (answer[:, 9:15] > 0).any()  # the input is not changed
+    assert sample["label"].meta["filename_or_obj"].endswith("case0.nii.gz")
+    metric = scored([sample["pred"]], [sample["label"]])
     assert rows_of(metric)["case0", "fibrosis"]["dice"] == 1
-    assert metric.cases[0]["confusion"].sum() == 24 * 24 * 4
     assert metric.cases[0]["confusion"][1, 3] == 0
+
+
+@pytest.mark.parametrize("weight", [None, torch.tensor([0.1, 0.3, 1.0, 2.0])])
+def test_loss_is_that_of_monai_where_all_is_labelled_and_of_the_rest_where_not(weight):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 4, 8, 6, generator=generator, requires_grad=True)
+    target = torch.randint(4, (2, 1, 8, 6), generator=generator)
+    ours = unlabelled.LabelledDiceCELoss(weight)
+    monai = DiceCELoss(to_onehot_y=True, softmax=True, batch=True, weight=weight)
+    assert ours(logits, target.byte()).item() == pytest.approx(monai(logits, target).item(), abs=1e-6)
+    hidden = target.clone()
+    hidden[..., 4:] = 255
+    loss = ours(logits, hidden.byte())
+    assert loss.item() == pytest.approx(monai(logits[..., :4], target[..., :4]).item(), abs=1e-6)
+    (slope,) = torch.autograd.grad(loss, logits)
+    assert (slope[..., 4:] == 0).all() and (slope[..., :4] != 0).all()
+
+
+def test_loss_of_a_patch_without_labels_is_nothing():
+    logits = torch.randn(2, 4, 8, 6, requires_grad=True)
+    loss = unlabelled.LabelledDiceCELoss()(logits, torch.full((2, 1, 8, 6), 255, dtype=torch.uint8))
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-6) and (logits.grad.abs() < 1e-6).all()
 
 
 def test_intervals_hold_the_mean_and_narrow_with_the_cases():
@@ -124,8 +159,6 @@ def test_a_label_without_a_file_is_numbered_and_voxels_are_one_mm():
 def test_unusable_settings_and_maps_are_refused():
     with pytest.raises(ValueError, match="^tolerance_mm must be above 0, not 0$"):
         scores.TissueScores(LABELS, tolerance_mm=0)
-    with pytest.raises(ValueError, match="^ignore is 3, which is a label$"):
-        scores.TissueScores(LABELS, ignore=3)
     with pytest.raises(ValueError, match="case0: the answer has shape"):
         scored([volume()[..., :2]], [volume()])
     label = volume()
