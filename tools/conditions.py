@@ -185,8 +185,7 @@ def write(rows: list[dict], summary: dict, output: Path) -> None:
     print(
         f"obeyed: the means of the {LEVELS} levels rank as asked (above {obedience.OBEYED_ABOVE:g}, so without a swap;"
     )
-    print("by chance 1 in 120), or each history lies on its real patients' side of the mean, where that is clear,")
-    print("by two standard errors (four: by chance 1 in 14)")
+    print("by chance 1 in 120), or each history lies on its real patients' side of the mean (four: by chance 1 in 14)")
     print(f"wrote conditions.csv, conditions.png, summary.json and summary.md in {output}; work/ holds the paintings")
 
 

@@ -14,7 +14,6 @@ DENSE_HU, AIRY_HU = -750, -950  # smoothed voxels beyond these are not healthy
 LOW_HU, HIGH_HU = -950, -500
 OBEYED_ABOVE = 0.9  # rank correlation of the level means
 CLEAR_P = 0.05  # of the real trend, before its direction is expected of the paintings
-CLEAR_ERRORS = 2.0  # standard errors by which real patients of a history lie off the mean, before it is expected
 BIN_HU = 20
 # What is measured, the most telling first, and the direction in which it must follow: None as real lung does.
 DIRECTIONS = {
@@ -183,30 +182,18 @@ def judge_numbers(head: dict, rows: list[dict], surveyed: list[dict]) -> dict:
 
 
 def judge_history(head: dict, rows: list[dict], surveyed: list[dict]) -> dict:
-    """Return the judgement on history: does each history lie on the same side of the mean as its real patients?
-
-    Histories whose real patients do not lie clearly off the mean, by ``CLEAR_ERRORS`` standard errors, do not count.
-    """
+    """Return the judgement on history: does each history lie on the same side of the mean as its real patients?"""
     name = head["measure"]
-    known = {
-        word: np.array([row[name] for row in surveyed if row["history"] == word and name in row])
-        for word in head["levels"]
-    }
-    x, y = np.array([part.mean() for part in known.values()]), np.array(list(head["levels"].values()))
-    off = x - x.mean()
-    within = [part.var(ddof=1) for part in known.values() if len(part) > 1]  # one patient has the others' mean variance
-    usual = np.mean(within) if within else np.nan
-    variances = np.array([(part.var(ddof=1) if len(part) > 1 else usual) / len(part) for part in known.values()])
-    errors = np.sqrt(variances * (1 - 2 / len(x)) + variances.sum() / len(x) ** 2)  # of a mean less the mean of means
-    clear = np.abs(off) > CLEAR_ERRORS * errors
-    same = int(((np.sign(off) == np.sign(y - y.mean())) & clear).sum()) if np.ptp(y) > 0 else 0
-    real = dict(zip(known, x.tolist()))
+    real = level_means(
+        [{"requested": row["history"], "measured": row[name]} for row in surveyed if row["history"] and name in row]
+    )
+    x, y = np.array([real[word] for word in head["levels"]]), np.array(list(head["levels"].values()))
+    same = int((np.sign(x - x.mean()) == np.sign(y - y.mean())).sum()) if np.ptp(y) > 0 else 0
     pairs = trend([real[row["requested"]] for row in rows], within_hosts(rows))
-    verdict = "obeyed" if same == clear.sum() else "not obeyed"
     return {
         "rank_correlation": trend(list(x), list(y))["rank_correlation"],
         "rank_correlation_pairs": pairs["rank_correlation"], "slope": pairs["slope"], "real": real,
-        "same_side": same, "histories": int(clear.sum()), "verdict": verdict if clear.any() else "no clear real effect",
+        "same_side": same, "histories": len(x), "verdict": "obeyed" if same == len(x) else "not obeyed",
     }  # fmt: skip
 
 

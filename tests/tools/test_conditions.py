@@ -301,12 +301,9 @@ def test_ranks_within_hosts_do_not_see_that_hosts_differ():
 
 
 def test_history_is_judged_by_the_side_of_the_mean():
-    def judged(*painted, real=(0.1, 0.2, 0.6), noise=0.01):
-        surveyed = [
-            {"history": word, "low_share": share + error}
-            for word, share in zip("abc", real)
-            for error in (-noise, 0, noise)
-        ]
+    surveyed = [{"history": word, "low_share": share} for word, share in zip("abc", (0.1, 0.2, 0.6))]
+
+    def judged(*painted):
         rows = [{"requested": word, "measured": share, "case": "a"} for word, share in zip("abc", painted)]
         head = {"condition": "history", "measure": "low_share", "levels": obedience.level_means(rows)}
         return obedience.judge_history(head, rows, surveyed)
@@ -314,11 +311,3 @@ def test_history_is_judged_by_the_side_of_the_mean():
     assert judged(0.12, 0.11, 0.3)["verdict"] == "obeyed"  # a and b swapped, both below the mean
     assert judged(0.3, 0.1, 0.2)["verdict"] == "not obeyed" and judged(0.3, 0.1, 0.2)["same_side"] == 1
     assert judged(0.1, 0.1, 0.1)["same_side"] == 0
-    # b lies on the mean of the real patients, so the side on which it is painted says nothing
-    assert {judged(0.1, b, 0.3, real=(0.1, 0.301, 0.5))["verdict"] for b in (0.15, 0.25)} == {"obeyed"}
-    assert judged(0.1, 0.2, 0.3, real=(0.1, 0.301, 0.5))["histories"] == 2
-    assert judged(0.1, 0.2, 0.3, noise=1.0)["verdict"] == "no clear real effect"
-    lone = [{"history": word, "low_share": share} for word, share in zip("aabbc", (0.1, 0.12, 0.2, 0.22, 0.6))]
-    head = {"condition": "history", "measure": "low_share", "levels": {"a": 0.1, "b": 0.2, "c": 0.5}}
-    assert obedience.judge_history(head, [], lone)["histories"] == 3
-    assert obedience.judge_history(head, [], lone[::2])["verdict"] == "no clear real effect"
