@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.losses import DiceCELoss
 
@@ -87,7 +88,10 @@ def test_absent_missed_and_added_tissues_are_told_apart():
 def test_voxels_that_nobody_labelled_count_nowhere():
     label, answer = volume(fibrosis=(5, 9)), volume(fibrosis=(5, 15))
     label[:, 9:15] = 255
-    hide = unlabelled.HideUnlabelledd(["pred", "label"])
+    parser = ConfigParser()
+    parser.read_config(str(SCRIPTS.parent / "configs/train.json"))
+    *_, hide = parser["validate::postprocessing::transforms"]
+    hide = ConfigParser({"hide": hide, "ignore": 255, "imports": parser["imports"]}).get_parsed_content("hide")
     sample = hide({"pred": answer, "label": with_file(label, "case0"), "image": answer})
     assert sample["image"] is answer and (answer[:, 9:15] > 0).any()  # the input is not changed
     assert sample["label"].meta["filename_or_obj"].endswith("case0.nii.gz")

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tools import extents, figures
-from tools.files import InputError, atomic_file, new_directory, write_json
+from tools.files import InputError, new_directory, write_json
 from tools.nifti import check_same_geometry, list_nifti, load_ct, load_labels, spacing_mm
 from tools.scheme import tissue_labels
 
@@ -45,8 +45,7 @@ def quantify(images: Path, tissues: Path, output: Path, periphery_mm: float = ex
                 cases[case] = None
                 continue
             cases[case] = extents.measure(hu, label, spacing, labels, float(periphery_mm))
-            with atomic_file(folder / f"{case}.png") as temporary:
-                temporary.write_bytes(draw(hu, label, spacing, cases[case], labels))
+            (folder / f"{case}.png").write_bytes(draw(hu, label, spacing, cases[case], labels))
         write_json(folder / "quantification.json", {"labels": labels, "periphery_mm": periphery_mm, "cases": cases})
         write_rows(folder / "quantification.csv", cases, labels)
     pictures = sum(found is not None for found in cases.values())
@@ -84,7 +83,7 @@ def write_rows(path: Path, cases: dict[str, dict | None], labels: dict[str, int]
     tissues = [name for name, value in labels.items() if value]
     measures = ["lung_ml", *(f"{name}_{unit}" for name in tissues for unit in ("ml", "percent"))]
     columns = ["case", "region", *measures, "below_950_percent", "mean_hu"]
-    with atomic_file(path) as temporary, open(temporary, "w", newline="") as stream:
+    with open(path, "w", newline="") as stream:
         writer = csv.DictWriter(stream, columns)
         writer.writeheader()
         for case, found in cases.items():

@@ -13,6 +13,7 @@ from ignite.engine import Engine
 from ignite.metrics import Metric
 from monai.data import MetaTensor
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+from scipy.stats import bootstrap
 
 RESAMPLES = 2000
 MEASURES = ("dice", "surface_dice", "hd95_mm", "percent_error")
@@ -100,22 +101,15 @@ class TissueScores(Metric):
                 row |= {"dice": 0.0, "surface_dice": 0.0}
             if in_label and in_answer:
                 row["dice"] = 2 * float(confusion[value, value]) / sum(voxels.values())
-                row |= self._surfaces(found == value, truth == value, voxel_mm)
+                masks = [(part == value)[None, None] for part in (found, truth)]
+                settings = {"include_background": True, "spacing": voxel_mm}
+                row["surface_dice"] = float(compute_surface_dice(*masks, [self.tolerance_mm], **settings))
+                row["hd95_mm"] = float(compute_hausdorff_distance(*masks, percentile=95, **settings))
             for kind, count in voxels.items():
                 row[f"ml{kind}"] = count * ml
                 row[f"percent{kind}"] = 100 * count / float(lung[kind]) if lung[kind] else 0.0
             rows.append(row | {"percent_error": row["percent_predicted"] - row["percent"]})
         return {"rows": rows, "confusion": confusion}
-
-    def _surfaces(self, found: torch.Tensor, truth: torch.Tensor, voxel_mm: list[float]) -> dict[str, float]:
-        """Return what compares the surfaces of two masks, both with voxels, cut to what holds them."""
-        either = (found | truth).nonzero()
-        box = tuple(slice(int(low), int(high) + 1) for low, high in zip(either.amin(dim=0), either.amax(dim=0)))
-        pair = [torch.nn.functional.pad(mask[box][None, None].float(), [1] * 6) for mask in (found, truth)]
-        settings = {"include_background": True, "spacing": voxel_mm}
-        surface = compute_surface_dice(*pair, class_thresholds=[self.tolerance_mm], **settings)
-        distance = compute_hausdorff_distance(*pair, percentile=95, **settings)
-        return {"surface_dice": float(surface), "hd95_mm": float(distance)}
 
     def _gathered(self) -> list[dict]:
         """Return the cases of all processes, in the order in which a distributed sampler dealt them out."""
@@ -182,8 +176,8 @@ def interval(values: list[float], seed: int) -> tuple[float | None, float | None
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, None, None
-    drawn = np.random.default_rng(seed).choice(values, (RESAMPLES, len(values))).mean(axis=1)
-    return mean, *(float(bound) for bound in np.quantile(drawn, (0.025, 0.975)))
+    found = bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed))
+    return mean, *(float(bound) for bound in found.confidence_interval)
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:

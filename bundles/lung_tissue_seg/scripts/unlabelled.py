@@ -1,11 +1,8 @@
-"""Voxels that nobody labelled: they teach nothing and count nowhere."""
-
-from collections.abc import Hashable, Mapping, Sequence
+"""Voxels that nobody labelled teach nothing."""
 
 import torch
 from monai.losses import DiceLoss
 from monai.networks import one_hot
-from monai.transforms import MapTransform
 
 
 class LabelledDiceCELoss(torch.nn.Module):
@@ -34,25 +31,3 @@ class LabelledDiceCELoss(torch.nn.Module):
         truth = one_hot(target.where(labelled, 0), input.shape[1]) * labelled
         dice = self.dice(input.softmax(dim=1) * labelled, truth)
         return dice + self.cross_entropy(input, target[:, 0]).nan_to_num(0.0)  # a mean over no voxel is not a number
-
-
-class HideUnlabelledd(MapTransform):
-    """Make voxels that nobody labelled background, in the answer as in the label, so that no measure counts them.
-
-    Args:
-        keys: answer and label, all of one shape.
-        label_key: the label.
-        ignore: value of voxels that nobody labelled.
-    """
-
-    def __init__(self, keys: Sequence[Hashable], label_key: Hashable = "label", ignore: int = 255) -> None:
-        super().__init__(keys)
-        self.label_key, self.ignore = label_key, ignore
-
-    def __call__(self, data: Mapping) -> dict:
-        """Return the sample with those voxels 0 in all ``keys``."""
-        sample = dict(data)
-        unlabelled = torch.as_tensor(data[self.label_key]) == self.ignore
-        for key in self.keys:
-            sample[key] = sample[key].masked_fill(unlabelled, 0)
-        return sample
