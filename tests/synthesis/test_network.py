@@ -119,13 +119,42 @@ def test_patient_changes_the_histogram_of_a_tissue_but_not_a_density_that_is_tol
         first.weight.zero_()
         first.bias.zero_()
         first.weight[:, -3] = 1  # smoker
-        last.weight.view(-1, COMPONENTS, WIDTH)[:, COMPONENTS // 2 :] = 0.2
+        last.weight[:-10].view(-1, COMPONENTS, WIDTH)[:, COMPONENTS // 2 :] = 0.2  # the last are shares of tissues
     means = []
     for known in (mapped(3), mapped(3, density=0.1)):
         for given in (told({}, 0, 0), told({"history": "smoker"}, 0, 0)):
             means.append(moments(*network.components(known, given))[0].mean().item())
     assert means[0] == pytest.approx(0, abs=1e-6) and means[1] > 0.3  # the denser half of the components counts more
     assert means[2:] == pytest.approx([0.4, 0.4], abs=1e-4)  # data_scale is 4
+
+
+def test_what_the_unet_makes_of_unknown_lung_is_the_tissue_that_is_painted():
+    """Shares are the answer at t = 1 of a network that knows no better; log odds turn it to one tissue."""
+    network = TissueDenoiser(LABELS, channels=(16, 16), num_head_channels=16).eval()
+    network.tissue_mean[0] = torch.tensor([-3.0, 0.0, 3.0, 0.0, 3.0])[:, None] + torch.linspace(-0.1, 0.1, COMPONENTS)
+    network.tissue_deviation[:] = 0.1
+    shares = torch.tensor([0.7, 0.1, 0.05, 0.1, 0.05])
+    with torch.no_grad():
+        network.patient_logits[-1].bias[-5:] = shares.log()
+    noise = torch.randn(1, 1, 24, 24, generator=torch.Generator().manual_seed(0))
+    unknown, ground_glass = mapped(6), mapped(2)
+    with torch.no_grad():
+        velocity, tissues = network(torch.cat([noise, unknown], dim=1), return_tissues=True)
+        assert torch.allclose(tissues.exp()[0, 0], shares.view(5, 1, 1).expand(5, 24, 24), atol=1e-5)
+        assert torch.allclose(noise - velocity, torch.tensor(-1.8), atol=0.01)  # x_0 that is expected
+        of_told = network(torch.cat([noise, ground_glass], dim=1))
+        network.unet.out[-1].conv.bias[-5:] = torch.tensor([0.0, 0.0, 12.0, 0.0, 0.0])
+        velocity, tissues = network(torch.cat([noise, unknown], dim=1), return_tissues=True)
+        assert (tissues.exp()[:, :, 2] > 0.999).all()
+        assert torch.allclose(noise - velocity, torch.tensor(3.0), atol=0.02)
+        assert torch.equal(network(torch.cat([noise, ground_glass], dim=1)), of_told)  # what is told is not weighed
+
+
+def test_more_tissues_than_the_prior_holds_are_refused():
+    labels = {str(value): value for value in range(COMPONENTS + 2)}
+    with pytest.raises(ValueError, match=f"holds {COMPONENTS} tissues at most, but labels name {COMPONENTS + 1}"):
+        TissueDenoiser(labels, channels=(16, 16), num_head_channels=16)
+    TissueDenoiser(labels, channels=(16, 16), num_head_channels=16, tissue_prior=False)
 
 
 @pytest.mark.parametrize("shape", [(16, 24), (16, 24, 12)])

@@ -147,6 +147,23 @@ def test_times_cover_the_interval_evenly():
     assert torch.equal((times * 16).floor().sort().values, torch.arange(16.0))
 
 
+def test_flow_learns_which_tissue_lies_where_none_is_told():
+    """The cross-entropy counts in UNKNOWN only, and its gradient raises the odds of the true tissue."""
+    torch.manual_seed(0)
+    network = TissueDenoiser(LABELS, channels=(16, 16), num_head_channels=16)
+    x_0, region = torch.randn(2, 1, 16, 16), torch.ones(2, 1, 16, 16)
+    condition, tissues = torch.zeros(2, 6, 16, 16), torch.zeros(2, 3, 16, 16)
+    condition[:, 3, :8] = condition[:, 0, 8:] = tissues[:, 1] = 1  # the upper half is UNKNOWN, in truth ground glass
+    error, added = FlowObjective(0.5)(x_0, network, torch.ones(2), region, condition, tissues=tissues)
+    assert error.shape == added.shape == x_0.shape
+    assert torch.allclose(added[:, :, :8], torch.tensor(0.5 * math.log(3))) and not added[:, :, 8:].any()
+    RegionMSELoss()((torch.zeros_like(error), added), region).backward()
+    odds = network.unet.out[-1].conv.bias.grad[1:]
+    assert odds[1] < 0 < odds[0] and odds[2] > 0
+    with pytest.raises(ValueError, match="tissue_loss must be at least 0, not -1"):
+        FlowObjective(-1)
+
+
 def test_loss_ignores_what_lies_outside_the_region():
     error = torch.full((1, 1, 4, 4), 3.0)
     weight = torch.zeros(1, 1, 4, 4)
@@ -174,29 +191,36 @@ def test_lung_of_which_no_tissue_is_told_is_the_region():
     torch.manual_seed(0)
     show_all = ClassBalancedMaskAblation(LABELS, q_min=1, q_max=1, rho=1, presence=[0.9, 0.5, 0.2])
     label = torch.zeros(3, 1, 8, 8, 1)
-    label[:, :, 2:6] = UNKNOWN
+    label[:, :, 2:6] = -2.0
+    label[:, :, 3] = -4.0
     _, weight, _, given = TissuePrepareBatch(LABELS, show_all, whole_probability=0)(
         {"image": torch.randn(3, 1, 8, 8, 1), "label": label}, "cpu"
     )
-    lung = label[..., 0] == UNKNOWN
+    lung = label[..., 0] != 0
     assert torch.equal(given["region"] > 0, lung) and torch.equal(weight > 0, lung)
     tissues, unknown, density = given["condition"].split([3, 1, 2], dim=1)
     assert torch.equal(unknown > 0, lung) and not tissues.any() and not density.any()
+    assert torch.equal(
+        given["tissues"] @ torch.ones(8),
+        8 * torch.tensor([[0.0] * 8, [0, 0, 1, 0, 1, 1, 0, 0], [0, 0, 0, 1] + [0] * 4]).expand(3, 3, 8),
+    )
 
 
-def test_weights_of_tissues_are_the_loss_weights():
+def test_weights_of_tissues_that_are_told_are_the_loss_weights():
     torch.manual_seed(0)
-    ablation = ClassBalancedMaskAblation(LABELS, presence=[0.9, 0.5, 0.2])
+    ablation = ClassBalancedMaskAblation(LABELS, presence=[0.9, 0.5, 0.2], rho=0, q_min=0.5)
     prepare = TissuePrepareBatch(LABELS, ablation, whole_probability=1.0, tissue_weights={"emphysema": 3.0})
-    label = torch.randint(0, 3, (4, 1, 8, 8, 1)).float()
+    label = torch.randint(0, 3, (32, 1, 8, 8, 1)).float()
     label[label == 0] = 4
-    image = torch.randn(4, 1, 8, 8, 1)
+    image = torch.randn(32, 1, 8, 8, 1)
     x_0, weight, _, given = prepare({"image": image, "label": label}, "cpu")
     assert torch.equal(x_0, image.squeeze(-1))
-    assert torch.equal(weight == 3, label.squeeze(-1) == 4)
-    assert given["condition"].shape == (4, 3 + 1 + 2, 8, 8) and not given["attributes"].any()
+    emphysema, told = label.squeeze(-1) == 4, given["condition"][:, 3:4] == 0
+    assert torch.equal(weight == 3, emphysema & told) and (emphysema & ~told).any() and (weight[weight != 3] == 1).all()
+    assert torch.equal(given["tissues"][:, 2:3] > 0, emphysema)  # what the network is asked for is never hidden
+    assert given["condition"].shape == (32, 3 + 1 + 2, 8, 8) and not given["attributes"].any()
     blocks = prepare({"image": image.expand(-1, -1, -1, -1, 4), "label": label.expand(-1, -1, -1, -1, 4)}, "cpu")
-    assert blocks[0].shape == (4, 1, 8, 8, 4)
+    assert blocks[0].shape == (32, 1, 8, 8, 4)
 
 
 def test_density_is_told_of_the_region_and_never_of_a_hidden_tissue():
@@ -272,6 +296,7 @@ def test_loss_on_a_coarser_grid_takes_a_cell_that_the_region_touches():
     weight[0, 0, 0, 0] = 1
     error = torch.tensor([[[[2.0, 5.0], [5.0, 5.0]], [[4.0, 5.0], [5.0, 5.0]]]])
     assert RegionMSELoss()(error, weight).item() == pytest.approx((4 + 16) / 2)
+    assert RegionMSELoss()((error, torch.ones_like(error)), weight).item() == pytest.approx((4 + 16) / 2 + 1)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

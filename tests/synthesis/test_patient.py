@@ -5,8 +5,11 @@ from scripts.patient import PatientWeights, component_weights
 from scripts.prior import COMPONENTS, log_density
 
 ATTRIBUTES = Attributes({"severity": [0, 1], "history": ["none", "smoker"]})
-MEANS = torch.linspace(-2, 2, COMPONENTS).expand(1, 3, COMPONENTS)  # two tissues and the lung
-DEVIATIONS = torch.full((1, 3, COMPONENTS), 0.1)
+MEANS = torch.linspace(-2, 2, COMPONENTS).expand(1, 2, COMPONENTS)  # two tissues
+DEVIATIONS = torch.full((1, 2, COMPONENTS), 0.1)
+BESIDE_TOLD, NOTHING_TOLD = 0, 1
+PATIENTS = [{"severity": index / 15, "history": word} for index in range(16) for word in ("none", "smoker")]
+DENSE = [0.1 + 0.5 * patient["severity"] + 0.2 * (patient["history"] == "smoker") for patient in PATIENTS]
 
 
 def drawn(dense_share, seed):
@@ -15,19 +18,32 @@ def drawn(dense_share, seed):
     return torch.where(dense, 1.5, -1.5) + 0.3 * torch.randn(1, 2000, generator=generator)
 
 
-def fitted(samples):
-    torch.manual_seed(0)
-    weights = PatientWeights(ATTRIBUTES.size + 2, 1, 2)
-    weights.fit(samples, MEANS, DEVIATIONS, ATTRIBUTES)
-    return weights
-
-
 def vector(patient):
     return torch.tensor([*ATTRIBUTES.encode(patient), 1.0, 0.0])
 
 
-def mean(weights, patient, row):
-    return (weights(vector(patient)[None])[0, 0, row].softmax(dim=0) * MEANS[0, 0]).sum().item()
+@pytest.fixture(scope="module")
+def fitted():
+    """Weights of patients whose first tissue, and whose lung, hold a dense share that severity and history decide."""
+    histograms = [(vector(p), 0, drawn(share, index)) for index, (p, share) in enumerate(zip(PATIENTS, DENSE))]
+    counts = [torch.tensor([[(1 - share) * 500], [share * 500]]) for share in DENSE]
+    shares = [(vector(p), NOTHING_TOLD, count) for p, count in zip(PATIENTS, counts)]
+    return fit(histograms, shares)
+
+
+def fit(histograms, shares):
+    torch.manual_seed(0)
+    weights = PatientWeights(ATTRIBUTES.size + 2, 1, 2)
+    weights.fit(histograms, shares, MEANS, DEVIATIONS, ATTRIBUTES)
+    return weights
+
+
+def mean(weights, patient, tissue):
+    return (weights(vector(patient)[None])[0][0, 0, tissue].softmax(dim=0) * MEANS[0, 0]).sum().item()
+
+
+def dense_share(weights, patient, row):
+    return weights(vector(patient)[None])[1][0, row].softmax(dim=0)[1].item()
 
 
 def test_component_weights_are_those_that_the_values_were_drawn_with():
@@ -40,21 +56,27 @@ def test_component_weights_are_those_that_the_values_were_drawn_with():
     assert found[0, 0].tolist() == pytest.approx(wanted.tolist(), abs=0.03)
 
 
-def test_fit_learns_what_severity_and_history_do_to_a_lung_of_which_nothing_is_told():
-    severities = [index / 15 for index in range(16)]
-    patients = [{"severity": s, "history": word} for s in severities for word in ("none", "smoker")]
-    shares = [0.1 + 0.5 * p["severity"] + 0.2 * (p["history"] == "smoker") for p in patients]
-    weights = fitted([(vector(p), 3, drawn(share, index)) for index, (p, share) in enumerate(zip(patients, shares))])
+def test_fit_learns_what_severity_and_history_do_to_the_histogram_of_a_tissue(fitted):
     for severity in (0.2, 0.5, 0.8):  # of histories, half are smokers
-        assert mean(weights, {"severity": severity}, 3) == pytest.approx(-1.5 + 3 * (0.2 + 0.5 * severity), abs=0.2)
-    both = [mean(weights, {"history": word}, 3) for word in ("none", "smoker")]
+        assert mean(fitted, {"severity": severity}, 0) == pytest.approx(-1.5 + 3 * (0.2 + 0.5 * severity), abs=0.2)
+    both = [mean(fitted, {"history": word}, 0) for word in ("none", "smoker")]
     assert both[1] - both[0] == pytest.approx(0.6, abs=0.25)
-    assert mean(weights, {}, 3) == pytest.approx(-1.5 + 3 * 0.45, abs=0.2)
-    assert not any(parameter.requires_grad for parameter in weights.parameters())  # training leaves them alone
-    # the lung beside tissues that are told has weights of its own, which these samples say nothing of
-    assert mean(weights, {"severity": 0.8}, 2) == pytest.approx(0, abs=0.2)
+    assert mean(fitted, {}, 0) == pytest.approx(-1.5 + 3 * 0.45, abs=0.2)
+    assert mean(fitted, {"severity": 0.8}, 1) == pytest.approx(0, abs=0.2)  # these samples say nothing of the other one
+    assert not any(parameter.requires_grad for parameter in fitted.parameters())  # training leaves them alone
+
+
+def test_fit_learns_what_severity_and_history_do_to_the_shares_of_the_tissues(fitted):
+    for severity in (0.2, 0.5, 0.8):
+        assert dense_share(fitted, {"severity": severity}, NOTHING_TOLD) == pytest.approx(
+            0.2 + 0.5 * severity, abs=0.06
+        )
+    both = [dense_share(fitted, {"history": word}, NOTHING_TOLD) for word in ("none", "smoker")]
+    assert both == pytest.approx([0.35, 0.55], abs=0.06)
+    assert dense_share(fitted, {}, NOTHING_TOLD) == pytest.approx(0.45, abs=0.06)
+    assert dense_share(fitted, {"severity": 0.8}, BESIDE_TOLD) == pytest.approx(0.5, abs=0.06)
 
 
 def test_fit_without_enough_voxels_changes_nothing():
-    weights = fitted([(vector({}), 0, torch.zeros(1, 3))])
-    assert weights(vector({"severity": 0.5})[None]).abs().max() == 0
+    few = [(vector({}), 0, torch.zeros(1, 3))], [(vector({}), 1, torch.ones(2, 1))]
+    assert all(part.abs().max() == 0 for part in fit(*few)(vector({"severity": 0.5})[None]))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import wasserstein_distance
 from scripts import samplers
-from scripts.prior import COMPONENTS, fit_mixture, mean_velocity, moments, velocity
+from scripts.prior import COMPONENTS, fit_mixture, mean_velocity, merge, moments, velocity
 
 
 def spread_out(values):
@@ -60,6 +60,27 @@ def test_mixture_has_the_moments_of_the_values():
     assert torch.allclose(mean.flatten(), values.mean(dim=1), atol=0.01)
     assert torch.allclose(deviation.flatten(), values.std(dim=1), rtol=0.03)
     assert torch.equal(fit_mixture(torch.zeros(1, 100), 0.05)[1], torch.full((1, COMPONENTS), 0.05))
+
+
+@pytest.mark.parametrize("tissues", [1, 5, 6, COMPONENTS])
+def test_merged_tissues_keep_their_moments_and_have_their_shares(tissues):
+    generator = torch.Generator().manual_seed(0)
+    means, deviations = (torch.rand(2, tissues, COMPONENTS, generator=generator) + offset for offset in (-1, 0.1))
+    means = means.sort(dim=2).values
+    logits = torch.randn(3, 2, tissues, COMPONENTS, generator=generator)
+    shares = torch.randn(3, tissues, generator=generator).softmax(dim=1)
+    merged = merge(means, deviations, logits, shares.log() + 5)
+    assert all(part.shape == (3, 2, COMPONENTS) for part in merged)
+    each, of_all = COMPONENTS // tissues, merged[2].softmax(dim=2)
+    assert torch.allclose(of_all[..., : each * tissues].unflatten(2, (tissues, each)).sum(3)[:, 0], shares, atol=1e-5)
+    assert not of_all[..., each * tissues :].any()
+    weights = logits.softmax(dim=3)
+    first = (weights * means).sum(dim=3)
+    second = (weights * (means**2 + deviations**2)).sum(dim=3)
+    mean = (shares[:, None] * first).sum(dim=2)
+    variance = (shares[:, None] * second).sum(dim=2) - mean**2
+    found = moments(*merged)
+    assert torch.allclose(found[0], mean, atol=1e-5) and torch.allclose(found[1], variance.sqrt(), atol=1e-5)
 
 
 def test_weights_change_the_histogram():

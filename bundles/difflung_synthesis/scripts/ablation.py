@@ -207,7 +207,7 @@ class MeasurePresence:
         """Draw patches, count, and hand the frequencies on; several processes average theirs."""
         if len(self.dataset) == 0:
             raise ValueError("the training dataset is empty; check datalist and fold")
-        present, seen, samples, index = [], [], [], 0
+        present, seen, histograms, shares, index = [], [], [], [], 0
         while len(present) < self.num_patches:
             item = self.dataset[index % len(self.dataset)]
             patches = item if isinstance(item, list) else [item]
@@ -215,9 +215,10 @@ class MeasurePresence:
             present.extend(tissue_presence(maps, self.labels, self.min_voxels).float())
             found = tissue_intensities(images, maps, self.labels, self.network)
             seen.append(found)
-            untold = bool((maps < 0).any())  # patches of which nothing is told have a row of their own
-            vector, rows = attribute_vector(patches[0]), [*range(len(found) - 1), len(found) - 1 + untold]
-            samples += [(vector, row, values) for row, values in zip(rows, found)]
+            vector = attribute_vector(patches[0])
+            histograms += [(vector, tissue, values) for tissue, values in enumerate(found[:-1])]
+            counts = torch.stack([(maps.abs() == value).sum() for value in tissue_values(self.labels)])
+            shares.append((vector, int((maps < 0).any()), counts.unsqueeze(1)))  # of patches told, and not told at all
             index += 1
         mean = torch.stack(present).mean(dim=0)
         presence = torch.as_tensor(idist.all_reduce(mean, op="SUM")).cpu() / idist.get_world_size()
@@ -226,7 +227,8 @@ class MeasurePresence:
         self.set_prior([torch.cat(parts, dim=1) for parts in zip(*seen)])
         network = self.network
         if network.tissue_prior and network.objective == "flow":
-            network.patient_logits.fit(samples, network.tissue_mean, network.tissue_deviation, network.attributes)
+            mixtures = (network.tissue_mean, network.tissue_deviation)
+            network.patient_logits.fit(histograms, shares, *mixtures, network.attributes)
             if self.average is not None:
                 self.average.patient_logits.load_state_dict(network.patient_logits.state_dict())
         names = [name for name, value in sorted(self.labels.items(), key=lambda item: item[1]) if value != 0]
@@ -236,7 +238,7 @@ class MeasurePresence:
         engine.logger.info(f"tissue presence / keep probability: {shown}")
 
     def set_prior(self, intensities: list[torch.Tensor]) -> None:
-        """Store the mixture of each tissue and, last, of the lung, whose values are given; processes average theirs."""
+        """Store the mixture of each tissue, whose values and, last, the lung's are given; processes average theirs."""
         mixtures = []
         for values in intensities:
             found = values.shape[1] >= COMPONENTS
@@ -247,5 +249,5 @@ class MeasurePresence:
         mixture = (summed[:, :-1] / summed[:, -1:].clamp(min=1)).view(shape)
         # a tissue that the training set lacks gets what the whole lung has
         mixture = torch.where(summed[:, -1].view(-1, 1, 1, 1) > 0, mixture, mixture[-1:])
-        self.network.tissue_mean.copy_(mixture[:, 0].transpose(0, 1))
-        self.network.tissue_deviation.copy_(mixture[:, 1].transpose(0, 1))
+        self.network.tissue_mean.copy_(mixture[:-1, 0].transpose(0, 1))
+        self.network.tissue_deviation.copy_(mixture[:-1, 1].transpose(0, 1))

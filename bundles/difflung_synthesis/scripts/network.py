@@ -56,7 +56,9 @@ class TissueDenoiser(nn.Module):
     :mod:`scripts.prior`, plus what the U-Net adds; so an untrained network paints each tissue with its histogram, and
     the U-Net learns texture. What is known of the patient, and the sharpness of the CT, changes the weights of the
     histogram's components, see :mod:`scripts.patient`. It is the preconditioning of Karras et al. (NeurIPS 2022)
-    for a flow, voxel by voxel.
+    for a flow, voxel by voxel. Where no tissue is told, the prior is a mixture of the tissues, weighted by their shares
+    in such a patient's lung and by what the U-Net sees: it gives the log odds of each tissue too, which are learned
+    from the tissue maps.
 
     With an autoencoder the patch is a latent one: the network then works on its channels and its coarser grid, and the
     weights hold the autoencoder's too.
@@ -81,12 +83,13 @@ class TissueDenoiser(nn.Module):
 
     Attributes:
         tissue_presence: f_k of the training patches, shape (tissues,), zero until trained.
-        tissue_mean: means of the components of each tissue and, last, of the whole lung in the training patches as
-            :meth:`encode` gives them, shape (data, tissues + 1, components).
+        tissue_mean: means of the components of each tissue in the training patches as :meth:`encode` gives them, shape
+            (data, tissues, components).
         tissue_deviation: likewise.
 
     Raises:
-        ValueError: if the objective is not known, or weights of another kind of model are loaded.
+        ValueError: if the objective is not known, there are more tissues than components in the prior, or weights of
+            another kind of model are loaded.
     """
 
     def __init__(
@@ -115,10 +118,13 @@ class TissueDenoiser(nn.Module):
         self.data_channels = autoencoder.latent_channels if autoencoder else 1
         self.downsampling = autoencoder.downsampling if autoencoder else 1
         self.tissue_prior = tissue_prior and objective != "ddpm"
+        tissues = len(tissue_values(self.labels))
+        if self.tissue_prior and tissues > COMPONENTS:
+            raise ValueError(f"a tissue prior holds {COMPONENTS} tissues at most, but labels name {tissues}")
         self.unet = DiffusionModelUNet(
             spatial_dims=spatial_dims,
             in_channels=self.data_channels * (4 if self.tissue_prior else 1) + known_channels(self.labels),
-            out_channels=self.data_channels,
+            out_channels=self.data_channels + (tissues if self.tissue_prior else 0),
             channels=tuple(channels),
             num_res_blocks=num_res_blocks,
             attention_levels=tuple(attention_levels or [False] * len(channels)),
@@ -128,12 +134,11 @@ class TissueDenoiser(nn.Module):
         )
         # MONAI adds this embedding to the time's; it knows a class number only, we need a vector
         self.unet.class_embedding = ConditionEmbedding(self.attribute_entries, 4 * channels[0])
-        tissues = len(tissue_values(self.labels))
         if self.tissue_prior:
             self.patient_logits = PatientWeights(self.attribute_entries, self.data_channels, tissues)
         self.register_buffer("tissue_presence", torch.zeros(tissues))
-        self.register_buffer("tissue_mean", torch.zeros(self.data_channels, tissues + 1, COMPONENTS))
-        self.register_buffer("tissue_deviation", torch.ones(self.data_channels, tissues + 1, COMPONENTS))
+        self.register_buffer("tissue_mean", torch.zeros(self.data_channels, tissues, COMPONENTS))
+        self.register_buffer("tissue_deviation", torch.ones(self.data_channels, tissues, COMPONENTS))
 
     @property
     def input_channels(self) -> int:
@@ -163,7 +168,8 @@ class TissueDenoiser(nn.Module):
         timesteps: torch.Tensor | None = None,
         attributes: torch.Tensor | None = None,
         interval: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        return_tissues: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Predict the velocity dx/dt, its mean over an interval, or the noise.
 
         Args:
@@ -172,9 +178,11 @@ class TissueDenoiser(nn.Module):
             timesteps: t in [0, 1], shape (B,); 1 (pure noise) if None.
             attributes: encoded, and the sharpness, shape (B, size + 2); all unknown if None.
             interval: length of the step in [0, 1], shape (B,); 0, the velocity at t itself, if None.
+            return_tissues: whether to return the tissues as well; needs a tissue prior.
 
         Returns:
-            float32, shape (B, data, H, W[, D]).
+            float32, shape (B, data, H, W[, D]); with ``return_tissues`` also the logarithm of the probability of each
+            tissue where none is told, shape (B, data, tissues, H, W[, D]).
         """
         samples = image.shape[0]
         if timesteps is None:
@@ -184,15 +192,10 @@ class TissueDenoiser(nn.Module):
         if interval is None:
             interval = torch.zeros(samples, device=image.device)
         given = torch.cat([attributes.to(image.device), interval.view(-1, 1)], dim=1)
-        start, rest = None, 1.0
         if self.tissue_prior:
             x_t, known = image.split([self.data_channels, image.shape[1] - self.data_channels], dim=1)
             times, steps = (value.view(-1, *[1] * (image.ndim - 1)) for value in (timesteps, interval))
             components = self.components(known, attributes.to(image.device))
-            if self.objective == "few_step":
-                start = prior.mean_velocity(x_t, times, steps, *components)
-            else:
-                start = prior.velocity(x_t, times, *components)
             mean, deviation = prior.moments(*components)
             spread = ((1 - times) ** 2 * deviation**2 + times**2).sqrt()  # of x_t
             rest = deviation / spread  # of what the prior leaves to be explained
@@ -201,8 +204,17 @@ class TissueDenoiser(nn.Module):
         enabled = self.amp and bfloat16_is_fast(image.device)
         with torch.autocast(image.device.type, torch.bfloat16, enabled=enabled):
             # the sinusoidal embedding expects steps up to 1000
-            prediction = self.unet(channels_last(image), timesteps * 1000, class_labels=given)
-        return prediction.float() if start is None else start + rest * prediction.float()
+            prediction = self.unet(channels_last(image), timesteps * 1000, class_labels=given).float()
+        if not self.tissue_prior:
+            return prediction
+        prediction, log_odds = prediction.split([self.data_channels, len(tissue_values(self.labels))], dim=1)
+        components = self.weigh_tissues(components, log_odds * known[:, -3:-2])
+        if self.objective == "few_step":
+            start = prior.mean_velocity(x_t, times, steps, *components)
+        else:
+            start = prior.velocity(x_t, times, *components)
+        answer = start + rest * prediction
+        return (answer, self.tissues(x_t, times, components)) if return_tissues else answer
 
     def components(self, known: torch.Tensor, attributes: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return means, deviations and logits of the components at each voxel, on the scale of :meth:`encode`.
@@ -216,18 +228,34 @@ class TissueDenoiser(nn.Module):
         """
         shares = known[:, 1:-2]
         shares = shares / shares.sum(dim=1, keepdim=True).clamp(min=1e-3)  # cells of a latent may hold background too
-        means, deviations = (
-            torch.einsum("bk...,ckm->bcm...", shares, values) for values in (self.tissue_mean, self.tissue_deviation)
+        logits, share_logits = self.patient_logits(attributes)
+        any_told = known[:, 1:-3].flatten(1).amax(dim=1, keepdim=True) > 0
+        share_logits = torch.where(any_told, share_logits[:, 0], share_logits[:, 1])
+        of_tissues = (self.tissue_mean.expand_as(logits), self.tissue_deviation.expand_as(logits), logits)
+        of_unknown = prior.merge(self.tissue_mean, self.tissue_deviation, logits, share_logits)
+        means, deviations, logits = (
+            torch.einsum("bk...,bckm->bcm...", shares, torch.cat([told, unknown.unsqueeze(2)], dim=2))
+            for told, unknown in zip(of_tissues, of_unknown)
         )
-        *of_tissues, beside_told, nothing_told = self.patient_logits(attributes).unbind(dim=2)
-        any_told = (known[:, 1:-3].flatten(1).amax(dim=1) > 0).view(-1, 1, 1)
-        logits = torch.stack([*of_tissues, torch.where(any_told, beside_told, nothing_told)], dim=2)
-        logits = torch.einsum("bk...,bckm->bcm...", shares, logits)
         if self.autoencoder is None:
             density, told = known[:, None, -2:-1], known[:, None, -1:]
             shift = density / DENSITY_GAIN * self.data_scale - prior.moments(means, deviations, logits)[0].unsqueeze(2)
             means = torch.where(told > 0, means + shift, means)
         return means, torch.where(deviations > 0, deviations, 1.0), logits
+
+    def weigh_tissues(self, components: tuple[torch.Tensor, ...], log_odds: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return components, those of each tissue in UNKNOWN raised by its log odds, shape (B, tissues, ...)."""
+        each = prior.components_per_tissue(log_odds.shape[1])
+        raised = log_odds.repeat_interleave(each, dim=1).unsqueeze(1)
+        means, deviations, logits = components
+        used, spare = logits.split([raised.shape[2], COMPONENTS - raised.shape[2]], dim=2)
+        return means, deviations, torch.cat([used + raised, spare], dim=2)
+
+    def tissues(self, x_t: torch.Tensor, times: torch.Tensor, components: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Return the logarithm of the probability of each tissue of UNKNOWN, shape (B, data, tissues, H, W[, D])."""
+        count = len(tissue_values(self.labels))
+        log_weights = prior.log_weights(x_t, times, *components)[:, :, : count * prior.components_per_tissue(count)]
+        return log_weights.unflatten(2, (count, -1)).logsumexp(dim=3).log_softmax(dim=2)
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
         """Return the image in [-1, 1] as the network works on it: scaled, or its latent, shape (B, data, ...)."""

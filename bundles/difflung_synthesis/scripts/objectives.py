@@ -64,11 +64,14 @@ def measured_density(image: torch.Tensor, where: torch.Tensor, labels: Mapping[s
 class TissuePrepareBatch(PrepareBatch):
     """Draw from a batch of patches what is to be synthesized and what the network is told about it.
 
+    A tissue map with negated label values is that of a patch of which nothing is told.
+
     Args:
         labels: tissue name to value.
         ablation: hides tissues from the condition.
         whole_probability: see :func:`draw_region`.
-        tissue_weights: tissue name to weight in the loss; 1 for tissues not named.
+        tissue_weights: tissue name to weight in the loss where the tissue is told; 1 for tissues not named. Where it is
+            not told a weight would make the network expect more of it than there is.
         density_unknown: probability that the density of a tissue is not told, per sample and tissue.
         attributes: how the attributes are encoded; None if the batch has none. ``sharpness`` of the batch, if it is
             there, follows them.
@@ -102,6 +105,7 @@ class TissuePrepareBatch(PrepareBatch):
         x_0, tissue_map = plain(batchdata["image"]), plain(batchdata["label"])
         if x_0.shape[-1] == 1:
             x_0, tissue_map = x_0.squeeze(-1), tissue_map.squeeze(-1)
+        tissues, tissue_map = tissue_map.abs(), torch.where(tissue_map < 0, UNKNOWN, tissue_map)
         region = draw_region(tissue_map, self.labels, self.whole_probability)
         shown = self.ablation(tissue_map)
         density = measured_density(x_0, tissue_map * region, self.labels)
@@ -115,8 +119,9 @@ class TissuePrepareBatch(PrepareBatch):
         attributes[:, -2:] *= torch.rand(len(x_0), 1) >= UNKNOWN_SHARE
         weight = region.clone()
         for value, factor in self.weights.items():
-            weight[tissue_map == value] *= factor
+            weight[shown == value] *= factor
         given = {"t": stratified_times(len(x_0)), "region": region, "condition": condition, "attributes": attributes}
+        given["tissues"] = condition_channels(tissues, self.labels)[:, :-1]
 
         def move(tensor):
             return tensor.to(device, non_blocking=non_blocking)
@@ -125,12 +130,31 @@ class TissuePrepareBatch(PrepareBatch):
 
 
 class FlowObjective(Inferer):
-    """Training inferer: the error of the velocity, v - (eps - x_0) (Liu et al., ICLR 2023, arXiv 2209.03003)."""
+    """Training inferer: the error of the velocity, v - (eps - x_0) (Liu et al., ICLR 2023, arXiv 2209.03003).
 
-    def __call__(self, inputs, network, t, region, condition, attributes=None):
-        """Return the error on the grid of the network, shape (B, data, ...); arguments of TissuePrepareBatch."""
+    Args:
+        tissue_loss: weight of the cross-entropy of the tissue where none is told, beside the squared error; 0 to leave
+            it out. It needs a network with a tissue prior.
+    """
+
+    def __init__(self, tissue_loss: float = 0.0) -> None:
+        if tissue_loss < 0:
+            raise ValueError(f"tissue_loss must be at least 0, not {tissue_loss}")
+        self.tissue_loss = tissue_loss
+
+    def __call__(self, inputs, network, t, region, condition, attributes=None, tissues=None):
+        """Return the error on the grid of the network, shape (B, data, ...); arguments of TissuePrepareBatch.
+
+        With a ``tissue_loss`` also the weighted cross-entropy at each voxel, shape (B, data, ...).
+        """
         pair = TrainingPair(inputs, network, region, condition)
-        return pair.velocity(network, pair.at(t), t, attributes) - (pair.noise - pair.x_0)
+        wanted = pair.noise - pair.x_0
+        if not self.tissue_loss:
+            return pair.velocity(network, pair.at(t), t, attributes) - wanted
+        velocity, log_probability = pair.velocity(network, pair.at(t), t, attributes, return_tissues=True)
+        true = pair.pool(tissues).unsqueeze(1)
+        unknown = pair.known[:, -3:-2]
+        return velocity - wanted, -self.tissue_loss * unknown * (true * log_probability).sum(dim=2)
 
 
 class DenoisingObjective(Inferer):
@@ -143,7 +167,7 @@ class DenoisingObjective(Inferer):
     def __init__(self, num_train_steps: int = 1000) -> None:
         self.alpha_bar = alpha_bars(num_train_steps)
 
-    def __call__(self, inputs, network, t, region, condition, attributes=None):
+    def __call__(self, inputs, network, t, region, condition, attributes=None, tissues=None):
         """Return the error on the grid of the network, shape (B, data, ...); arguments of TissuePrepareBatch."""
         pair = TrainingPair(inputs, network, region, condition)
         step = (t * len(self.alpha_bar)).long().clamp(max=len(self.alpha_bar) - 1)
@@ -172,7 +196,7 @@ class FewStepObjective(Inferer):
             raise ValueError(f"share must lie between 0 and 1, not {share}")
         self.teacher, self.finest, self.share = teacher, finest, share
 
-    def __call__(self, inputs, network, t, region, condition, attributes=None):
+    def __call__(self, inputs, network, t, region, condition, attributes=None, tissues=None):
         """Return the error on the grid of the network, shape (B, data, ...); arguments of TissuePrepareBatch."""
         pair = TrainingPair(inputs, network, region, condition)
         long = torch.arange(len(t), device=t.device) < round(self.share * len(t))
@@ -212,6 +236,7 @@ class TrainingPair:
         if denoiser.autoencoder:  # what lies in the region must not show in the latent around it
             self.surroundings = denoiser.encode(torch.where(region > 0, BLANK, image))
         self.known = torch.cat([self.region, denoiser.pool(condition)], dim=1)
+        self.pool = denoiser.pool
         self.noise = torch.randn_like(self.x_0)
 
     def at(self, t: torch.Tensor) -> torch.Tensor:
@@ -223,13 +248,13 @@ class TrainingPair:
         """Return the pair of some of the samples, given as booleans of shape (B,)."""
         part = object.__new__(TrainingPair)
         for name, value in vars(self).items():
-            setattr(part, name, value[samples])
+            setattr(part, name, value[samples] if isinstance(value, torch.Tensor) else value)
         return part
 
-    def velocity(self, network, x_t, t, attributes=None, interval=None) -> torch.Tensor:
+    def velocity(self, network, x_t, t, attributes=None, interval=None, **more):
         """Return the network's answer at x_t in the region, with the real surroundings outside it."""
         x_t = torch.where(self.region > 0, x_t, self.surroundings)
-        return network(torch.cat([x_t, self.known], dim=1), t, attributes, interval)
+        return network(torch.cat([x_t, self.known], dim=1), t, attributes, interval, **more)
 
 
 BLANK = 0.0  # what an image holds inside the region when its surroundings are encoded
@@ -241,18 +266,19 @@ def per_sample(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 class RegionMSELoss(torch.nn.Module):
-    """Mean squared error over the region, weighted per voxel."""
+    """Mean squared error over the region, weighted per voxel, and what an objective adds to it."""
 
-    def forward(self, error: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Return sum w e^2 / sum w.
+    def forward(self, error: torch.Tensor | tuple[torch.Tensor, torch.Tensor], weight: torch.Tensor) -> torch.Tensor:
+        """Return sum w (e^2 + a) / sum w.
 
         Args:
-            error: shape (B, data, H, W[, D]).
+            error: e, shape (B, data, H, W[, D]); or e and a, the same shape.
             weight: w, shape (B, 1, ...) on the same grid or a finer one.
         """
+        error, added = error if isinstance(error, tuple) else (error, 0.0)
         if weight.shape[2:] != error.shape[2:]:
             pooling = (
                 torch.nn.functional.adaptive_max_pool2d if error.ndim == 4 else torch.nn.functional.adaptive_max_pool3d
             )
             weight = pooling(weight, error.shape[2:])
-        return (weight * error**2).sum() / (weight.sum() * error.shape[1]).clamp(min=1)
+        return (weight * (error**2 + added)).sum() / (weight.sum() * error.shape[1]).clamp(min=1)

@@ -1,4 +1,7 @@
-"""What is known of the patient as weights of the components of each tissue's histogram, see :mod:`scripts.prior`."""
+"""What is known of the patient as weights of the components of each tissue's histogram, and as the tissues' shares.
+
+Both weigh components in :mod:`scripts.prior`.
+"""
 
 import ignite.distributed as idist
 import torch
@@ -16,10 +19,11 @@ MOST_VOXELS = 256  # of a tissue of one patient
 
 
 class PatientWeights(nn.Sequential):
-    """Logits of the components of each tissue, of UNKNOWN beside tissues that are told, and of a patch not told at all.
+    """Logits of the components of each tissue, and of the tissues' shares in UNKNOWN.
 
-    The last two differ: a patch of which a part is told is centred on a tissue, so its UNKNOWN says little of a lung of
-    which nothing is told. All weights are equal until :meth:`fit`; training does not change them.
+    The shares are those beside tissues that are told, and those of a patch not told at all: a patch of which a part is
+    told is centred on a tissue, so its UNKNOWN says little of a lung of which nothing is told. All weights are equal
+    until :meth:`fit`; training does not change them.
 
     Args:
         entries: of the attribute vector, the sharpness of the CT among them.
@@ -28,53 +32,64 @@ class PatientWeights(nn.Sequential):
     """
 
     def __init__(self, entries: int, channels: int, tissues: int) -> None:
-        super().__init__(nn.Linear(entries, WIDTH), nn.SiLU(), nn.Linear(WIDTH, channels * (tissues + 2) * COMPONENTS))
+        super().__init__(
+            nn.Linear(entries, WIDTH), nn.SiLU(), nn.Linear(WIDTH, channels * tissues * COMPONENTS + 2 * tissues)
+        )
         nn.init.zeros_(self[-1].weight)
         nn.init.zeros_(self[-1].bias)
         self.requires_grad_(False)
-        self.shape = (channels, tissues + 2, COMPONENTS)
+        self.shape = (channels, tissues, COMPONENTS)
 
-    def forward(self, attributes: torch.Tensor) -> torch.Tensor:
-        """Return logits, shape (B, channels, tissues + 2, components), of attributes, shape (B, entries)."""
-        return super().forward(attributes).view(-1, *self.shape)
+    def forward(self, attributes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits of components and of shares.
 
-    def fit(self, samples: list, means: torch.Tensor, deviations: torch.Tensor, attributes: Attributes) -> None:
-        """Learn the weights from histograms alone, by cross-entropy; several processes take the first one's.
+        Args:
+            attributes: shape (B, entries).
+
+        Returns:
+            Shape (B, channels, tissues, components); shape (B, 2, tissues), of UNKNOWN beside tissues that are told and
+            of a patch not told at all.
+        """
+        shares = 2 * self.shape[1]
+        components, shares = super().forward(attributes).tensor_split([-shares], dim=1)
+        return components.view(-1, *self.shape), shares.view(-1, 2, self.shape[1])
+
+    def fit(
+        self, histograms: list, shares: list, means: torch.Tensor, deviations: torch.Tensor, attributes: Attributes
+    ) -> None:
+        """Learn the weights from the patients alone, by cross-entropy; several processes take the first one's.
 
         They stay: trained together with the U-Net, which can make up for them, they lost most of what they had learned.
 
         Args:
-            samples: attribute vector and sharpness of a patient, shape (entries,); which logits; values of the
+            histograms: attribute vector and sharpness of a patient, shape (entries,); which tissue; values of the
                 network's data there, shape (channels, voxels). Those of one patient are put together.
-            means: of the components, shape (channels, tissues + 1, components).
+            shares: vector as above; which shares, see :meth:`forward`; voxels of each tissue, shape (tissues, 1).
+            means: of the components, shape (channels, tissues, components).
             deviations: likewise.
             attributes: which draws what is withheld, as training does.
         """
-        grouped: dict[tuple, list] = {}
-        for vector, row, values in samples:
-            grouped.setdefault((row, *vector.tolist()), []).append((vector, values))
-        samples = [
-            (group[0][0], key[0], torch.cat([values for _, values in group], dim=1)) for key, group in grouped.items()
-        ]
-        samples = [sample for sample in samples if sample[2].shape[1] >= MOST_VOXELS]
         device = means.device
-        if samples:
-            told = torch.stack([vector for vector, _, _ in samples])
-            rows = torch.tensor([row for _, row, _ in samples], device=device)
-            spread = [torch.linspace(0, part.shape[1] - 1, MOST_VOXELS).long() for _, _, part in samples]
-            values = torch.stack([part[:, chosen] for (_, _, part), chosen in zip(samples, spread)]).to(device)
-            of_row = rows.clamp(max=means.shape[1] - 1)  # both kinds of UNKNOWN have the components of the lung
-            means, deviations = (part[:, of_row].transpose(0, 1).unsqueeze(3) for part in (means, deviations))
-            histograms = component_weights(prior.log_density(values.unsqueeze(2), means, deviations))
+        histograms = [sample for sample in by_patient(histograms) if sample[2].shape[1] >= MOST_VOXELS]
+        shares = [sample for sample in by_patient(shares) if sample[2].sum() >= MOST_VOXELS]
+        if histograms and shares:
+            of_tissue = torch.tensor([tissue for _, tissue, _ in histograms], device=device)
+            spread = [torch.linspace(0, part.shape[1] - 1, MOST_VOXELS).long() for _, _, part in histograms]
+            values = torch.stack([part[:, chosen] for (_, _, part), chosen in zip(histograms, spread)]).to(device)
+            mixtures = (part[:, of_tissue].transpose(0, 1).unsqueeze(3) for part in (means, deviations))
+            wanted = component_weights(prior.log_density(values.unsqueeze(2), *mixtures))
+            of_row = torch.tensor([row for _, row, _ in shares], device=device)
+            counts = torch.stack([counts.sum(dim=1) for _, _, counts in shares]).float().to(device)
+            wanted_shares = counts / counts.sum(dim=1, keepdim=True)
+            told, told_shares = (torch.stack([vector for vector, _, _ in part]) for part in (histograms, shares))
             self.requires_grad_(True)
             optimizer = torch.optim.AdamW(self.parameters(), lr=FIT_RATE, weight_decay=FIT_DECAY)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, FIT_STEPS)
-            every = torch.arange(len(samples), device=device)
             for _ in range(FIT_STEPS):
-                sharpness = told[:, -2:] * (torch.rand(len(told), 1) >= UNKNOWN_SHARE)
-                given = torch.cat([attributes.drop(told[:, :-2]), sharpness], dim=1).to(device)
-                logits = self(given)[every, :, rows]
-                loss = -(histograms * logits.log_softmax(dim=2)).sum(dim=2).mean()
+                logits = self(withhold(told, attributes).to(device))[0][torch.arange(len(told)), :, of_tissue]
+                loss = -(wanted * logits.log_softmax(dim=2)).sum(dim=2).mean()
+                logits = self(withhold(told_shares, attributes).to(device))[1][torch.arange(len(shares)), of_row]
+                loss = loss - (wanted_shares * logits.log_softmax(dim=1)).sum(dim=1).mean()
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -83,6 +98,20 @@ class PatientWeights(nn.Sequential):
             self.requires_grad_(False)
         for parameter in self.parameters():
             parameter.data.copy_(idist.broadcast(parameter.data, src=0))
+
+
+def by_patient(samples: list) -> list:
+    """Return samples of :meth:`PatientWeights.fit`, those of one patient and row put together."""
+    grouped: dict[tuple, list] = {}
+    for vector, row, data in samples:
+        grouped.setdefault((row, *vector.tolist()), []).append((vector, data))
+    return [(group[0][0], key[0], torch.cat([data for _, data in group], dim=1)) for key, group in grouped.items()]
+
+
+def withhold(vectors: torch.Tensor, attributes: Attributes) -> torch.Tensor:
+    """Return attribute vectors and sharpness, shape (B, entries), of which some is made unknown, as in training."""
+    sharpness = vectors[:, -2:] * (torch.rand(len(vectors), 1) >= UNKNOWN_SHARE)
+    return torch.cat([attributes.drop(vectors[:, :-2]), sharpness], dim=1)
 
 
 def component_weights(log_density: torch.Tensor) -> torch.Tensor:

@@ -2,12 +2,14 @@
 
 The HU of a tissue are a mixture of ``COMPONENTS`` normal distributions of equal weight, one per slice of its sorted
 values, so that two peaks (walls and air of a honeycomb) stay two; what is known of the patient changes the weights.
+UNKNOWN is a mixture of the tissues, each of them in a few components: :func:`merge`.
 Legend of shapes: B samples, C channels of the network's data, H, W[, D] voxels, M components.
 """
 
 import torch
 
 COMPONENTS = 16
+NEVER = -1e4  # logit of a component without weight
 SUBSTEPS = 4  # of a long step; each costs two evaluations of the mixture
 
 
@@ -36,6 +38,59 @@ def moments(means: torch.Tensor, deviations: torch.Tensor, logits: torch.Tensor)
     return mean, ((weights * (deviations**2 + means**2)).sum(dim=2) - mean**2).clamp(min=1e-6).sqrt()
 
 
+def components_per_tissue(tissues: int) -> int:
+    """Return how many components each tissue has in UNKNOWN: ``COMPONENTS`` shared among them."""
+    return max(1, COMPONENTS // tissues)
+
+
+def merge(
+    means: torch.Tensor, deviations: torch.Tensor, logits: torch.Tensor, share_logits: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Return the mixture of UNKNOWN: neighbouring components of each tissue made one, weighted by the tissue's share.
+
+    Args:
+        means: of the components of each tissue, shape (C, tissues, M).
+        deviations: likewise.
+        logits: of their weights, shape (B, C, tissues, M).
+        share_logits: logits of the shares of the tissues, shape (B, tissues).
+
+    Returns:
+        Means, deviations and logits, shape (B, C, M) each, the components of a tissue side by side; those that are too
+        many have no weight.
+    """
+    weights, merged = torch.softmax(logits, dim=3), []
+    parts = (part.tensor_split(components_per_tissue(means.shape[1]), dim=-1) for part in (weights, means, deviations))
+    for weight, mean, deviation in zip(*parts):
+        total = weight.sum(dim=3)
+        centre = (weight * mean).sum(dim=3) / total
+        variance = (weight * (deviation**2 + (mean - centre.unsqueeze(3)) ** 2)).sum(dim=3) / total
+        merged.append((centre, variance.sqrt(), total.log() + share_logits.log_softmax(dim=1).unsqueeze(1)))
+    spare = COMPONENTS - len(merged) * means.shape[1]
+    return tuple(
+        torch.nn.functional.pad(torch.stack(values, dim=3).flatten(2), (0, spare), value=filling)
+        for values, filling in zip(zip(*merged), (0.0, 1.0, NEVER))
+    )
+
+
+def log_weights(
+    x_t: torch.Tensor, t: torch.Tensor, means: torch.Tensor, deviations: torch.Tensor, logits: torch.Tensor
+) -> torch.Tensor:
+    """Return the logarithms of the weights that the components have once x_t is seen, up to a constant.
+
+    Arguments and shapes as in :func:`velocity`.
+    """
+    centred, variance = deviation_of(x_t, t, means, deviations)
+    return logits - 0.5 * (centred**2 / variance + variance.log())
+
+
+def deviation_of(
+    x_t: torch.Tensor, t: torch.Tensor, means: torch.Tensor, deviations: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return how far x_t lies from the mean that each component has at t, and the variance there."""
+    t = t.unsqueeze(2)
+    return x_t.unsqueeze(2) - (1 - t) * means, (1 - t) ** 2 * deviations**2 + t**2
+
+
 def velocity(
     x_t: torch.Tensor, t: torch.Tensor, means: torch.Tensor, deviations: torch.Tensor, logits: torch.Tensor
 ) -> torch.Tensor:
@@ -54,10 +109,9 @@ def velocity(
     Returns:
         The shape of ``x_t``.
     """
-    t = t.unsqueeze(2)
-    variance = (1 - t) ** 2 * deviations**2 + t**2
-    centred = x_t.unsqueeze(2) - (1 - t) * means
+    centred, variance = deviation_of(x_t, t, means, deviations)
     weight = torch.softmax(logits - 0.5 * (centred**2 / variance + variance.log()), dim=2)
+    t = t.unsqueeze(2)
     return (weight * ((t - (1 - t) * deviations**2) / variance * centred - means)).sum(dim=2)
 
 
