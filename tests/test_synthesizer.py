@@ -175,6 +175,17 @@ def test_training_writes_plain_weights_with_the_measured_presence(trained):
 
 
 @pytest.mark.slow
+def test_shares_of_the_tissues_are_those_of_the_patients_with_a_history(trained, data):
+    network = TissueDenoiser(LABELS, attributes=SETTINGS["attributes"], channels=(16, 16), num_head_channels=16)
+    network.load_state_dict(torch.load(trained / "model.pt", weights_only=True))
+    told = torch.tensor([[*network.attributes.encode({"history": "smoker"}), 0.0, 0.0]])
+    shares = network.patient_logits(told)[1][0, 1].softmax(dim=0)  # where nothing is told of the tissues
+    label = np.asarray(nib.load(data / "labels/case3.nii.gz").dataobj)  # the only smoker who is not held out
+    real = [(label == value).sum() / (label > 0).sum() for value in range(1, 6)]
+    assert shares.tolist() == pytest.approx(real, abs=0.08)
+
+
+@pytest.mark.slow
 def test_painting_changes_nothing_outside_the_region_of_an_oblique_ct(trained, painting, tmp_path):
     places = {"dataset_dir": str(painting), "output_dir": str(tmp_path), "checkpoint": str(trained / "model.pt")}
     tiny = {key: value for key, value in TINY.items() if key.startswith(("network", "patch_size", "num", "device"))}
