@@ -361,6 +361,25 @@ def test_same_seed_gives_the_same_weights_and_the_last_epoch_is_validated(traine
 
 
 @pytest.mark.slow
+def test_training_goes_on_where_it_was_stopped(cohort, tmp_path):
+    """Three epochs at once, and one epoch of the same schedule followed by --resume, end with the same weights."""
+    weights = []
+    for folder, runs in (("straight", [{}]), ("stopped", [{"train::trainer::max_epochs": 1}, {"resume": "True"}])):
+        for changes in runs:
+            output = str(tmp_path / folder)
+            settings = TINY | {"max_epochs": 3, "val_interval": 9} | changes
+            run(["run"], ["train"], tmp_path, dataset_dir=str(cohort), model_dir=output, output_dir=output, **settings)
+        weights.append(torch.load(tmp_path / folder / "model.pt", weights_only=True))
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    state = torch.load(tmp_path / "straight/training.pt", weights_only=True)
+    assert not all(torch.equal(state["network"][key], weights[0][key]) for key in weights[0])  # an average is saved
+    done = run(["run"], ["train"], tmp_path, check=False, dataset_dir=str(cohort), model_dir=str(tmp_path / "none"),
+               output_dir=str(tmp_path), **TINY, resume="True")  # fmt: skip
+    assert done.returncode != 0 and "there is nothing to resume" in done.stderr
+
+
+@pytest.mark.slow
 def test_two_processes_train_and_evaluate(cohort, tmp_path):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     folders = {"dataset_dir": str(cohort), "model_dir": str(tmp_path), "output_dir": str(tmp_path)}

@@ -169,3 +169,9 @@ def test_unusable_settings_and_maps_are_refused():
     label[0, 5, 5, 1] = 7
     with pytest.raises(ValueError, match="case0: the label holds 7, but labels name only background=0, healthy=1"):
         scored([volume()], [label])
+
+
+def test_both_bundles_hold_the_same_training_state():
+    """Each bundle is shipped alone, so what both need is in both; it is tested in tests/synthesis/test_training.py."""
+    other = SCRIPTS.parents[1] / "difflung_synthesis/scripts/training.py"
+    assert (SCRIPTS / "training.py").read_bytes() == other.read_bytes()

@@ -1,0 +1,134 @@
+"""What MONAI lacks for training: a state from which it goes on exactly, gradient clipping, patches without metadata."""
+
+import os
+import random
+from pathlib import Path
+
+import ignite.distributed as idist
+import numpy
+import torch
+from ignite.engine import Engine, Events
+from monai.data import get_track_meta, set_track_meta
+from monai.data.utils import set_rnd
+from monai.engines import IterationEvents
+from monai.transforms import Compose
+
+
+def save_atomically(content, path: Path) -> None:
+    """Write a checkpoint so that a process that dies leaves the old file or the new one, never half of one."""
+    partial = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(content, partial)
+    os.replace(partial, path)
+
+
+class TrainingState:
+    """Handler that saves the averaged weights, and all that is needed to go on as if nothing had happened.
+
+    ``<model_dir>/<weights_name>`` gets the averaged weights, a plain state dict; ``training.pt`` beside it weights,
+    average, optimizer, schedule and epoch. All randomness of an epoch follows from seed, process and epoch, so a run
+    that is resumed draws what the other would have drawn.
+
+    Args:
+        network: what is trained, possibly wrapped for several processes.
+        ema: ignite's EMAHandler.
+        optimizer: of the network.
+        lr_scheduler: of the optimizer.
+        dataloader: of the trainer; its dataset's transforms are seeded too.
+        model_dir: where both files go.
+        weights_name: file of the averaged weights.
+        seed: of the run.
+        save_interval: epochs between two savings; the end is always saved.
+        resume: go on from ``training.pt``; an error if it is not there.
+    """
+
+    def __init__(
+        self, network, ema, optimizer, lr_scheduler, dataloader, model_dir: str, weights_name: str = "model.pt",
+        seed: int = 0, save_interval: int = 1, resume: bool = False,
+    ) -> None:  # fmt: skip
+        self.parts = {
+            "network": getattr(network, "module", network),
+            "average": getattr(ema.ema_model, "module", ema.ema_model),
+            "optimizer": optimizer,
+            "lr_scheduler": lr_scheduler,
+        }
+        self.dataloader, self.seed, self.save_interval, self.resume = dataloader, seed, save_interval, resume
+        self.weights, self.state = Path(model_dir) / weights_name, Path(model_dir) / "training.pt"
+        if not isinstance(resume, bool):
+            raise ValueError(f"resume must be True or False, not {resume!r}")
+        if resume and not self.state.is_file():
+            raise FileNotFoundError(f"there is nothing to resume: {self.state} does not exist")
+
+    def attach(self, engine: Engine) -> None:
+        """Load when the engine starts, seed each epoch, save after it."""
+        if self.resume:
+            engine.add_event_handler(Events.STARTED, self.load)
+        engine.add_event_handler(Events.EPOCH_STARTED, self.begin_epoch)
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.save_interval) | Events.COMPLETED, self.save)
+
+    def load(self, engine: Engine) -> None:
+        """Take up the saved state."""
+        state = torch.load(self.state, map_location=idist.device(), weights_only=True)
+        if state["seed"] != self.seed:
+            raise ValueError(f"{self.state} is of a run with seed {state['seed']}, not {self.seed}")
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        engine.state.epoch = state["epoch"]
+        engine.state.iteration = state["epoch"] * engine.state.epoch_length
+        engine.logger.info(f"going on after epoch {state['epoch']} of {engine.state.max_epochs}")
+
+    def begin_epoch(self, engine: Engine) -> None:
+        """Seed everything random and start the data anew."""
+        seed = int(numpy.random.SeedSequence([self.seed, idist.get_rank(), engine.state.epoch]).generate_state(1)[0])
+        random.seed(seed)
+        numpy.random.seed(seed)
+        torch.manual_seed(seed)
+        set_rnd(self.dataloader.dataset, seed)
+        if hasattr(self.dataloader.sampler, "set_epoch"):
+            self.dataloader.sampler.set_epoch(engine.state.epoch)
+        engine.set_data(self.dataloader)
+
+    def save(self, engine: Engine) -> None:
+        """Write both files, from the first process."""
+        if idist.get_rank() == 0:
+            state = {name: part.state_dict() for name, part in self.parts.items()}
+            save_atomically(state | {"epoch": engine.state.epoch, "seed": self.seed}, self.state)
+            save_atomically(self.parts["average"].state_dict(), self.weights)
+
+
+class ClipGradients:
+    """Handler that scales the gradients down where their norm exceeds a limit.
+
+    Args:
+        network: whose gradients.
+        max_norm: the limit.
+    """
+
+    def __init__(self, network: torch.nn.Module, max_norm: float) -> None:
+        if not max_norm > 0:
+            raise ValueError(f"max_norm must be above 0, not {max_norm}")
+        self.network, self.max_norm = network, max_norm
+
+    def attach(self, engine: Engine) -> None:
+        """Clip after each backward pass."""
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Clip."""
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+
+
+class Untracked(Compose):
+    """Compose whose transforms track no metadata, which takes longer than cutting the patches does.
+
+    Needs to be the last of a pipeline, and not to run in threads: whether MONAI tracks is one switch for all.
+    """
+
+    def __call__(self, input_, *args, **kwargs):
+        """Return what the transforms make of the input; what they make anew is plain tensors."""
+        tracked = get_track_meta()
+        set_track_meta(False)
+        try:
+            return super().__call__(input_, *args, **kwargs)
+        finally:
+            set_track_meta(tracked)
