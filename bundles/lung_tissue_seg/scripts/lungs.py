@@ -1,0 +1,173 @@
+"""Where the lungs are, by HU alone, and inference that looks nowhere else."""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from itertools import chain, combinations
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
+from monai.inferers import Inferer, sliding_window_inference
+from scipy import ndimage
+
+AIR_HU = -500.0
+MARGIN_MM = (10.0, 10.0, 40.0)  # the last above and below the air, for lung that holds none
+STEP_MM = 3.0  # the test is made on every so many mm of an axial slice
+NO_LUNG = "no lung was found, so the map is empty; find_lung: false labels the whole CT"
+LEAST_CM2, SOME_CM2 = 8.0, 1.0  # air in the slice that holds most, and in the outermost ones that count
+
+
+def find_lungs(hu: np.ndarray, voxel_mm: Sequence[float]) -> tuple[slice, slice, slice] | None:
+    """Return the box that holds the lungs: the body, as far up and down as there is air inside it.
+
+    Within a slice nothing of the body is left out, since consolidated lung cannot be told from it by HU.
+
+    Args:
+        hu: CT in HU, shape (W, H, D), the first two axes axial.
+        voxel_mm: size of a voxel, three numbers.
+
+    Returns:
+        Slices along the three axes, or None where no lung is found.
+
+    Example:
+        >>> ct = np.full((60, 60, 30), -1000.0)
+        >>> ct[5:55, 10:50] = 40
+        >>> ct[15:25, 20:40, 12:20] = -850
+        >>> find_lungs(ct, (5.0, 5.0, 5.0))
+        (slice(3, 57, None), slice(8, 52, None), slice(4, 28, None))
+        >>> find_lungs(np.full((60, 60, 3), 40.0), (5.0, 5.0, 5.0)) is None
+        True
+    """
+    steps = [max(1, round(STEP_MM / size)) for size in voxel_mm[:2]]
+    air = hu[:: steps[0], :: steps[1]] < AIR_HU
+    body, thick = (ndimage.binary_opening(~air, np.ones((side, side, 1), bool)) for side in (3, 7))
+    for axis in (0, 1):  # air that has body to its left, right, front and back
+        flipped = np.flip(np.logical_or.accumulate(np.flip(body, axis), axis), axis)
+        air &= np.logical_or.accumulate(body, axis) & flipped
+    air = ndimage.binary_opening(air, np.ones((3, 3, 1), bool))
+    areas = air.sum((0, 1)) * math.prod(steps) * voxel_mm[0] * voxel_mm[1] / 100
+    if areas.max(initial=0) < LEAST_CM2:
+        return None
+    inside = (thick | air)[..., areas >= SOME_CM2]  # the table is thin
+    sides = [_extent(inside.any((1, 2))), _extent(inside.any((0, 2))), _extent(areas >= SOME_CM2)]
+    box = []
+    for (first, end), step, size_mm, margin_mm, size in zip(sides, (*steps, 1), voxel_mm, MARGIN_MM, hu.shape):
+        margin = margin_mm / size_mm
+        box.append(slice(max(0, math.floor(first * step - margin)), min(size, math.ceil(end * step + margin))))
+    return tuple(box)
+
+
+def _extent(occupied: np.ndarray) -> tuple[int, int]:
+    """Return the first occupied place, and the one after the last."""
+    places = np.flatnonzero(occupied)
+    return int(places[0]), int(places[-1]) + 1
+
+
+class LungInferer(Inferer):
+    """Sliding windows with Gaussian weights over the lungs alone; what lies outside is background.
+
+    Windows never exceed the box of the lungs, so that small ones cost little. In two dimensions the classes of a few
+    slices are held at a time, of blocks those of the box.
+
+    Args:
+        roi_size: sides of a window, two for a network of axial slices, three for one of blocks.
+        sw_batch_size: windows per forward pass.
+        overlap: of neighbouring windows, from 0 to below 1.
+        mirror: average the probabilities over all flips of a window's first two axes, which costs four times as much.
+        find_lung: look for the lungs first; False labels the whole CT, for CTs that show nothing round the lungs.
+        hu_window: HU that are 0 and 1 in the input.
+        multiple: sides of a window must be multiples of it.
+        probabilities: return them instead of the labels.
+
+    Raises:
+        ValueError: if a setting is out of its range.
+    """
+
+    def __init__(
+        self, roi_size: Sequence[int], sw_batch_size: int = 8, overlap: float = 0.25, mirror: bool = False,
+        find_lung: bool = True, hu_window: Sequence[float] = (-1024, 300), multiple: int = 16,
+        probabilities: bool = False,
+    ) -> None:  # fmt: skip
+        self.roi_size = [int(side) for side in roi_size]
+        if len(self.roi_size) not in (2, 3) or any(side < 1 or side % multiple for side in self.roi_size[:2]):
+            raise ValueError(f"a window has two or three sides, the first two multiples of {multiple}, not {roi_size}")
+        if not 0 <= overlap < 1:
+            raise ValueError(f"overlap must be from 0 to below 1, not {overlap}")
+        if sw_batch_size < 1:
+            raise ValueError(f"sw_batch_size must be at least 1, not {sw_batch_size}")
+        self.sw_batch_size, self.overlap, self.mirror, self.find_lung = sw_batch_size, overlap, mirror, find_lung
+        self.hu_window, self.multiple, self.probabilities = hu_window, multiple, probabilities
+
+    def __call__(self, inputs: torch.Tensor, network: Callable, *args, **kwargs) -> torch.Tensor:  # noqa: D417
+        """Label CTs.
+
+        Args:
+            inputs: CTs scaled to 0..1, shape (N, 1, W, H, D); a MetaTensor tells the voxel size, else it is 1 mm.
+            network: returns logits, shape (N, classes, ...).
+
+        Returns:
+            Labels as uint8, shape (N, 1, W, H, D), or probabilities, shape (N, classes, W, H, D).
+        """
+        if inputs.ndim != 5 or inputs.shape[1] != 1:
+            raise ValueError(f"the input must have the shape (N, 1, W, H, D), not {tuple(inputs.shape)}")
+        if not isinstance(inputs, MetaTensor):
+            return torch.cat([self._one(volume[None], [1.0] * 3, "", network, *args, **kwargs) for volume in inputs])
+        affines = inputs.affine.reshape(-1, 4, 4).expand(len(inputs), 4, 4)
+        sizes = [affine_to_spacing(affine).tolist() for affine in affines]
+        names = inputs.meta.get("filename_or_obj", "")
+        names = [f"{name}: " if name else "" for name in (names if isinstance(names, list) else [names] * len(inputs))]
+        parts = zip(inputs.as_tensor(), sizes, names, strict=True)
+        answers = [self._one(volume[None], *known, network, *args, **kwargs) for volume, *known in parts]
+        return MetaTensor(torch.cat(answers), meta=inputs.meta)
+
+    def _one(self, volume: torch.Tensor, voxel_mm: list[float], name: str, network, *args, **kwargs) -> torch.Tensor:
+        box = tuple(slice(0, side) for side in volume.shape[2:])
+        if self.find_lung:
+            low, high = self.hu_window
+            box = find_lungs((volume[0, 0] * (high - low) + low).cpu().numpy(), voxel_mm)
+            if box is None:
+                warnings.warn(name + NO_LUNG, stacklevel=3)
+                box = (slice(0, 0),) * 3
+        cut = volume[(slice(None), slice(None), *box)]
+        whole = [math.ceil(size / self.multiple) * self.multiple for size in cut.shape[2:]]
+        sides = [min(pair) for pair in zip(self.roi_size, whole)]
+        settings = {"roi_size": sides, "sw_batch_size": self.sw_batch_size, "overlap": self.overlap, "mode": "gaussian"}
+        settings["predictor"] = lambda window: self._probabilities(window, network, *args, **kwargs)
+        answer = None
+        for part in self._parts(cut):
+            if len(sides) == 2:  # slices are a batch
+                found = sliding_window_inference(cut[0, :, :, :, part].movedim(-1, 0), **settings).movedim(0, -1)[None]
+            else:
+                found = sliding_window_inference(cut, **settings)
+            if answer is None:
+                answer = self._background(volume, found.shape[1])
+            place = (slice(None), slice(None), *box[:2], slice(box[2].start + part.start, box[2].start + part.stop))
+            answer[place] = found if self.probabilities else found.argmax(1, keepdim=True).to(torch.uint8)
+        if answer is None:  # nothing to look at: as many classes as the network has
+            classes = network(volume.new_zeros(1, 1, *[self.multiple] * len(self.roi_size)), *args, **kwargs).shape[1]
+            answer = self._background(volume, classes)
+        return answer
+
+    def _parts(self, cut: torch.Tensor) -> list[slice]:
+        """Return which slices are labelled together: some in two dimensions, all in three."""
+        if not cut.numel():
+            return []
+        depth = cut.shape[-1]
+        many = self.sw_batch_size if len(self.roi_size) == 2 else depth
+        return [slice(start, min(start + many, depth)) for start in range(0, depth, many)]
+
+    def _background(self, volume: torch.Tensor, classes: int) -> torch.Tensor:
+        shape = volume.shape[2:]
+        if not self.probabilities:
+            return torch.zeros((1, 1, *shape), dtype=torch.uint8, device=volume.device)
+        answer = torch.zeros((1, classes, *shape), dtype=volume.dtype, device=volume.device)
+        answer[:, 0] = 1
+        return answer
+
+    def _probabilities(self, window: torch.Tensor, network: Callable, *args, **kwargs) -> torch.Tensor:
+        axes = (2, 3) if self.mirror else ()
+        flips = list(chain.from_iterable(combinations(axes, count) for count in range(len(axes) + 1)))
+        found = [network(window.flip(flip), *args, **kwargs).float().softmax(1).flip(flip) for flip in flips]
+        return sum(found) / len(found)

@@ -1,0 +1,153 @@
+"""A folder of DICOM slices is labelled as the NIfTI file of the same CT; a series that is not whole is refused."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+BUNDLE = Path(__file__).resolve().parents[1] / "bundles/lung_tissue_seg"
+spec = importlib.util.spec_from_file_location("segmenter_cases", BUNDLE / "scripts/cases.py")
+cases = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(cases)
+TURN = 0.15  # rad about the patient's axis
+SPACING_MM = (0.8, 0.9, 2.5)  # columns, rows, slices
+
+
+def ct(slices=6):
+    """HU of columns, rows and slices, and the affine to RAS of a CT that is turned a little."""
+    hu = np.random.default_rng(0).integers(-1000, 200, (40, 36, slices)).astype(np.int16)
+    affine = np.eye(4)
+    turned = np.array([[np.cos(TURN), np.sin(TURN), 0], [-np.sin(TURN), np.cos(TURN), 0], [0, 0, 1]])
+    affine[:3, :3] = np.diag([-1, -1, 1]) @ turned @ np.diag(SPACING_MM)  # DICOM is LPS
+    affine[:3, 3] = [-10, 20, 300]
+    return hu, affine
+
+
+def write_series(folder, hu, affine, backwards=False, changes=()):
+    """Write a CT as DICOM slices, whose numbers go up or down the patient; ``changes`` sets tags of single slices."""
+    folder.mkdir(parents=True)
+    lps = np.diag([-1, -1, 1, 1]) @ affine
+    series, study = generate_uid(entropy_srcs=[str(folder)]), generate_uid(entropy_srcs=["study"])
+    count = hu.shape[2]
+    for place in range(count):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
+        meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[str(folder), str(place)])
+        slice_ = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+        slice_.SOPClassUID, slice_.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+        slice_.Modality, slice_.SeriesInstanceUID, slice_.StudyInstanceUID = "CT", series, study
+        slice_.SeriesDescription = "chest"
+        slice_.InstanceNumber = count - place if backwards else place + 1
+        slice_.ImagePositionPatient = [round(float(value), 6) for value in (lps @ [0, 0, place, 1])[:3]]
+        slice_.ImageOrientationPatient = (lps[:3, :2] / SPACING_MM[:2]).T.ravel().round(9).tolist()
+        slice_.PixelSpacing, slice_.SliceThickness = [SPACING_MM[1], SPACING_MM[0]], SPACING_MM[2]
+        slice_.Columns, slice_.Rows = hu.shape[:2]
+        slice_.RescaleSlope, slice_.RescaleIntercept = 1, -1024
+        slice_.SamplesPerPixel, slice_.PhotometricInterpretation = 1, "MONOCHROME2"
+        slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit, slice_.PixelRepresentation = 16, 16, 15, 1
+        slice_.PixelData = (hu[..., place].T + 1024).astype(np.int16).tobytes()
+        for where, tag, value in changes:
+            if where in (place, "all"):
+                setattr(slice_, tag, value)
+        slice_.save_as(folder / f"IM{place:04d}", enforce_file_format=True)
+    return folder
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_series_is_read_as_the_nifti_file_of_the_same_ct(tmp_path, backwards):
+    hu, affine = ct()
+    nib.save(nib.Nifti1Image(hu, affine), tmp_path / "ct.nii.gz")
+    folder = write_series(tmp_path / "series", hu, affine, backwards)
+    found = cases.find_cts(str(tmp_path))
+    assert found == [str(tmp_path / "ct.nii.gz"), str(folder)]
+    load = Compose([LoadImage(), EnsureChannelFirst(), Orientation("RAS", labels=None)])
+    nifti, dicom = (load(path) for path in found)
+    assert torch.equal(nifti.as_tensor(), dicom.as_tensor())
+    assert np.allclose(nifti.affine, dicom.affine, atol=1e-4)
+    assert cases.find_cts(str(folder)) == [str(folder)]  # the folder itself
+
+
+@pytest.mark.slow
+def test_a_series_gets_the_labels_of_the_nifti_file(tmp_path):
+    hu, affine = ct()
+    data, models, out = (tmp_path / name for name in ("data", "models", "out"))
+    write_series(data / "patient7", hu, affine, backwards=True)
+    nib.save(nib.Nifti1Image(hu, affine), data / "ct.nii.gz")
+    settings = {"network_channels": [4, 4, 4, 4, 4], "window_size": [64, 64], "find_lung": False, "device": "cpu"}
+    parser = ConfigParser()
+    parser.read_config(str(BUNDLE / "configs/inference.json"))
+    parser.update(settings)
+    torch.manual_seed(0)
+    models.mkdir()
+    torch.save(parser.get_parsed_content("network_def").state_dict(), models / "model.pt")
+    settings |= {"dataset_dir": str(data), "model_dir": str(models), "output_dir": str(out)}
+    line = [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", str(BUNDLE)]
+    line += ["--config_file", str(BUNDLE / "configs/inference.json")]
+    for key, value in settings.items():
+        line += [f"--{key}", value if isinstance(value, str) else json.dumps(value).replace("false", "False")]
+    done = subprocess.run(line, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    nifti, dicom = (nib.load(out / f"{name}_tissues.nii.gz") for name in ("ct", "patient7"))
+    assert nifti.shape == dicom.shape == hu.shape
+    nifti, dicom = (nib.as_closest_canonical(image) for image in (nifti, dicom))
+    assert np.allclose(nifti.affine, dicom.affine, atol=1e-4)
+    assert np.array_equal(nifti.dataobj, dicom.dataobj) and len(np.unique(nifti.dataobj)) > 1
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ([(2, "SeriesInstanceUID", "1.2.3")], r"holds 2 series: chest \(1 files\), chest \(5 files\); give each a folder"),
+    ([(1, "Modality", "MR")], "IM0001 is MR, not CT"),
+    ([(1, "NumberOfFrames", 30)], r"IM0001 holds several frames \(enhanced CT\)"),
+    ([(0, "InstanceNumber", None)], "IM0000 lacks InstanceNumber"),
+    ([(3, "PixelSpacing", [1, 1])], "the slices differ in PixelSpacing"),
+    ([(0, "InstanceNumber", 4), (3, "InstanceNumber", 1)], "InstanceNumber does not follow their position"),
+    ([(5, "ImagePositionPatient", [0, 0, 0])], "InstanceNumber does not follow their position"),
+])  # fmt: skip
+def test_what_is_not_one_series_is_refused(tmp_path, changes, message):
+    folder = write_series(tmp_path / "series", *ct(), changes=changes)
+    with pytest.raises(ValueError, match=message):
+        cases.find_cts(str(tmp_path))
+    assert len(list(folder.iterdir())) == 6
+
+
+def test_missing_slices_are_named(tmp_path):
+    folder = write_series(tmp_path / "series", *ct())
+    (folder / "IM0003").unlink()
+    with pytest.raises(ValueError, match="slices 3 and 5 lie 5 mm apart, the others 2.5 mm: some are missing"):
+        cases.find_cts(str(tmp_path))
+
+
+def test_a_tilted_gantry_and_a_single_slice_are_refused(tmp_path):
+    hu, affine = ct()
+    affine[:3, 2] = [0, 1.0, 2.5]
+    write_series(tmp_path / "tilted/series", hu, affine)
+    with pytest.raises(ValueError, match=r"the slices are shifted against each other \(a tilted gantry\)"):
+        cases.find_cts(str(tmp_path / "tilted"))
+    write_series(tmp_path / "single/series", hu[..., :1], affine)
+    with pytest.raises(ValueError, match="holds one slice; a series needs two"):
+        cases.find_cts(str(tmp_path / "single"))
+
+
+def test_other_files_are_left_alone_and_nothing_to_label_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="the folder .*nowhere does not exist"):
+        cases.find_cts(str(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("not DICOM")
+    with pytest.raises(FileNotFoundError, match=r"holds neither NIfTI files \(.nii, .nii.gz\) nor DICOM series"):
+        cases.find_cts(str(tmp_path))
+    folder = write_series(tmp_path / "series", *ct())
+    (folder / "readme.txt").write_text("not DICOM either")
+    assert cases.find_cts(str(tmp_path)) == [str(folder)]
+    assert pydicom.misc.is_dicom(folder / "IM0000")
