@@ -23,6 +23,9 @@ WORKFLOWS = {
     "train": ["train"],
     "evaluate": ["train", "evaluate"],
     "inference": ["inference"],
+    "torchscript": ["inference", "inference_torchscript"],
+    "onnx": ["inference", "inference_onnx"],
+    "tensorrt": ["inference", "inference_trt"],
     "multi_gpu_train": ["train", "multi_gpu_train"],
     "multi_gpu_evaluate": ["train", "evaluate", "multi_gpu_evaluate"],
 }
@@ -72,7 +75,7 @@ def run(command: list[str], names: list[str], cwd: Path, launcher: tuple = (), c
     line = [sys.executable, *launcher, "-m", "monai.bundle", *command, "--bundle_root", str(BUNDLE)]
     line += ["--config_file", files[0] if len(files) == 1 else str(files)]
     for key, value in overrides.items():
-        line += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+        line += [f"--{key}", str(value)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(line, cwd=cwd, capture_output=True, text=True, env=environment)
     assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -365,7 +368,7 @@ def test_same_seed_gives_the_same_weights_and_the_last_epoch_is_validated(traine
 def test_training_goes_on_where_it_was_stopped(cohort, tmp_path):
     """Three epochs at once, and one epoch of the same schedule followed by --resume, end with the same weights."""
     weights = []
-    for folder, runs in (("straight", [{}]), ("stopped", [{"train::trainer::max_epochs": 1}, {"resume": "True"}])):
+    for folder, runs in (("straight", [{}]), ("stopped", [{"train::trainer::max_epochs": 1}, {"resume": True}])):
         for changes in runs:
             output = str(tmp_path / folder)
             settings = TINY | {"max_epochs": 3, "val_interval": 9} | changes
@@ -376,7 +379,7 @@ def test_training_goes_on_where_it_was_stopped(cohort, tmp_path):
     state = torch.load(tmp_path / "straight/training.pt", weights_only=True)
     assert not all(torch.equal(state["network"][key], weights[0][key]) for key in weights[0])  # an average is saved
     done = run(["run"], ["train"], tmp_path, check=False, dataset_dir=str(cohort), model_dir=str(tmp_path / "none"),
-               output_dir=str(tmp_path), **TINY, resume="True")  # fmt: skip
+               output_dir=str(tmp_path), **TINY, resume=True)  # fmt: skip
     assert done.returncode != 0 and "there is nothing to resume" in done.stderr
 
 
@@ -396,17 +399,36 @@ def test_two_processes_train_and_evaluate(cohort, tmp_path):
 
 
 @pytest.mark.slow
-def test_torchscript_gives_the_same_labels(trained, tmp_path):
-    script = tmp_path / "model.ts"
-    line = [sys.executable, "-m", "monai.bundle", "ckpt_export", "network_def", "--filepath", str(script)]
-    line += ["--ckpt_file", str(trained / "model.pt"), "--meta_file", str(CONFIGS / "metadata.json")]
-    line += ["--config_file", str(CONFIGS / "inference.json"), "--network_channels", str(TINY["network_channels"])]
-    subprocess.run(line, check=True, capture_output=True, cwd=tmp_path)
+def test_exports_give_the_same_labels(cohort, tmp_path):
+    """TorchScript and ONNX, exported and run by the commands of the page, against PyTorch, voxel by voxel."""
+    pytest.importorskip("onnxruntime")
+    models, weights = tmp_path / "models", tmp_path / "weights"
+    models.mkdir()
+    weights.mkdir()
     parser = ConfigParser()
     parser.read_config(str(CONFIGS / "inference.json"))
     parser["network_channels"] = TINY["network_channels"]
-    network = parser.get_parsed_content("network_def").eval()
-    network.load_state_dict(torch.load(trained / "model.pt", weights_only=True))
-    image = torch.rand(2, 1, 64, 48, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        assert torch.equal(network(image).argmax(1), torch.jit.load(script).eval()(image).argmax(1))
+    network = parser.get_parsed_content("network_def")
+    torch.manual_seed(0)  # drawn weights give several labels; those of a few steps give background alone
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter)
+    torch.save(network.state_dict(), weights / "model.pt")
+    common = ["--ckpt_file", str(weights / "model.pt"), "--meta_file", str(CONFIGS / "metadata.json")]
+    axes = "{image: {0: batch, 2: width, 3: height}}"
+    onnx = ["--input_shape", "[2,1,96,64]"]
+    onnx += ["--converter_kwargs", f"{{input_names: [image], output_names: [pred], dynamic_axes: {axes}}}"]
+    settings = {"network_channels": TINY["network_channels"]}
+    for command, name, more in (("ckpt_export", "model.ts", []), ("onnx_export", "model.onnx", onnx)):
+        command = [command, "network_def", "--filepath", str(models / name), *common, *more]
+        run(command, ["inference"], tmp_path, **settings)
+    settings |= {key: TINY[key] for key in ("device", "window_size", "find_lung")}
+    found = {}
+    for kind, folder in (("inference", weights), ("torchscript", models), ("onnx", models)):
+        places = {"dataset_dir": str(cohort / "images"), "model_dir": str(folder), "output_dir": str(tmp_path / kind)}
+        run(["run", "inferring"], WORKFLOWS[kind], tmp_path, **places, **settings)
+        found[kind] = [np.asarray(nib.load(path).dataobj) for path in sorted((tmp_path / kind).glob("*.nii.gz"))]
+    assert len(found["inference"]) == len(CASES) and len(np.unique(found["inference"][0])) > 1
+    for kind in ("torchscript", "onnx"):
+        assert all(np.array_equal(one, other) for one, other in zip(found["inference"], found[kind], strict=True))
+    done = run(["run", "inferring"], WORKFLOWS["onnx"], tmp_path, check=False, **places | {"model_dir": "nowhere"})
+    assert done.returncode != 0 and "nowhere/model.onnx does not exist; export it with" in done.stderr

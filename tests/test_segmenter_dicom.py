@@ -1,7 +1,6 @@
 """A folder of DICOM slices is labelled as the NIfTI file of the same CT; a series that is not whole is refused."""
 
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -96,7 +95,7 @@ def test_a_series_gets_the_labels_of_the_nifti_file(tmp_path):
     line = [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", str(BUNDLE)]
     line += ["--config_file", str(BUNDLE / "configs/inference.json")]
     for key, value in settings.items():
-        line += [f"--{key}", value if isinstance(value, str) else json.dumps(value).replace("false", "False")]
+        line += [f"--{key}", str(value)]
     done = subprocess.run(line, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     nifti, dicom = (nib.load(out / f"{name}_tissues.nii.gz") for name in ("ct", "patient7"))

@@ -153,6 +153,7 @@ def test_a_window_larger_than_the_volume_and_a_batch_of_cts():
     ({"roi_size": [64, 60]}, "a window has two or three sides, the first two multiples of 16, not"),
     ({"roi_size": [64]}, "a window has two or three sides"),
     ({"roi_size": [64, 64], "overlap": 1}, "overlap must be from 0 to below 1, not 1"),
+    ({"roi_size": [64, 64], "find_lung": "false"}, "find_lung must be True or False, not 'false'"),
     ({"roi_size": [64, 64], "sw_batch_size": 0}, "sw_batch_size must be at least 1, not 0"),
 ])  # fmt: skip
 def test_unusable_settings_are_refused(settings, message):

@@ -97,6 +97,9 @@ class LungInferer(Inferer):
             raise ValueError(f"overlap must be from 0 to below 1, not {overlap}")
         if sw_batch_size < 1:
             raise ValueError(f"sw_batch_size must be at least 1, not {sw_batch_size}")
+        for name, switch in (("mirror", mirror), ("find_lung", find_lung), ("probabilities", probabilities)):
+            if not isinstance(switch, bool):  # the command line makes text of "false"
+                raise ValueError(f"{name} must be True or False, not {switch!r}")
         self.sw_batch_size, self.overlap, self.mirror, self.find_lung = sw_batch_size, overlap, mirror, find_lung
         self.hu_window, self.multiple, self.probabilities = hu_window, multiple, probabilities
 
