@@ -43,6 +43,7 @@ class Pointwise(torch.nn.Module):
 
     def forward(self, x):
         self.pixels += x.numel()
+        self.size = x.shape[2:]
         self.largest = max(self.largest, len(x))
         return torch.cat([-((x - level) ** 2) * 50 for level in (0.0, 0.13, 0.8)], 1)
 
@@ -147,6 +148,10 @@ def test_a_window_larger_than_the_volume_and_a_batch_of_cts():
     found = lungs.LungInferer([320, 320], find_lung=False)(volume, Pointwise())
     assert found.shape == volume.shape
     assert torch.equal(found, Pointwise()(volume).argmax(1, keepdim=True).byte())
+    for fit_windows, size in ((True, (32, 48)), (False, (320, 320))):
+        network = Pointwise()
+        again = lungs.LungInferer([320, 320], find_lung=False, fit_windows=fit_windows)(volume, network)
+        assert torch.equal(again, found) and network.size == size
 
 
 @pytest.mark.parametrize(("settings", "message"), [

@@ -68,7 +68,7 @@ def _extent(occupied: np.ndarray) -> tuple[int, int]:
 class LungInferer(Inferer):
     """Sliding windows with Gaussian weights over the lungs alone; what lies outside is background.
 
-    Windows never exceed the box of the lungs, so that small ones cost little. In two dimensions the classes of a few
+    Windows shrink to the box of the lungs, so that small ones cost little. In two dimensions the classes of a few
     slices are held at a time, of blocks those of the box.
 
     Args:
@@ -79,6 +79,7 @@ class LungInferer(Inferer):
         find_lung: look for the lungs first; False labels the whole CT, for CTs that show nothing round the lungs.
         hu_window: HU that are 0 and 1 in the input.
         multiple: sides of a window must be multiples of it.
+        fit_windows: shrink windows to the box; False for networks that take one size only, as TensorRT's do.
         probabilities: return them instead of the labels.
 
     Raises:
@@ -88,7 +89,7 @@ class LungInferer(Inferer):
     def __init__(
         self, roi_size: Sequence[int], sw_batch_size: int = 8, overlap: float = 0.25, mirror: bool = False,
         find_lung: bool = True, hu_window: Sequence[float] = (-1024, 300), multiple: int = 16,
-        probabilities: bool = False,
+        probabilities: bool = False, fit_windows: bool = True,
     ) -> None:  # fmt: skip
         self.roi_size = [int(side) for side in roi_size]
         if len(self.roi_size) not in (2, 3) or any(side < 1 or side % multiple for side in self.roi_size[:2]):
@@ -97,11 +98,18 @@ class LungInferer(Inferer):
             raise ValueError(f"overlap must be from 0 to below 1, not {overlap}")
         if sw_batch_size < 1:
             raise ValueError(f"sw_batch_size must be at least 1, not {sw_batch_size}")
-        for name, switch in (("mirror", mirror), ("find_lung", find_lung), ("probabilities", probabilities)):
+        switches = {
+            "mirror": mirror,
+            "find_lung": find_lung,
+            "probabilities": probabilities,
+            "fit_windows": fit_windows,
+        }
+        for name, switch in switches.items():
             if not isinstance(switch, bool):  # the command line makes text of "false"
                 raise ValueError(f"{name} must be True or False, not {switch!r}")
         self.sw_batch_size, self.overlap, self.mirror, self.find_lung = sw_batch_size, overlap, mirror, find_lung
         self.hu_window, self.multiple, self.probabilities = hu_window, multiple, probabilities
+        self.fit_windows = fit_windows
 
     def __call__(self, inputs: torch.Tensor, network: Callable, *args, **kwargs) -> torch.Tensor:  # noqa: D417
         """Label CTs.
@@ -135,7 +143,7 @@ class LungInferer(Inferer):
                 box = (slice(0, 0),) * 3
         cut = volume[(slice(None), slice(None), *box)]
         whole = [math.ceil(size / self.multiple) * self.multiple for size in cut.shape[2:]]
-        sides = [min(pair) for pair in zip(self.roi_size, whole)]
+        sides = [min(pair) if self.fit_windows else pair[0] for pair in zip(self.roi_size, whole)]
         settings = {"roi_size": sides, "sw_batch_size": self.sw_batch_size, "overlap": self.overlap, "mode": "gaussian"}
         settings["predictor"] = lambda window: self._probabilities(window, network, *args, **kwargs)
         answer = None
@@ -149,7 +157,7 @@ class LungInferer(Inferer):
             place = (slice(None), slice(None), *box[:2], slice(box[2].start + part.start, box[2].start + part.stop))
             answer[place] = found if self.probabilities else found.argmax(1, keepdim=True).to(torch.uint8)
         if answer is None:  # nothing to look at: as many classes as the network has
-            classes = network(volume.new_zeros(1, 1, *[self.multiple] * len(self.roi_size)), *args, **kwargs).shape[1]
+            classes = network(volume.new_zeros(1, 1, *self.roi_size), *args, **kwargs).shape[1]
             answer = self._background(volume, classes)
         return answer
 
