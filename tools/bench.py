@@ -1,14 +1,10 @@
-"""``python -m tools bench synthesis``: how fast the synthesizer trains and paints, beside a reference, in one run."""
+"""``python -m tools bench``: how fast the synthesizer and the segmenter are, each beside a reference, in one run."""
 
-import multiprocessing
 import os
-import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -16,7 +12,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from tools.bundle import read_bundle, run_bundle
+from tools import segmenting
+from tools.bundle import read_bundle, run_measured
 from tools.contenders import (
     BUNDLE,
     forward_pass,
@@ -32,40 +29,58 @@ from tools.nifti import save_nifti
 from tools.phantom import DESCRIPTION, describe_patient, draw_patient
 from tools.scheme import tissue_labels
 
-PARTS = ("synthesis",)
+PARTS = ("synthesis", "segmentation")
 PATCH, BATCH = 64, 16
 WARM_UP = 2
 REFERENCE_STEPS = 1000  # of a DDPM sampled with every step it was trained with
 CT_SIZE = (512, 512, 64)
 LUNG_SHARE = 0.05
+THIN_CT_SIZE = (512, 512, 300)
 
 
-def bench(part: str, /, output: Path, device: str | None = None, paint: bool = True, repeats: int = 7) -> None:
-    """Measure the speed of the synthesizer beside that of a reference, on this machine.
+def bench(
+    part: str, /, output: Path, device: str | None = None, paint: bool = True, repeats: int = 7, ct: Path | None = None
+) -> None:  # fmt: skip
+    """Measure the speed of the synthesizer or of the segmenter beside that of a reference, on this machine.
 
-    Three networks take turns on the same random patches (64 x 64, batch 16): the one that train.json builds; the same
-    one in float32, PyTorch's default memory layout and a plain AdamW, which shows what the computing gains; and one in
-    the style of Konz et al. (MICCAI 2024, arXiv 2402.05210: diffusers UNet2DModel of six levels, the mask as one more
-    channel) in float32, as wide as it takes to have as many parameters. Medians of the repeats are compared.
+    ``synthesis``: three networks take turns on the same random patches (64 x 64, batch 16): the one that train.json
+    builds; the same one in float32, PyTorch's default memory layout and a plain AdamW, which shows what the computing
+    gains; and one in the style of Konz et al. (MICCAI 2024, arXiv 2402.05210: diffusers UNet2DModel of six levels, the
+    mask as one more channel) in float32, as wide as it takes to have as many parameters. Medians of the repeats are
+    compared.
+
+    ``segmentation``: the segmenter's inference labels a CT from file to file, with random weights, on which the time
+    does not depend; then lungmask's R231 network (Hofmanninger et al. 2020; random weights too) answers the slices of
+    the same CT, its own reading, resampling and writing left out. It needs lungmask (pip install lungmask==0.2.22).
 
     Args:
-        part: what to measure; ``synthesis`` is the only part there is.
+        part: what to measure, synthesis or segmentation.
         output: JSON file to write.
         device: cpu or cuda; the GPU if there is one by default.
         paint: also paint 5 % of the lung of a drawn CT of 512 x 512 x 64 with the inference bundle; takes minutes.
-        repeats: how often each network has its turn.
+        repeats: how often each network has its turn (synthesis).
+        ct: the CT to segment; a drawn one of 512 x 512 x 300 if not given.
 
     Raises:
-        InputError: if the part or the device does not exist, diffusers is not installed, or the file cannot be written.
-        RunError: if painting fails.
+        InputError: if the part, the device or the CT does not exist, the reference is not installed, or the file cannot
+            be written.
+        RunError: if painting or segmenting fails.
     """
     if part not in PARTS:
         raise InputError(f"bench has no part {part!r}; there is {', '.join(PARTS)}")
+    if ct is not None and (part != "segmentation" or not Path(ct).is_file()):
+        raise InputError(f"ct is a NIfTI file for bench segmentation; {ct} cannot be used")
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise InputError(f"repeats must be an integer of at least 1, not {repeats}")
     chosen = choose_device(device)
     output = Path(output)
     check_writable(output.parent)
+    if part == "segmentation":
+        result = {"part": part, "machine": machine(chosen)} | segmenting.measure(chosen, ct, THIN_CT_SIZE)
+        print(segmenting.lines(result))
+        write_json(output, result)
+        print(f"wrote {output}")
+        return
     result = {"part": part, "machine": machine(chosen)} | measure_networks(chosen, PATCH, BATCH, repeats)
     print(table(result), flush=True)
     result["painted_ct"] = measure_painting(chosen, CT_SIZE, LUNG_SHARE) if paint else None
@@ -184,16 +199,20 @@ def measure_painting(device: torch.device, size: tuple[int, int, int], share: fl
         region = write_case(folder, size, share)
         parser = read_bundle(BUNDLE, "inference.json")
         torch.save(parser.get_parsed_content("network_def").state_dict(), folder / "model.pt")
-        # a small process in between: the system counts as a child's memory what its parent held when it started
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            seconds, peak = pool.submit(paint_case, folder, str(device)).result()
+        overrides = {
+            "dataset_dir": str(folder),
+            "output_dir": str(folder / "painted"),
+            "checkpoint": str(folder / "model.pt"),
+            "device": str(device),
+        }
+        seconds, peak = run_measured(BUNDLE, overrides, folder / "inference.log")
     return {
         "size": list(size),
         "painted_voxels": int(region.sum()),
         "painted_slices": int(region.any(axis=(0, 1)).sum()),
         "num_steps": parser["num_steps"],
         "seconds": seconds,
-        "peak_memory_gb": peak / 1e9,
+        "peak_memory_gb": peak,
     }
 
 
@@ -212,21 +231,6 @@ def write_case(folder: Path, size: tuple[int, int, int], share: float) -> np.nda
     for kind, array in (("images", hu), ("labels", label), ("targets", target)):
         save_nifti(array, like, folder / kind / "case.nii.gz", DESCRIPTION)
     return target != label
-
-
-def paint_case(folder: Path, device: str) -> tuple[float, int]:
-    """Paint what lies in ``folder``; return the seconds and the bytes of the largest process started here."""
-    overrides = {
-        "dataset_dir": str(folder),
-        "output_dir": str(folder / "painted"),
-        "checkpoint": str(folder / "model.pt"),
-        "device": device,
-    }
-    start = time.perf_counter()
-    run_bundle(BUNDLE, ["inference.json"], overrides, folder / "inference.log")
-    seconds = time.perf_counter() - start
-    unit = 1 if sys.platform == "darwin" else 1024
-    return seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
 
 
 def table(result: dict) -> str:

@@ -3,14 +3,18 @@
 import json
 import sys
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 
 import tools.__main__ as cli
 import tools.bench as module
+from tools import segmenting
 from tools.bench import bench, choose_device, measure_networks, measure_painting, table, write_case
 from tools.contenders import BUNDLE, build_reference, count, reference_widths, shipped_contender
 from tools.files import InputError
+from tools.phantom import describe_patient, draw_patient
 from tools.scheme import BUNDLES
 
 CPU = torch.device("cpu")
@@ -82,11 +86,13 @@ def test_command_writes_what_it_measured(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        (["segmenter"], 1, "bench: bench has no part 'segmenter'; there is synthesis"),
+        (["segmenter"], 1, "bench: bench has no part 'segmenter'; there is synthesis, segmentation"),
         ([], 2, "bench needs PART; python -m tools bench --help explains"),
         (["synthesis", "twice"], 2, "bench cannot place 'twice'; each value follows its flag, as in --output VALUE"),
         (["--part", "synthesis"], 2, "bench has no flag --part"),
         (["synthesis", "--device", "tpu"], 1, "device must be cpu or cuda, not 'tpu'"),
+        (["synthesis", "--ct", "ct.nii"], 1, "ct is a NIfTI file for bench segmentation; ct.nii cannot be used"),
+        (["segmentation", "--ct", "ct.nii"], 1, "ct is a NIfTI file for bench segmentation; ct.nii cannot be used"),
         (["synthesis", "--repeats", "0"], 1, "repeats must be an integer of at least 1, not 0"),
     ],
 )
@@ -125,3 +131,58 @@ def test_painting_is_measured_in_a_process_of_its_own():
     painted = measure_painting(CPU, (64, 64, 8), 0.05)
     assert painted["painted_voxels"] > 16 and 0 < painted["painted_slices"] <= 8
     assert painted["seconds"] > 1 and 0.2 < painted["peak_memory_gb"] < 8
+
+
+class Peer(torch.nn.Module):
+    """Stands for lungmask's network; the real one is not among the packages."""
+
+    def __init__(self, **settings):
+        super().__init__()
+        self.settings, self.layer, self.shapes = settings, torch.nn.Conv2d(1, 3, 1), []
+
+    def forward(self, x):
+        self.shapes.append(tuple(x.shape))
+        return self.layer(x)
+
+
+def test_lungmask_is_asked_for_when_it_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lungmask", None)
+    with pytest.raises(InputError, match="bench segmentation compares with lungmask, which cannot be imported"):
+        bench("segmentation", output=tmp_path / "bench.json", device="cpu")
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_peer_sees_every_slice_of_the_ct_as_lungmask_makes_it():
+    hu = np.full((40, 30, 45), -2000, np.int16)
+    hu[10:, :, 44] = 600
+    slices, peer = segmenting.slices_of(hu), Peer()
+    assert slices.shape == (45, 1, 256, 256) and slices[0].unique().tolist() == [0] and slices[44].max() == 1
+    assert segmenting.forward(peer, slices, CPU) > 0
+    assert [shape[0] for shape in peer.shapes] == [20, 20, 5]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", [False, True])
+def test_segmenting_is_measured_from_file_to_file(tmp_path, monkeypatch, capsys, given):
+    """In a process of its own, since this one may hold the synthesizer's scripts."""
+    monkeypatch.setattr(segmenting, "peer_class", lambda: Peer)
+    monkeypatch.setattr(module, "THIN_CT_SIZE", (64, 64, 8))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    others = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "scripts"}
+    path, words = tmp_path / "ct.nii.gz", []
+    if given:
+        hu, _, affine = draw_patient(describe_patient(1, 0), 0, (48, 56, 5))
+        nib.save(nib.Nifti1Image(hu, affine), path)
+        words = ["--ct", str(path)]
+    output = tmp_path / "bench.json"
+    try:
+        assert cli.main(["bench", "segmentation", "--output", str(output), "--device", "cpu", *words]) == 0
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
+            del sys.modules[name]
+        sys.modules.update(others)
+    written = json.loads(output.read_text())
+    assert written["size"] == ([48, 56, 5] if given else [64, 64, 8])
+    assert written["seconds"] > 1 and 0.2 < written["peak_memory_gb"] < 8 and written["parameters"] > 500_000
+    assert written["ratio"] == pytest.approx(written["peer_seconds"] / written["seconds"])
+    assert "s from file to file" in capsys.readouterr().out

@@ -1,0 +1,108 @@
+"""How long the segmenter takes for a CT, from file to file, and lungmask's network for the slices of the same CT."""
+
+import tempfile
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from skimage.transform import resize
+from torch import nn
+from tqdm import tqdm
+
+from tools.bundle import read_bundle, run_measured
+from tools.files import InputError
+from tools.nifti import load_ct, save_nifti
+from tools.phantom import DESCRIPTION, describe_patient, draw_patient
+
+BUNDLE = "lung_tissue_seg"
+PEER_PIXELS, PEER_BATCH, PEER_HU = 256, 20, (-1024, 600)  # as lungmask prepares slices
+
+
+def peer_class() -> type[nn.Module]:
+    """Return lungmask's U-Net.
+
+    Raises:
+        InputError: if it cannot be imported.
+    """
+    try:
+        from lungmask.resunet import UNet
+    except ImportError as error:
+        raise InputError(f"bench segmentation compares with lungmask, which cannot be imported ({error})") from None
+    return UNet
+
+
+def measure(device: torch.device, ct: Path | None, size: tuple[int, int, int]) -> dict:
+    """Label a CT with the segmenter's inference in a process of its own, then give its slices to lungmask's network.
+
+    Args:
+        device: where.
+        ct: the CT; one is drawn if None.
+        size: of the drawn one, voxels.
+
+    Returns:
+        size, seconds and peak_memory_gb of the segmenter (start, reading and writing included), peer_seconds (forward
+        passes alone), peer_parameters, parameters, and ratio: peer_seconds over seconds.
+
+    Raises:
+        InputError: if lungmask is not installed or the CT cannot be read.
+        RunError: if the bundle fails.
+    """
+    unet = peer_class()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = folder / "images/case.nii.gz"
+        path.parent.mkdir()
+        if ct is None:
+            hu, _, affine = draw_patient(describe_patient(0, 0), 0, size)
+            save_nifti(hu, nib.Nifti1Image(hu, affine), path, DESCRIPTION)
+        else:
+            path = path.with_name(Path(ct).name)
+            path.symlink_to(Path(ct).absolute())
+        hu, _ = load_ct(path)
+        parser = read_bundle(BUNDLE, "inference.json")
+        network = parser.get_parsed_content("network_def")
+        torch.save(network.state_dict(), folder / "model.pt")
+        overrides = {"dataset_dir": str(path.parent), "output_dir": str(folder / "labels")}
+        overrides |= {"model_dir": str(folder), "device": str(device)}
+        seconds, peak = run_measured(BUNDLE, overrides, folder / "inference.log")
+    peer = unet(n_classes=3, padding=True, depth=5, up_mode="upsample", batch_norm=True, residual=False)  # as R231
+    peer_seconds = forward(peer.eval().to(device), slices_of(hu), device)
+    return {
+        "size": list(hu.shape), "seconds": seconds, "peak_memory_gb": peak, "parameters": count(network),
+        "peer_parameters": count(peer), "peer_seconds": peer_seconds, "ratio": peer_seconds / seconds,
+    }  # fmt: skip
+
+
+def slices_of(hu: np.ndarray) -> torch.Tensor:
+    """Return the slices as lungmask's network takes them: cut to HU, scaled, 256 by 256; shape (N, 1, 256, 256)."""
+    low, high = PEER_HU
+    scaled = (np.clip(hu, low, high).astype(np.float32) - low) / (high - low)
+    shape = (PEER_PIXELS, PEER_PIXELS)
+    return torch.from_numpy(np.stack([resize(scaled[..., z], shape, order=1) for z in range(hu.shape[2])]))[:, None]
+
+
+@torch.no_grad()
+def forward(network: nn.Module, slices: torch.Tensor, device: torch.device) -> float:
+    """Return the seconds that all forward passes take."""
+    start = time.perf_counter()
+    for batch in tqdm(slices.split(PEER_BATCH), desc="lungmask's network", unit="batch"):
+        network(batch.to(device)).argmax(1).cpu()
+    return time.perf_counter() - start
+
+
+def count(network: nn.Module) -> int:
+    """Return the number of a network's parameters."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def lines(result: dict) -> str:
+    """Return what was measured in words."""
+    size = " x ".join(map(str, result["size"]))
+    return (
+        f"a CT of {size}: {result['seconds']:.0f} s from file to file and {result['peak_memory_gb']:.1f} GB "
+        f"({result['parameters']:,d} parameters)\n"
+        f"lungmask's R231 network ({result['peer_parameters']:,d} parameters), its slices alone: "
+        f"{result['peer_seconds']:.0f} s, {result['ratio']:.1f} times as long"
+    )
