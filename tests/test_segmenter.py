@@ -26,6 +26,7 @@ WORKFLOWS = {
     "torchscript": ["inference", "inference_torchscript"],
     "onnx": ["inference", "inference_onnx"],
     "tensorrt": ["inference", "inference_trt"],
+    "volume": ["train", "volume"],
     "multi_gpu_train": ["train", "multi_gpu_train"],
     "multi_gpu_evaluate": ["train", "evaluate", "multi_gpu_evaluate"],
 }
@@ -69,9 +70,14 @@ def write_cohort(folder: Path) -> list[Path]:
     return images
 
 
+def config(name: str) -> Path:
+    """Return a config file; variants are YAML."""
+    return next(CONFIGS.glob(f"{name}.*"))
+
+
 def run(command: list[str], names: list[str], cwd: Path, launcher: tuple = (), check: bool = True, **overrides):
     """Run the bundle in a process of its own, from another folder."""
-    files = [str(CONFIGS / f"{name}.json") for name in names]
+    files = [str(config(name)) for name in names]
     line = [sys.executable, *launcher, "-m", "monai.bundle", *command, "--bundle_root", str(BUNDLE)]
     line += ["--config_file", files[0] if len(files) == 1 else str(files)]
     for key, value in overrides.items():
@@ -84,7 +90,7 @@ def run(command: list[str], names: list[str], cwd: Path, launcher: tuple = (), c
 
 def workflow(name: str, kind: str, **overrides) -> ConfigWorkflow:
     """Return one of the bundle's workflows, not yet initialized."""
-    files = [str(CONFIGS / f"{part}.json") for part in WORKFLOWS[name]]
+    files = [str(config(part)) for part in WORKFLOWS[name]]
     return ConfigWorkflow(files, workflow_type=kind, logging_file=False, bundle_root=str(BUNDLE), **overrides)
 
 
@@ -143,7 +149,7 @@ def test_workflows_have_the_properties_that_consumers_read(name, kind, cohort, t
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_expressions_are_short_and_refer_to_ids_that_exist(name):
     parser = ConfigParser()
-    parser.read_config([str(CONFIGS / f"{part}.json") for part in WORKFLOWS[name]])
+    parser.read_config([str(config(part)) for part in WORKFLOWS[name]])
     strings = ids(parser.get())
     assert len(strings) > 30
     for where, text in strings:
@@ -291,6 +297,28 @@ def test_inference_labels_every_case_in_its_own_geometry(trained, cohort, tmp_pa
         assert saved.shape == shape and saved.get_data_dtype() == np.uint8
         assert np.allclose(saved.affine, image.affine, rtol=0, atol=1e-6)
         assert set(np.unique(saved.dataobj)) <= set(range(6))
+
+
+@pytest.mark.slow
+def test_blocks_train_evaluate_and_label(cohort, tmp_path):
+    settings = TINY | {
+        "patch_depth": 16,
+        "window_size": [32, 32, 16],
+        "patches_per_case": 2,
+        "spacing_mm": [1.6, 1.6, 2],
+    }
+    places = {"dataset_dir": str(cohort), "model_dir": str(tmp_path), "output_dir": str(tmp_path / "eval")}
+    run(["run", "training"], ["train", "volume"], tmp_path, **places, **settings)
+    rows = read_rows(tmp_path / "eval/val_mean_dice_raw.csv")
+    run(["run", "evaluating"], ["train", "volume", "evaluate"], tmp_path, **places, **settings)
+    assert read_rows(tmp_path / "eval/val_mean_dice_raw.csv").keys() == rows.keys()
+    weights = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert any(value.ndim == 5 for value in weights.values())
+    settings = {key: settings[key] for key in ("device", "window_size", "network_channels", "find_lung", "spacing_mm")}
+    places |= {"dataset_dir": str(cohort / "images")}
+    run(["run", "inferring"], ["inference", "volume"], tmp_path, **places, **settings)
+    for number, (shape, _, _) in enumerate(CASES):
+        assert nib.load(tmp_path / f"eval/case{number}_tissues.nii.gz").shape == shape
 
 
 @pytest.mark.slow
