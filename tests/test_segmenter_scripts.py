@@ -1,7 +1,9 @@
 """What the segmenter's scripts do on masks whose overlap, surfaces and volumes are known, and without labels."""
 
 import csv
-import importlib.util
+import importlib
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,10 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "bundles/lung_tissue_seg/scripts
 
 def load(name):
     """Return a script of the segmenter's, whose package has the name of the synthesizer's."""
-    spec = importlib.util.spec_from_file_location(f"segmenter_{name}", SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    package = types.ModuleType("segmenter_scripts")  # so that they find each other
+    package.__path__ = [str(SCRIPTS)]
+    sys.modules[package.__name__] = package
+    return importlib.import_module(f"segmenter_scripts.{name}")
 
 
 scores, unlabelled = load("scores"), load("unlabelled")
@@ -148,6 +150,9 @@ def test_files_and_engine_hold_the_scores(tmp_path):
     ]  # fmt: skip
     fibrosis = next(row for row in tables["scores_summary"] if row["tissue"] == "fibrosis")
     assert fibrosis["cases"] == "2" and float(fibrosis["dice_low"]) <= 0.875 <= float(fibrosis["dice_high"])
+    page = (tmp_path / "out/report.md").read_text()
+    assert "| fibrosis | 2 | 0 | 0 | 0.875 (0.750, 1.000) |" in page and "| emphysema | 0 | 0 | 0 |  |" in page
+    assert (tmp_path / "out/report.png").read_bytes().startswith(b"\x89PNG") and not list(tmp_path.glob("out/.*"))
     true = {row.pop("true"): {name: int(count) for name, count in row.items()} for row in tables["confusion"]}
     assert true["fibrosis"] == {"background": 0, "healthy": 24, "fibrosis": 4 * 24 + 3 * 24, "emphysema": 0}
     assert sum(map(sum, (row.values() for row in true.values()))) == 2 * 24 * 24 * 4

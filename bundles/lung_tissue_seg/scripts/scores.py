@@ -15,6 +15,8 @@ from monai.data import MetaTensor
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from scipy.stats import bootstrap
 
+from .report import write_report
+
 RESAMPLES = 2000
 MEASURES = ("dice", "surface_dice", "hd95_mm", "percent_error")
 
@@ -33,7 +35,8 @@ class TissueScores(Metric):
 
     ``scores_summary.csv`` has per tissue the mean over the cases whose label holds it (of ``percent_error`` the mean
     size over all cases) with the 95 % interval of a bootstrap over cases, and how many cases missed it or added it.
-    ``confusion.csv`` counts voxels of all cases, a row per true label, a column per answer.
+    ``confusion.csv`` counts voxels of all cases, a row per true label, a column per answer. ``report.md`` and
+    ``report.png`` show all of it.
 
     The means go into the engine's metrics as ``<name>_<measure>_<tissue>``.
 
@@ -156,6 +159,8 @@ class TissueScores(Metric):
             write_csv(folder / "scores.csv", rows)
             write_csv(folder / "scores_summary.csv", [{"tissue": tissue} | row for tissue, row in summary.items()])
             write_csv(folder / "confusion.csv", table)
+            at = list(self.names)
+            write_report(folder, rows, summary, confusion[np.ix_(at, at)], list(self.names.values()))
 
 
 def case_name(label: torch.Tensor, otherwise: str) -> str:
