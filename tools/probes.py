@@ -221,8 +221,10 @@ def plan(survey: list[dict], hosts: dict[str, list[Host]], hu_window) -> tuple[l
             scene = scenes[place]
             name = "_".join(filter(None, (condition, tissue)))
             for number, level in enumerate(levels):
-                if condition in (TOLD, MAP):  # the painting of a map is set beside the same patient's real lung
-                    told = truth_of(scene)
+                if condition == TOLD:
+                    told = attributes_of(scene) | densities_of(scene)
+                elif condition == MAP:  # set beside the same patient's real lung; told what `augment` tells
+                    told = attributes_of(scene)
                 else:
                     told = {} if level is None else {name if tissue else condition: level}
                 number = host.window.start if condition == MAP else number
@@ -257,13 +259,15 @@ def requests(survey: list[dict]) -> tuple[list[tuple[str, str, str, list]], dict
     return [*asked, *((kind, "", TOLD if kind == MAP else kind, [None]) for kind in (UNKNOWN, TOLD, MAP))], skipped
 
 
-def truth_of(scene: Scene) -> dict[str, object]:
-    """Return all conditions of a scene as they are: the patient's attributes, and the mean HU of each tissue."""
-    told = {key: scene.host.item[key] for key in ("severity", "age", "history") if scene.host.item.get(key) is not None}
-    for tissue, value in tissue_labels().items():
-        if value and (scene.truth == value).any():
-            told[f"density_{tissue}"] = round(float(scene.hu[scene.truth == value].mean()), 1)
-    return told
+def attributes_of(scene: Scene) -> dict[str, object]:
+    """Return what is known of a scene's patient."""
+    return {key: scene.host.item[key] for key in ("severity", "age", "history") if scene.host.item.get(key) is not None}
+
+
+def densities_of(scene: Scene) -> dict[str, float]:
+    """Return the mean HU of each tissue of a scene as they are, under the names of conditions."""
+    labels = {name: value for name, value in tissue_labels().items() if value and (scene.truth == value).any()}
+    return {f"density_{name}": round(float(scene.hu[scene.truth == v].mean()), 1) for name, v in labels.items()}
 
 
 def lay_out(probes: list[Probe], work: Path) -> None:
