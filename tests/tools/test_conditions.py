@@ -130,7 +130,7 @@ def test_obedient_synthesizer_is_found_obedient_in_every_condition(cohort, stand
     out = capsys.readouterr().out
     assert out.startswith("42 paintings of 2 slices at most")  # 7 conditions at 5 levels, 4 histories, 3
     faithful = read_json(tmp_path / "out/summary.json")["map"]
-    assert faithful["healthy"]["real"] > 0.7 and faithful["healthy"]["painted"] > 0.7
+    assert faithful["healthy"]["real"] > 0.7 and faithful["healthy"]["painted"] > 0.5
     with open(tmp_path / "out/work/conditions.csv", newline="") as stream:
         rows = {row["case"].split("-")[0]: row for row in csv.DictReader(stream)}
     assert rows["map"]["age"] and not rows["map"]["density_healthy"]  # as `augment` tells it
