@@ -23,10 +23,11 @@ from tools.nifti import (
     spacing_mm,
 )
 from tools.patients import read_patients
-from tools.scheme import tissue_labels
+from tools.scheme import tissue_labels, unlabelled_value
 
 PROBLEMS_SHOWN = 20
 HEALTHY_MEDIAN_AT_MOST_HU = -500
+UNLABELLED = "unlabelled"
 
 
 def dataset(
@@ -49,7 +50,9 @@ def dataset(
         labels: folder of tissue maps of the same names, shapes and affines.
         output: folder to create.
         label_map: for maps of another label scheme: a JSON file {"foreign value": "tissue name", ...}, or the same on
-            the command line, "{1: ground_glass, 3: consolidation}". 0 is background unless it says otherwise.
+            the command line, "{1: ground_glass, 3: consolidation}". 0 is background unless it says otherwise. The
+            name unlabelled is for voxels of which nothing is known, as {0: unlabelled} where only infections were
+            drawn: from such maps the segmenter's bundle can learn, while augment and compare need whole ones.
         patients: CSV file with the columns case (file name without .nii.gz) and patient, and optionally age (years),
             severity (a number), history (text) and fold (given folds are used instead of drawn ones, and ``folds``
             is ignored); other columns are not used. Without it every file counts as a patient of its own.
@@ -61,7 +64,8 @@ def dataset(
     """
     output = check_new_directory(output)
     scheme = tissue_labels()
-    foreign = None if label_map is None else read_label_map(label_map, scheme)
+    named_values = scheme | {UNLABELLED: unlabelled_value()}
+    foreign = None if label_map is None else read_label_map(label_map, named_values)
     if not isinstance(folds, int) or folds < 2:
         raise InputError(f"folds is {folds}, but cross-validation needs at least 2")
     if not isinstance(seed, int) or seed < 0:
@@ -76,9 +80,10 @@ def dataset(
 
     statistics = TissueStatistics(scheme)
     owners: dict[str, str] = {}  # hash of the voxels to case
+    partly: list[str] = []
     with new_directory(output) as partial:
         for case, (image_path, label_path) in tqdm(pairs.items(), desc="checking", unit="case"):
-            checked = check_case(image_path, label_path, scheme, foreign, problems)
+            checked = check_case(image_path, label_path, named_values if foreign else scheme, foreign, problems)
             if checked is None:
                 continue
             hu, tissue, file = checked
@@ -89,7 +94,10 @@ def dataset(
                     f"{image_path} has the same voxels as {pairs[twin][0].name}, but belongs to patient {both[0]} "
                     f"instead of {both[1]}; name one patient, or remove one file"
                 )
-            statistics.add(case, hu, tissue, spacing_mm(file))
+            unknown = tissue == unlabelled_value()
+            if unknown.any():
+                partly.append(case)
+            statistics.add(case, hu, np.where(unknown, 0, tissue), spacing_mm(file))
             if foreign is not None:
                 save_nifti(tissue.astype(np.uint8), file, partial / "labels" / f"{case}.nii.gz")
         refuse(problems)
@@ -105,6 +113,11 @@ def dataset(
         else:
             fold_of = assign_folds(tissues, folds, seed, sizes)
         warnings += content_warnings(statistics, tissues) + scarce_tissues(tissues, fold_of, folds)
+        if partly:
+            warnings.append(
+                f"voxels are unlabelled in {named(partly)}; only the segmenter's bundle can learn from them, "
+                "augment and compare cannot"
+            )
 
         training = []
         for case, item in items.items():

@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 
 from tools.files import InputError, atomic_file
+from tools.scheme import unlabelled_value
 
 # A CT in HU holds air: its darkest voxel lies near -1000. Pictures (0..255) and normalised images (0..1, -1..1) do not.
 AIR_HU_AT_MOST = -500
@@ -126,6 +127,8 @@ def load_labels(
         held = f"label{'s' * (len(unnamed) > 1)} {', '.join(map(str, unnamed[:10]))}{', ...' * (len(unnamed) > 10)}"
         if foreign is None:
             named = f"labels name only {', '.join(f'{name}={value}' for value, name in names.items())}"
+            if unnamed == [unlabelled_value()]:
+                named += "; that one says unlabelled, from which only the segmenter's bundle can learn"
         else:
             named = f"label_map names only {', '.join(f'{value}={name}' for value, name in names.items())}"
         raise InputError(f"{path} holds {held}, but {named}")

@@ -11,6 +11,11 @@ def tissue_labels() -> dict[str, int]:
     return json.loads((BUNDLES / "lung_tissue_seg/configs/train.json").read_text())["labels"]
 
 
+def unlabelled_value() -> int:
+    """Return the value of voxels that nobody labelled, ``ignore`` in the segmenter's train.json."""
+    return json.loads((BUNDLES / "lung_tissue_seg/configs/train.json").read_text())["ignore"]
+
+
 def pathological_tissues() -> list[str]:
     """Return the names of the tissues that are neither background nor healthy, in the order of their values."""
     return [name for name in tissue_labels() if name not in ("background", "healthy")]

@@ -14,7 +14,7 @@ from tools.data_card import QUANTILES, TissueStatistics
 from tools.dataset import dataset
 from tools.files import InputError, new_directory
 from tools.folds import assign_folds, scarce_tissues
-from tools.nifti import relative
+from tools.nifti import load_labels, relative
 from tools.scheme import tissue_labels
 
 LABELS = tissue_labels()
@@ -499,6 +499,19 @@ def test_missing_csv_file_and_missing_label_map_are_refused(data):
 )
 def test_wrong_label_map_is_refused(data, mapping, told):
     assert told in data.refusal(label_map=mapping)
+
+
+def test_unlabelled_voxels_are_kept_apart_and_said(data, capsys):
+    names = {0: "unlabelled"} | {value: name for name, value in LABELS.items() if value}
+    items = data.run(label_map=names)["training"]
+    mapped = np.asarray(nib.load(data.output / items[0]["label"]).dataobj)
+    original = np.asarray(nib.load(data.label(0)).dataobj)
+    np.testing.assert_array_equal(mapped, np.where(original == 0, 255, original))
+    assert "voxels are unlabelled in case0, case1" in capsys.readouterr().err
+    card = json.loads((data.output / "data_card.json").read_text())
+    assert card["tissues"]["healthy"]["voxels"] == 6 * np.count_nonzero(original == LABELS["healthy"])
+    with pytest.raises(InputError, match="unlabelled, from which only the segmenter's bundle can learn"):
+        load_labels(data.output / items[0]["label"], LABELS)
 
 
 def test_value_that_the_label_map_does_not_name_is_refused(data):
