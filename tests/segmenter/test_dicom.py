@@ -1,10 +1,8 @@
 """A folder of DICOM slices is labelled as the NIfTI file of the same CT; a series that is not whole is refused."""
 
-import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -16,10 +14,9 @@ from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-BUNDLE = Path(__file__).resolve().parents[1] / "bundles/lung_tissue_seg"
-spec = importlib.util.spec_from_file_location("segmenter_cases", BUNDLE / "scripts/cases.py")
-cases = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(cases)
+from tests.segmenter.bundle import BUNDLE, load
+
+cases = load("cases")
 TURN = 0.15  # rad about the patient's axis
 SPACING_MM = (0.8, 0.9, 2.5)  # columns, rows, slices
 

@@ -1,8 +1,6 @@
 """The segmenter looks for the lungs first, labels nothing else, and never holds more than a few slices of classes."""
 
-import importlib.util
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +8,9 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import SliceInferer
 
-SCRIPT = Path(__file__).resolve().parents[1] / "bundles/lung_tissue_seg/scripts/lungs.py"
-spec = importlib.util.spec_from_file_location("segmenter_lungs", SCRIPT)
-lungs = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(lungs)
+from tests.segmenter.bundle import load
+
+lungs = load("lungs")
 VOXEL_MM = (2.0, 2.0, 5.0)
 
 

@@ -1,10 +1,7 @@
 """What the segmenter's scripts do on masks whose overlap, surfaces and volumes are known, and without labels."""
 
 import csv
-import importlib
-import sys
-import types
-from pathlib import Path
+import doctest
 
 import numpy as np
 import pytest
@@ -14,18 +11,9 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.losses import DiceCELoss
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "bundles/lung_tissue_seg/scripts"
+from tests.segmenter.bundle import BUNDLE, load
 
-
-def load(name):
-    """Return a script of the segmenter's, whose package has the name of the synthesizer's."""
-    package = types.ModuleType("segmenter_scripts")  # so that they find each other
-    package.__path__ = [str(SCRIPTS)]
-    sys.modules[package.__name__] = package
-    return importlib.import_module(f"segmenter_scripts.{name}")
-
-
-scores, unlabelled = load("scores"), load("unlabelled")
+sampling, scores, unlabelled = load("sampling"), load("scores"), load("unlabelled")
 LABELS = {"background": 0, "healthy": 1, "fibrosis": 3, "emphysema": 4}
 VOXEL_MM = (2.0, 1.0, 5.0)
 
@@ -91,7 +79,7 @@ def test_voxels_that_nobody_labelled_count_nowhere():
     label, answer = volume(fibrosis=(5, 9)), volume(fibrosis=(5, 15))
     label[:, 9:15] = 255
     parser = ConfigParser()
-    parser.read_config(str(SCRIPTS.parent / "configs/train.json"))
+    parser.read_config(str(BUNDLE / "configs/train.json"))
     *_, hide = parser["validate::postprocessing::transforms"]
     hide = ConfigParser({"hide": hide, "ignore": 255, "imports": parser["imports"]}).get_parsed_content("hide")
     sample = hide({"pred": answer, "label": with_file(label, "case0"), "image": answer})
@@ -178,5 +166,30 @@ def test_unusable_settings_and_maps_are_refused():
 
 def test_both_bundles_hold_the_same_training_state():
     """Each bundle is shipped alone, so what both need is in both; it is tested in tests/synthesis/test_training.py."""
-    other = SCRIPTS.parents[1] / "difflung_synthesis/scripts/training.py"
-    assert (SCRIPTS / "training.py").read_bytes() == other.read_bytes()
+    other = BUNDLE.parent / "difflung_synthesis/scripts/training.py"
+    assert (BUNDLE / "scripts/training.py").read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (BUNDLE / "scripts").glob("[a-z]*.py")))
+def test_examples_in_the_scripts_are_true(name):
+    script = load(name)
+    assert doctest.testmod(script, extraglobs={"np": np, "torch": torch}).failed == 0
+
+
+def test_extra_cases_are_drawn_in_the_ratio_asked_for():
+    cases = [{"fold": 1}] * 4 + [{"fold": -1}] * 12
+    drawn = list(sampling.case_sampler(cases, 6000, extra_ratio=0.5))
+    assert np.mean([number >= 4 for number in drawn]) == pytest.approx(1 / 3, abs=0.03)
+    assert max(sampling.case_sampler(cases, 100, extra_ratio=0)) < 4
+    assert sorted(sampling.case_sampler(cases, 32)) == sorted([*range(16)] * 2), "by default it goes round all cases"
+
+
+@pytest.mark.parametrize("ratio", [-1, "0.5", True, float("nan")])
+def test_a_ratio_that_is_none_is_refused(ratio):
+    with pytest.raises(ValueError, match="extra_ratio must be None or a number"):
+        sampling.case_sampler([{"fold": 0}, {"fold": -1}], 4, ratio)
+
+
+def test_a_ratio_without_extra_cases_is_refused():
+    with pytest.raises(ValueError, match="extra_ratio is 0.5, but 0 cases are in fold -1 and 2 in others"):
+        sampling.case_sampler([{"fold": 0}, {"fold": 1}], 4, 0.5)

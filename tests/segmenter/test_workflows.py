@@ -1,130 +1,24 @@
-"""The segmenter bundle: its configs, its geometry and its workflows, run as a user runs them."""
+"""The segmenter bundle run as a user runs it: training, evaluation, inference, exports."""
 
 import csv
 import json
 import math
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
-from monai.bundle.scripts import verify_metadata, verify_net_in_out
+from monai.bundle import ConfigParser
 
-BUNDLE = Path(__file__).resolve().parents[1] / "bundles/lung_tissue_seg"
-CONFIGS = BUNDLE / "configs"
-SCHEMA = Path(__file__).resolve().parents[2] / "shared/meta_schema_20240725.json"
-WORKFLOWS = {
-    "train": ["train"],
-    "evaluate": ["train", "evaluate"],
-    "inference": ["inference"],
-    "torchscript": ["inference", "inference_torchscript"],
-    "onnx": ["inference", "inference_onnx"],
-    "tensorrt": ["inference", "inference_trt"],
-    "volume": ["train", "volume"],
-    "multi_gpu_train": ["train", "multi_gpu_train"],
-    "multi_gpu_evaluate": ["train", "evaluate", "multi_gpu_evaluate"],
-}
-TINY = {
-    **{"device": "cpu", "patch_size": 32, "window_size": [32, 32], "network_channels": [4, 4, 4, 4, 4]},
-    **{"find_lung": False},
-    **{"batch_size": 4, "max_epochs": 1, "epoch_length": 2, "val_interval": 1},
-}
-# Shape, voxel size in mm and order of the axes; odd sizes, one single slice, every axis somewhere flipped.
-CASES = [((43, 37, 7), (1.3, 1.1, 3.0), (0, 1, 2)), ((31, 45, 1), (1.7, 1.7, 5.0), (1, 0, 2)),
-         ((9, 40, 35), (4.0, 1.2, 1.4), (2, 0, 1)), ((40, 40, 6), (2.0, 2.0, 4.0), (0, 1, 2))]  # fmt: skip
-HU = [-1000, -850, -600, -300, -950, 50]
-
-
-def write_cohort(folder: Path) -> list[Path]:
-    """Write four tiny labelled CTs with oblique affines; only the last has consolidation, and it is never validated."""
-    folder.mkdir(parents=True)
-    items, images = [], []
-    for number, (shape, spacing_mm, axes) in enumerate(CASES):
-        rng = np.random.default_rng(number)
-        blocks = rng.integers(0, 5, [-(-size // 6) for size in shape])
-        label = np.kron(blocks, np.ones((6, 6, 6), int))[: shape[0], : shape[1], : shape[2]].astype(np.uint8)
-        if number == 3:
-            label[:6, :6, :3] = 5
-        hu = np.asarray(HU)[label] + rng.normal(0, 20, shape)
-        a, b = 0.3 * number + 0.1, 0.2
-        rotation = np.array([[math.cos(a), -math.sin(a), 0], [math.sin(a), math.cos(a), 0], [0, 0, 1]])
-        rotation = rotation @ np.array([[1, 0, 0], [0, math.cos(b), -math.sin(b)], [0, math.sin(b), math.cos(b)]])
-        affine = np.eye(4)
-        affine[:3, :3] = rotation[:, list(axes)] @ np.diag(np.array(spacing_mm) * [-1, -1, 1])
-        affine[:3, 3] = [10, -20.5, 300.25]
-        images.append(folder / "images" / f"case{number}.nii.gz")
-        mask = folder / "labels" / f"case{number}.nii.gz"
-        for path, data in ((images[-1], hu.astype(np.int16)), (mask, label)):
-            path.parent.mkdir(exist_ok=True)
-            nib.save(nib.Nifti1Image(data, affine), path)
-        item = {"image": f"images/case{number}.nii.gz", "label": f"labels/case{number}.nii.gz", "patient": f"p{number}"}
-        extra = {"age": None, "history": "smoker"} if number % 2 else {"synthetic": True}
-        items.append(item | extra | {"fold": [0, 0, 1, -1][number]})
-    (folder / "datalist.json").write_text(json.dumps({"labels": {}, "training": items}))
-    return images
-
-
-def config(name: str) -> Path:
-    """Return a config file; variants are YAML."""
-    return next(CONFIGS.glob(f"{name}.*"))
-
-
-def run(command: list[str], names: list[str], cwd: Path, launcher: tuple = (), check: bool = True, **overrides):
-    """Run the bundle in a process of its own, from another folder."""
-    files = [str(config(name)) for name in names]
-    line = [sys.executable, *launcher, "-m", "monai.bundle", *command, "--bundle_root", str(BUNDLE)]
-    line += ["--config_file", files[0] if len(files) == 1 else str(files)]
-    for key, value in overrides.items():
-        line += [f"--{key}", str(value)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(line, cwd=cwd, capture_output=True, text=True, env=environment)
-    assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done
-
-
-def workflow(name: str, kind: str, **overrides) -> ConfigWorkflow:
-    """Return one of the bundle's workflows, not yet initialized."""
-    files = [str(config(part)) for part in WORKFLOWS[name]]
-    return ConfigWorkflow(files, workflow_type=kind, logging_file=False, bundle_root=str(BUNDLE), **overrides)
-
-
-def read_rows(path: Path) -> dict[str, list[float]]:
-    """Return file name to Dice per tissue."""
-    with open(path, newline="") as file:
-        return {Path(row[0]).name: [float(value) for value in row[1:]] for row in list(csv.reader(file))[1:]}
-
-
-def ids(config, prefix: str = "") -> list[tuple[str, str]]:
-    """Return every string of a config with its id."""
-    if isinstance(config, str):
-        return [(prefix, config)]
-    entries = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
-    return [pair for key, value in entries for pair in ids(value, f"{prefix}::{key}" if prefix else str(key))]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def scripts_of_this_bundle():
-    """Both bundles call their package ``scripts``; a process holds one, and other tests want the synthesizer's."""
-    others = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "scripts"}
-    sys.path.insert(0, str(BUNDLE))
-    yield
-    sys.path.remove(str(BUNDLE))
-    for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
-        del sys.modules[name]
-    sys.modules.update(others)
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("segmenter") / "cohort"
-    write_cohort(folder)
-    return folder
+from tests.segmenter.bundle import (
+    CASES,
+    CONFIGS,
+    TINY,
+    WORKFLOWS,
+    read_rows,
+    run,
+)
 
 
 @pytest.fixture(scope="module")
@@ -134,143 +28,6 @@ def trained(cohort) -> Path:
     command = ["run", "training"]
     run(command, ["train"], cohort, dataset_dir=str(cohort), model_dir=str(output), output_dir=str(output), **TINY)
     return output
-
-
-@pytest.mark.parametrize(("name", "kind"), [("train", "train"), ("evaluate", "train"), ("inference", "infer")])
-def test_workflows_have_the_properties_that_consumers_read(name, kind, cohort, tmp_path):
-    """Checking a property builds it, so it needs a data set."""
-    settings = {key: TINY[key] for key in ("device", "network_channels")} | {"output_dir": str(tmp_path)}
-    folder = cohort / "images" if kind == "infer" else cohort
-    flow = workflow(name, kind, dataset_dir=str(folder), **settings)
-    flow.initialize()
-    assert flow.check_properties() == []
-
-
-@pytest.mark.parametrize("name", WORKFLOWS)
-def test_expressions_are_short_and_refer_to_ids_that_exist(name):
-    parser = ConfigParser()
-    parser.read_config([str(config(part)) for part in WORKFLOWS[name]])
-    strings = ids(parser.get())
-    assert len(strings) > 30
-    for where, text in strings:
-        assert "lambda" not in text, where
-        assert not text.startswith("$") or len(text) <= 80, f"{where} is longer than 80 characters: {text}"
-        assert not re.fullmatch(r"[-+0-9.eE]*[0-9][-+0-9.eE]*|None|true|false", text), f"{where} is text: {text!r}"
-        if text.startswith(("$", "@", "%")):
-            for reference in re.findall(r"[@%](\w+(?:::\w+)*)", text):
-                parser[reference]  # raises KeyError
-
-
-def test_ids_that_the_tools_override_exist():
-    parser = ConfigParser()
-    parser.read_config(str(CONFIGS / "train.json"))
-    assert parser["labels"]["consolidation"] == 5
-    for key in (
-        *("bundle_root", "dataset_dir", "datalist", "fold", "seed", "device", "model_dir", "output_dir", "labels"),
-        *("hu_window", "spacing_mm", "patch_size", "batch_size", "max_epochs", "epoch_length", "learning_rate"),
-        *("val_interval", "num_workers", "network_channels"),
-    ):
-        assert key in parser, key
-
-
-def test_train_inference_and_metadata_share_their_values():
-    train, inference = (json.loads((CONFIGS / f"{name}.json").read_text()) for name in ("train", "inference"))
-    for key in ("labels", "hu_window", "spacing_mm", "window_size", "find_lung", "network_channels", "network_def"):
-        assert train[key] == inference[key], key
-    channels = json.loads((CONFIGS / "metadata.json").read_text())["network_data_format"]["outputs"]["pred"]
-    assert {name: int(value) for value, name in channels["channel_def"].items()} == train["labels"]
-    assert channels["num_channels"] == len(train["labels"])
-
-
-def test_metadata_is_valid(tmp_path):
-    if not SCHEMA.is_file():
-        pytest.skip(f"{SCHEMA} is not there; the product does not depend on it")
-    copy = tmp_path / "schema.json"
-    copy.write_bytes(SCHEMA.read_bytes())
-    verify_metadata(meta_file=str(CONFIGS / "metadata.json"), filepath=str(copy))
-
-
-def test_network_takes_and_gives_what_metadata_says():
-    files = {"config_file": str(CONFIGS / "inference.json"), "meta_file": str(CONFIGS / "metadata.json")}
-    verify_net_in_out("network_def", device="cpu", n=2, **files)
-
-
-def test_one_ct_becomes_the_same_tensor_in_training_validation_and_inference(cohort):
-    """The spacing, the orientation and the HU window must agree; training may pad, which a small patch avoids."""
-    parsers = {name: ConfigParser() for name in ("train", "inference")}
-    for name, parser in parsers.items():
-        parser.read_config(str(CONFIGS / f"{name}.json"))
-        parser.update({"spacing_mm": [1.6, 1.6, -1], "device": "cpu"})
-    parsers["train"]["patch_size"] = 1
-    parsers["train"]["fixed"] = {"_target_": "Compose", "transforms": "@train::fixed_transforms"}
-    for number in range(len(CASES)):
-        names = {"image": "images", "label": "labels"}
-        case = {key: str(cohort / folder / f"case{number}.nii.gz") for key, folder in names.items()} | {"age": None}
-        training = parsers["train"].get_parsed_content("fixed")(case)
-        validation = parsers["train"].get_parsed_content("validate::preprocessing")(case)
-        inference = parsers["inference"].get_parsed_content("preprocessing")({"image": case["image"]})
-        assert 0 <= inference["image"].min() < inference["image"].max() <= 1
-        for other in (training, validation):
-            assert torch.equal(other["image"].as_tensor(), inference["image"].as_tensor())
-        assert training["label"].shape == training["image"].shape
-        assert np.array_equal(validation["label"][0], nib.load(case["label"]).dataobj)
-
-
-def test_image_path_of_monai_label_passes_the_spacing(cohort):
-    parser = ConfigParser()
-    parser.read_config(str(CONFIGS / "inference.json"))
-    path = str(cohort / "images/case0.nii.gz")
-    sample = parser.get_parsed_content("preprocessing")({"image": path, "image_path": path})
-    assert sample["image_path"] == path
-
-
-def test_labels_return_exactly_to_the_geometry_of_the_input(cohort, tmp_path):
-    """Known labels stand in for a prediction at the input's own voxel size: each voxel must come back."""
-    for number in range(len(CASES)):
-        parser = ConfigParser()
-        parser.read_config(str(CONFIGS / "inference.json"))
-        image, label = (nib.load(cohort / folder / f"case{number}.nii.gz") for folder in ("images", "labels"))
-        parser.update({"output_dir": str(tmp_path), "spacing_mm": [-1, -1, -1]})
-        sample = parser.get_parsed_content("preprocessing")({"image": image.get_filename()})
-        oriented = parser.get_parsed_content("preprocessing")({"image": label.get_filename()})
-        scaled = oriented["image"].as_tensor() * 1324 - 1024  # back from the HU window
-        sample["pred"] = scaled.round().byte()
-        parser.get_parsed_content("postprocessing")(sample)
-        saved = nib.load(tmp_path / f"case{number}_tissues.nii.gz")
-        assert saved.shape == image.shape
-        assert np.allclose(saved.affine, image.affine, rtol=0, atol=1e-6)
-        assert np.array_equal(saved.dataobj, label.dataobj)
-
-
-def test_training_tensors_are_patches_without_metadata(cohort):
-    flow = workflow("train", "train", dataset_dir=str(cohort), fold=1, **TINY)
-    flow.initialize()
-    loader = flow.parser.get_parsed_content("train::dataloader")
-    cached = [{key: case[key].clone() for key in ("image", "label")} for case in loader.dataset._cache]
-    batches = list(loader)
-    for case, before in zip(loader.dataset._cache, cached):  # which the crops read without copying it
-        assert all(torch.equal(case[key], before[key]) for key in before)
-        assert len(case["image"].applied_operations) == len(before["image"].applied_operations)
-        assert "label_cls_indices" in case
-    assert len(batches) == TINY["epoch_length"]  # steps do not depend on the number of cases
-    for batch in batches:
-        assert set(batch) == {"image", "label"}
-        assert batch["image"].shape == batch["label"].shape == (4, 1, 32, 32)
-        assert type(batch["image"]) is torch.Tensor
-    assert [Path(case["image"]).name for case in flow.val_dataset_data] == ["case2.nii.gz"]
-    assert len(flow.train_dataset_data) == 3
-
-
-@pytest.mark.parametrize(("part", "text"), [("train", "every case is in the fold"), ("validate", "no case is")])
-def test_an_empty_part_of_the_datalist_is_refused(cohort, tmp_path, part, text):
-    content = json.loads((cohort / "datalist.json").read_text())
-    for item in content["training"]:
-        item["fold"] = 3 if part == "train" else -1
-    (tmp_path / "datalist.json").write_text(json.dumps(content))
-    flow = workflow("train", "train", dataset_dir=str(tmp_path), fold=3, **TINY)
-    flow.initialize()
-    with pytest.raises(SystemExit, match=text):
-        flow.parser.get_parsed_content(f"{part}::dataset")
 
 
 @pytest.mark.slow

@@ -155,7 +155,7 @@ class LungInferer(Inferer):
             if answer is None:
                 answer = self._background(volume, found.shape[1])
             place = (slice(None), slice(None), *box[:2], slice(box[2].start + part.start, box[2].start + part.stop))
-            answer[place] = found if self.probabilities else found.argmax(1, keepdim=True).to(torch.uint8)
+            answer[place] = found if self.probabilities else found.max(1, keepdim=True).indices  # argmax is slower
         if answer is None:  # nothing to look at: as many classes as the network has
             classes = network(volume.new_zeros(1, 1, *self.roi_size), *args, **kwargs).shape[1]
             answer = self._background(volume, classes)
