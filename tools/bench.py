@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from tools import segmenting
+from tools import accuracy, segmenting
 from tools.bundle import read_bundle, run_measured
+from tools.compare import listed
 from tools.contenders import (
     BUNDLE,
     forward_pass,
@@ -39,7 +40,8 @@ THIN_CT_SIZE = (512, 512, 300)
 
 
 def bench(
-    part: str, /, output: Path, device: str | None = None, paint: bool = True, repeats: int = 7, ct: Path | None = None
+    part: str, /, output: Path, device: str | None = None, paint: bool = True, repeats: int = 7, ct: Path | None = None,
+    datalist: Path | None = None, nnunet: Path | None = None, steps: int = 600, folds: object = None, seed: int = 0,
 ) -> None:  # fmt: skip
     """Measure the speed of the synthesizer or of the segmenter beside that of a reference, on this machine.
 
@@ -52,6 +54,12 @@ def bench(
     ``segmentation``: the segmenter's inference labels a CT from file to file, with random weights, on which the time
     does not depend; then lungmask's R231 network (Hofmanninger et al. 2020; random weights too) answers the slices of
     the same CT, its own reading, resampling and writing left out. It needs lungmask (pip install lungmask==0.2.22).
+    With ``nnunet``, nnU-Net's predictor labels eight of its slices too.
+
+    ``segmentation`` with ``datalist``: accuracy instead of speed. Per fold the segmenter, MONAI's U-Net as it comes
+    and nnU-Net v2 (Isensee et al. 2021, 2D, planned for as many voxels a step as the segmenter sees) are trained for
+    the same number of steps, label the fold's patients, mirrored, and are compared by Dice per patient. The trainings
+    lie in a folder beside ``output``, named as it is; started again, it goes on.
 
     Args:
         part: what to measure, synthesis or segmentation.
@@ -60,6 +68,11 @@ def bench(
         paint: also paint 5 % of the lung of a drawn CT of 512 x 512 x 64 with the inference bundle; takes minutes.
         repeats: how often each network has its turn (synthesis).
         ct: the CT to segment; a drawn one of 512 x 512 x 300 if not given.
+        datalist: of ``dataset``, to compare accuracy.
+        nnunet: Python interpreter of an environment with nnunetv2 (pip install nnunetv2==2.8.1), apart from this one.
+        steps: optimizer steps of each training, a multiple of 25.
+        folds: held out one after another, as 0,1,2; all of the datalist by default.
+        seed: of each training.
 
     Raises:
         InputError: if the part, the device or the CT does not exist, the reference is not installed, or the file cannot
@@ -68,24 +81,32 @@ def bench(
     """
     if part not in PARTS:
         raise InputError(f"bench has no part {part!r}; there is {', '.join(PARTS)}")
-    if ct is not None and (part != "segmentation" or not Path(ct).is_file()):
-        raise InputError(f"ct is a NIfTI file for bench segmentation; {ct} cannot be used")
+    for name, value in (("ct", ct), ("datalist", datalist), ("nnunet", nnunet)):
+        if value is not None and part != "segmentation":
+            raise InputError(f"{name} is for bench segmentation, not for {part}")
+    if ct is not None and (datalist is not None or not Path(ct).is_file()):
+        raise InputError(f"ct is a NIfTI file whose labelling is timed; {ct} cannot be used")
+    if datalist is not None and nnunet is None:
+        raise InputError("datalist compares with nnU-Net; name the Python in which nnunetv2 is by --nnunet")
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise InputError(f"repeats must be an integer of at least 1, not {repeats}")
     chosen = choose_device(device)
     output = Path(output)
     check_writable(output.parent)
-    if part == "segmentation":
-        result = {"part": part, "machine": machine(chosen)} | segmenting.measure(chosen, ct, THIN_CT_SIZE)
+    result = {"part": part, "machine": machine(chosen)}
+    if datalist is not None:
+        given = (Path(datalist), output.with_suffix(""), Path(nnunet), listed(folds), steps, seed, chosen.type)
+        result |= accuracy.measure(*given)
+        print(accuracy.lines(result))
+    elif part == "segmentation":
+        result |= segmenting.measure(chosen, ct, THIN_CT_SIZE, nnunet)
         print(segmenting.lines(result))
-        write_json(output, result)
-        print(f"wrote {output}")
-        return
-    result = {"part": part, "machine": machine(chosen)} | measure_networks(chosen, PATCH, BATCH, repeats)
-    print(table(result), flush=True)
-    result["painted_ct"] = measure_painting(chosen, CT_SIZE, LUNG_SHARE) if paint else None
-    if paint:
-        print(painting_line(result["painted_ct"]))
+    else:
+        result |= measure_networks(chosen, PATCH, BATCH, repeats)
+        print(table(result), flush=True)
+        result["painted_ct"] = measure_painting(chosen, CT_SIZE, LUNG_SHARE) if paint else None
+        if paint:
+            print(painting_line(result["painted_ct"]))
     write_json(output, result)
     print(f"wrote {output}")
 

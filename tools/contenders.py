@@ -62,7 +62,7 @@ def plain_contender(shipped: Contender) -> Contender:
         given = torch.zeros(len(images), network.attribute_entries + 1, device=images.device)
         missing = network.unet.in_channels - images.shape[1]  # what the network makes of the noisy image and the prior
         images = torch.cat([images, images[:, :1].expand(-1, missing, *images.shape[2:])], dim=1)
-        return network.unet(images, times * 1000, class_labels=given)
+        return network.unet(images, times * 1000, class_labels=given)[:, : network.data_channels]  # less the log odds
 
     return Contender("same, plain float32", network, predict, torch.optim.AdamW(network.parameters()), shipped.images)
 

@@ -1,4 +1,4 @@
-"""How long the segmenter takes for a CT, from file to file, and lungmask's network for the slices of the same CT."""
+"""How long the segmenter takes for a CT from file to file, and lungmask's network and nnU-Net for its slices."""
 
 import tempfile
 import time
@@ -11,12 +11,16 @@ from skimage.transform import resize
 from torch import nn
 from tqdm import tqdm
 
+from tools import nnunet
 from tools.bundle import read_bundle, run_measured
-from tools.files import InputError
+from tools.contenders import count
+from tools.files import InputError, read_json
 from tools.nifti import load_ct, save_nifti
 from tools.phantom import DESCRIPTION, describe_patient, draw_patient
+from tools.scheme import tissue_labels
 
 BUNDLE = "lung_tissue_seg"
+NNUNET_SLICES = 8  # it takes about a minute for them
 PEER_PIXELS, PEER_BATCH, PEER_HU = 256, 20, (-1024, 600)  # as lungmask prepares slices
 
 
@@ -33,23 +37,27 @@ def peer_class() -> type[nn.Module]:
     return UNet
 
 
-def measure(device: torch.device, ct: Path | None, size: tuple[int, int, int]) -> dict:
+def measure(device: torch.device, ct: Path | None, size: tuple[int, int, int], python: Path | None) -> dict:
     """Label a CT with the segmenter's inference in a process of its own, then give its slices to lungmask's network.
 
     Args:
         device: where.
         ct: the CT; one is drawn if None.
         size: of the drawn one, voxels.
+        python: interpreter with nnunetv2; None leaves nnU-Net out.
 
     Returns:
         size, seconds and peak_memory_gb of the segmenter (start, reading and writing included), peer_seconds (forward
-        passes alone), peer_parameters, parameters, and ratio: peer_seconds over seconds.
+        passes alone), peer_parameters, parameters, and ratio: peer_seconds over seconds; nnunet_seconds_per_slice, or
+        None.
 
     Raises:
         InputError: if lungmask is not installed or the CT cannot be read.
         RunError: if the bundle fails.
     """
     unet = peer_class()
+    if python is not None:
+        nnunet.check(python)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = folder / "images/case.nii.gz"
@@ -60,7 +68,7 @@ def measure(device: torch.device, ct: Path | None, size: tuple[int, int, int]) -
         else:
             path = path.with_name(Path(ct).name)
             path.symlink_to(Path(ct).absolute())
-        hu, _ = load_ct(path)
+        hu, file = load_ct(path)
         parser = read_bundle(BUNDLE, "inference.json")
         network = parser.get_parsed_content("network_def")
         torch.save(network.state_dict(), folder / "model.pt")
@@ -69,8 +77,10 @@ def measure(device: torch.device, ct: Path | None, size: tuple[int, int, int]) -
         seconds, peak = run_measured(BUNDLE, overrides, folder / "inference.log")
     peer = unet(n_classes=3, padding=True, depth=5, up_mode="upsample", batch_norm=True, residual=False)  # as R231
     peer_seconds = forward(peer.eval().to(device), slices_of(hu), device)
+    per_slice = None if python is None else nnunet_seconds(python, hu, file.affine, device)
     return {
-        "size": list(hu.shape), "seconds": seconds, "peak_memory_gb": peak, "parameters": count(network),
+        "size": list(hu.shape), "nnunet_seconds_per_slice": per_slice,
+        "seconds": seconds, "peak_memory_gb": peak, "parameters": count(network),
         "peer_parameters": count(peer), "peer_seconds": peer_seconds, "ratio": peer_seconds / seconds,
     }  # fmt: skip
 
@@ -92,17 +102,51 @@ def forward(network: nn.Module, slices: torch.Tensor, device: torch.device) -> f
     return time.perf_counter() - start
 
 
-def count(network: nn.Module) -> int:
-    """Return the number of a network's parameters."""
-    return sum(parameter.numel() for parameter in network.parameters())
+def nnunet_seconds(python: Path, hu: np.ndarray, affine: np.ndarray, device: torch.device) -> float:
+    """Return the seconds that nnU-Net's predictor takes per slice, from array to array, with its plan for 512 x 512.
+
+    Its network and patch are what it plans for the CT itself; it mirrors, as it does by default.
+
+    Args:
+        python: interpreter of the environment in which nnunetv2 is installed.
+        hu: CT in HU; the middle slices are labelled.
+        affine: of the CT.
+        device: where.
+    """
+    start = max(0, (hu.shape[2] - NNUNET_SLICES) // 2)
+    part = hu[..., start : start + NNUNET_SLICES].astype(np.int16)
+    lung = (part < -500).astype(np.uint8)  # its planning wants labels
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        items = []
+        for number in range(2):
+            item = {
+                "image": folder / f"image{number}.nii.gz",
+                "label": folder / f"label{number}.nii.gz",
+                "fold": number,
+            }
+            nib.save(nib.Nifti1Image(part, affine), item["image"])
+            nib.save(nib.Nifti1Image(lung, affine), item["label"])
+            items.append(item)
+        nnunet.prepare(folder, python, {"labels": tissue_labels(), "training": items}, [0, 1], None)
+        np.save(folder / "slices.npy", part.transpose(2, 1, 0).astype(np.float32))
+        spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)[::-1].tolist()
+        job = {"task": "predict", "folder": name, "slices": str(folder / "slices.npy"), "spacing_mm": spacing_mm}
+        nnunet.run_job(python, folder / "predict", job | {"device": str(device)})
+        done = read_json(folder / "predict/done.json")
+    return done["seconds"] / done["slices"]
 
 
 def lines(result: dict) -> str:
     """Return what was measured in words."""
     size = " x ".join(map(str, result["size"]))
+    told = result["nnunet_seconds_per_slice"]
+    nnunet_line = ""
+    if told is not None:
+        nnunet_line = f"\nnnU-Net's predictor: {told:.1f} s a slice, {told * result['size'][2]:.0f} s computed for all"
     return (
         f"a CT of {size}: {result['seconds']:.0f} s from file to file and {result['peak_memory_gb']:.1f} GB "
         f"({result['parameters']:,d} parameters)\n"
         f"lungmask's R231 network ({result['peer_parameters']:,d} parameters), its slices alone: "
-        f"{result['peer_seconds']:.0f} s, {result['ratio']:.1f} times as long"
+        f"{result['peer_seconds']:.0f} s, {result['ratio']:.1f} times as long{nnunet_line}"
     )
