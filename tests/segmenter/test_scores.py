@@ -193,3 +193,12 @@ def test_a_ratio_that_is_none_is_refused(ratio):
 def test_a_ratio_without_extra_cases_is_refused():
     with pytest.raises(ValueError, match="extra_ratio is 0.5, but 0 cases are in fold -1 and 2 in others"):
         sampling.case_sampler([{"fold": 0}, {"fold": 1}], 4, 0.5)
+
+
+def test_a_value_without_a_name_is_refused_with_the_file():
+    check = unlabelled.KnownLabels({"background": 0, "healthy": 1})
+    known = with_file(torch.tensor([[[[0.0, 1.0, 255.0]]]]), "case7")
+    assert check(known) is known
+    for value, told in ((7.0, "7"), (0.5, "0.5")):
+        with pytest.raises(ValueError, match=f"case7.nii.gz holds {told}; labels name background=0, healthy=1, unla"):
+            check(with_file(torch.tensor([[[[0.0, value]]]]), "case7"))

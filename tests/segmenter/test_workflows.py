@@ -18,6 +18,7 @@ from tests.segmenter.bundle import (
     WORKFLOWS,
     read_rows,
     run,
+    write_cohort,
 )
 
 
@@ -130,6 +131,31 @@ def test_missing_weights_are_an_error(cohort, tmp_path, command, names):
     assert done.returncode != 0
     assert str(tmp_path / "nowhere/model.pt") in done.stderr
     assert not list(tmp_path.glob("*.nii.gz")) and not list(tmp_path.glob("*.csv"))
+
+
+@pytest.mark.slow
+def test_weights_of_another_label_scheme_are_an_error(trained, cohort, tmp_path):
+    settings = {key: TINY[key] for key in ("device", "window_size", "network_channels", "find_lung")}
+    folders = {"dataset_dir": str(cohort / "images"), "model_dir": str(trained), "output_dir": str(tmp_path)}
+    scheme = {"background": 0, "healthy": 1, "nodule": 2}
+    done = run(["run", "inferring"], ["inference"], tmp_path, check=False, **folders, **settings, labels=scheme)
+    assert done.returncode != 0 and "size mismatch" in done.stderr
+    assert not list(tmp_path.glob("*.nii.gz"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 2])  # a case that is validated, and one that is trained on
+def test_a_label_outside_the_scheme_is_an_error(tmp_path, number):
+    write_cohort(tmp_path / "cohort")
+    path = tmp_path / f"cohort/labels/case{number}.nii.gz"
+    label = nib.load(path)
+    values = np.asarray(label.dataobj).copy()
+    values[0, 0, 0] = 7
+    nib.save(nib.Nifti1Image(values, label.affine), path)
+    folders = {"dataset_dir": str(tmp_path / "cohort"), "model_dir": str(tmp_path), "output_dir": str(tmp_path)}
+    done = run(["run", "training"], ["train"], tmp_path, check=False, **folders, **TINY)
+    assert done.returncode != 0 and f"case{number}.nii.gz holds 7; labels name background=0" in done.stderr
+    assert not (tmp_path / "model.pt").exists()
 
 
 @pytest.mark.slow
