@@ -8,7 +8,8 @@ from monai.data import CacheDataset, DataLoader, Dataset, MetaTensor, get_track_
 from monai.engines import SupervisedTrainer
 from monai.handlers import LrScheduleHandler
 from monai.transforms import Compose, DeleteItemsd, RandFlipd, RandGaussianNoised, RandSpatialCropd, ToTensord
-from scripts.training import ClipGradients, TrainingState, Untracked
+from scripts.gradients import ClipGradients
+from scripts.training import TrainingState, Untracked
 
 
 class Killed(Exception):

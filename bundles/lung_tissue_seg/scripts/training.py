@@ -1,4 +1,4 @@
-"""What MONAI lacks for training: a state from which it goes on exactly, gradient clipping, patches without metadata."""
+"""What MONAI lacks for training: a state from which it goes on exactly, and patches without metadata."""
 
 import os
 import random
@@ -10,7 +10,6 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import get_track_meta, set_track_meta
 from monai.data.utils import set_rnd
-from monai.engines import IterationEvents
 from monai.transforms import Compose
 
 
@@ -94,28 +93,6 @@ class TrainingState:
             state = {name: part.state_dict() for name, part in self.parts.items()}
             save_atomically(state | {"epoch": engine.state.epoch, "seed": self.seed}, self.state)
             save_atomically(self.parts["average"].state_dict(), self.weights)
-
-
-class ClipGradients:
-    """Handler that scales the gradients down where their norm exceeds a limit.
-
-    Args:
-        network: whose gradients.
-        max_norm: the limit.
-    """
-
-    def __init__(self, network: torch.nn.Module, max_norm: float) -> None:
-        if not max_norm > 0:
-            raise ValueError(f"max_norm must be above 0, not {max_norm}")
-        self.network, self.max_norm = network, max_norm
-
-    def attach(self, engine: Engine) -> None:
-        """Clip after each backward pass."""
-        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Clip."""
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
 
 
 class Untracked(Compose):
