@@ -80,8 +80,9 @@ def predict(job: dict) -> dict:
     trainer.set_deep_supervision_enabled(False)
     trainer.network.eval()
     predictor = nnUNetPredictor(device=trainer.device, use_mirroring=True, allow_tqdm=False)
-    plans, plan, axes = trainer.plans_manager, trainer.configuration_manager, (0, 1)
-    predictor.manual_initialization(trainer.network, plans, plan, None, trainer.dataset_json, "nnUNetTrainer", axes)
+    plans, weights = trainer.plans_manager, [trainer.network.state_dict()]
+    described = (plans, trainer.configuration_manager, weights, trainer.dataset_json, "nnUNetTrainer", (0, 1))
+    predictor.manual_initialization(trainer.network, *described)
     slices = np.load(job["slices"])
     start = time.perf_counter()
     predictor.predict_single_npy_array(slices[None], {"spacing": job["spacing_mm"]})
