@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-COLORS = ("#8a8a8a", "#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#f0e442")  # as in the figures of tools/, colour-blind safe
+COLORS = ("#8a8a8a", "#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#f0e442")  # as in tools/
 COLUMNS = (("Dice", "dice", ".3f"), ("surface Dice", "surface_dice", ".3f"), ("95 % Hausdorff, mm", "hd95_mm", ".1f"),
            ("error of the extent, points of %", "percent_error", ".2f"))  # fmt: skip
 
