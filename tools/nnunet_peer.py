@@ -108,4 +108,5 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.pop(0)  # this folder, whose names could hide those of nnU-Net's packages
     main(sys.argv[1])
