@@ -131,6 +131,8 @@ def _join(names: list[str]) -> str:
 def answers(rows: list[dict], pathological: list[str]) -> list[tuple[str, str]]:
     """Return, for each arm but real, its name and one sentence with the verdicts; painted tissue comes first.
 
+    Of the tissues that are not pathological only losses are told: what a gain elsewhere has cost.
+
     Example:
         >>> row = {"tissue": "fibrosis", "arm": "synthetic", "difference": 0.031, "verdict": "gain"}
         >>> answers([row], ["fibrosis"])
@@ -142,10 +144,11 @@ def answers(rows: list[dict], pathological: list[str]) -> list[tuple[str, str]]:
     for arm in arms:
         groups: dict[str, list[str]] = {"gain": [], "loss": [], "no gain": [], "too few patients": []}
         for row in rows:
-            if row["arm"] == arm and row["tissue"] in pathological:
+            if row["arm"] == arm and (row["tissue"] in pathological or row["verdict"] == "loss"):
                 verdict = row["verdict"].split(" (")[0]
                 figure = minus(f" ({row['difference']:+.3f})") if verdict in ("gain", "loss") else ""
-                groups[verdict].append(words(row["tissue"]) + figure)
+                name = "healthy lung" if row["tissue"] == "healthy" else words(row["tissue"])
+                groups[verdict].append(name + figure)
         titles = {"too few patients": "too few patients to tell for"}
         parts = [
             f"{titles.get(verdict, verdict + ' for')} {_join(names)}" for verdict, names in groups.items() if names

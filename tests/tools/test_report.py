@@ -190,6 +190,15 @@ def test_the_answer_says_what_the_verdicts_say(finished):
     assert sentences["copy_paste"] == f"no gain for ground glass and fibrosis; {few}"
 
 
+def test_the_answer_tells_what_a_gain_has_cost_healthy_lung():
+    verdicts = {"healthy": ("loss", -0.016), "emphysema": ("gain", 0.058)}
+    rows = [{"tissue": t, "arm": "synthetic", "verdict": v, "difference": d} for t, (v, d) in verdicts.items()]
+    told = "gain for emphysema (+0.058); loss for healthy lung (−0.016)."
+    assert answers(rows, ["emphysema"]) == [("synthetic", told)]
+    rows[0] |= {"verdict": "gain", "difference": 0.01}
+    assert answers(rows, ["emphysema"]) == [("synthetic", "gain for emphysema (+0.058).")]
+
+
 def test_a_comparison_without_synthetic_arms_or_with_real_alone_has_a_report_too(data, tmp_path):
     report(comparison(data, tmp_path / "two", ["real", "oversampled"]))
     text = Page((tmp_path / "two/report.html").read_text()).text
