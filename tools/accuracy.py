@@ -15,6 +15,7 @@ from tools.bundle import run_bundle
 from tools.compare import epochs, median_spacing_mm
 from tools.files import InputError, RunError, open_run, read_json, sha256, write_json
 from tools.nnunet_peer import STEPS_PER_EPOCH
+from tools.obedience import dice
 from tools.scheme import BUNDLES, pathological_tissues, tissue_labels, unlabelled_value
 from tools.verdicts import RESAMPLES
 
@@ -81,8 +82,8 @@ def measure(datalist: Path, folder: Path, python: Path, folds: list[int], steps:
                     run_segmenter(directory, datalist, median_spacing_mm(split(real, fold)[0]), steps, test, chosen)
                 spent = time.monotonic() - start
                 names = nnunet.case_numbers(real) if method == NNUNET else {}
-                dice = score(test, directory / "labels", names, real["labels"])
-                write_json(directory / "result.json", {"seconds": spent, "dice": dice})
+                scored = score(test, directory / "labels", names, real["labels"])
+                write_json(directory / "result.json", {"seconds": spent, "dice": scored})
             result = read_json(directory / "result.json")
             seconds[method].append(result["seconds"])
             rows += [{"method": method, "fold": fold} | row for row in result["dice"]]
@@ -140,9 +141,8 @@ def score(test: list[dict], folder: Path, names: dict[str, str], labels: dict[st
         for tissue, value in labels.items():
             wanted, given = (truth == value) & known, (answer == value) & known
             if tissue != "background" and wanted.any():
-                dice = 2 * np.count_nonzero(wanted & given) / (np.count_nonzero(wanted) + np.count_nonzero(given))
-                found.setdefault((item["patient"], tissue), []).append(float(dice))
-    return [{"patient": key[0], "tissue": key[1], "dice": float(np.mean(dice))} for key, dice in found.items()]
+                found.setdefault((item["patient"], tissue), []).append(dice([(wanted, given)]))
+    return [{"patient": key[0], "tissue": key[1], "dice": float(np.mean(values))} for key, values in found.items()]
 
 
 def compare(rows: list[dict]) -> list[dict]:
@@ -156,11 +156,10 @@ def compare(rows: list[dict]) -> list[dict]:
     ill = [tissue for tissue in tissues if tissue in pathological_tissues()]
     result = []
     for name, group in [(tissue, [tissue]) for tissue in tissues] + [("mean of the pathological", ill)]:
-        dice = {method: table[method][group].dropna(how="all") for method in METHODS}
-        differences = {other: interval((dice[SEGMENTER] - dice[other]).to_numpy()) for other in (PLAIN, NNUNET)}
-        means = {method: float(part.mean().mean()) for method, part in dice.items()}
-        row = {"tissue": name, "patients": len(dice[SEGMENTER]), "dice": means, "difference": differences}
-        result.append(row)
+        parts = {method: table[method][group].dropna(how="all") for method in METHODS}
+        differences = {other: interval((parts[SEGMENTER] - parts[other]).to_numpy()) for other in (PLAIN, NNUNET)}
+        means = {method: float(part.mean().mean()) for method, part in parts.items()}
+        result.append({"tissue": name, "patients": len(parts[SEGMENTER]), "dice": means, "difference": differences})
     return result
 
 
