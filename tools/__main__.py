@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import functools
 import importlib
 import inspect
 import sys
@@ -20,6 +21,7 @@ COMMANDS = (
     "demo",
     "phantom",
     "dataset",
+    "masks",
     "augment",
     "compare",
     "report",
@@ -49,13 +51,16 @@ def _number(text: str, kind: type) -> bool:
     return True
 
 
-def check_flags(command: str, function: Callable, arguments: list[str]) -> None:
+def check_flags(command: str, function: Callable, arguments: list[str]) -> list[str]:
     """Check the words of a command before anything runs (fire would run first and complain afterwards).
 
     Args:
         command: name of the command, for the message.
         function: the function behind it.
         arguments: the words after the command's name.
+
+    Returns:
+        The words that follow no flag.
 
     Raises:
         InputError: if a word names a flag that the command does not have, or follows none and has no place; if a flag
@@ -65,12 +70,14 @@ def check_flags(command: str, function: Callable, arguments: list[str]) -> None:
     places = [name for name, flag in parameters.items() if flag.kind is flag.POSITIONAL_ONLY]
     flags = {name: flag for name, flag in parameters.items() if name not in places}
     given: dict[str, str] = {}
+    placed: list[str] = []
     words = list(arguments)
     while words:
         word = words.pop(0)
         if not word.startswith("-"):
             if places:
                 places.pop(0)
+                placed.append(word)
                 continue
             raise InputError(
                 f"{command} cannot place {word!r}; each value follows its flag, as in --{next(iter(flags))} VALUE"
@@ -98,10 +105,11 @@ def check_flags(command: str, function: Callable, arguments: list[str]) -> None:
         if float in kinds and str not in kinds and not _number(value, float) and value != "None":
             raise InputError(f"{command} --{flag} needs a number, not {value!r}")
         given[flag] = value
-    missing = [name.upper() for name in places]
+    missing = [name.upper() for name in places if parameters[name].default is inspect.Parameter.empty]
     missing += [f"--{name}" for name, flag in flags.items() if flag.default is flag.empty and name not in given]
     if missing:
         raise InputError(f"{command} needs {', '.join(missing)}; python -m tools {command} --help explains")
+    return placed
 
 
 def usage() -> str:
@@ -120,7 +128,7 @@ def command_usage(command: str, function: Callable) -> str:
     for name, flag in _flags(function).items():
         value = name.upper() if flag.default in (flag.empty, None) else flag.default
         if flag.kind is flag.POSITIONAL_ONLY:
-            words.append(name.upper())
+            words.append(name.upper() if flag.default is flag.empty else f"[{name.upper()}]")
             continue
         word = f"--{name}" if bool in _types(flag) else f"--{name} {value}"
         words.append(word if flag.default is flag.empty else f"[{word}]")
@@ -129,6 +137,19 @@ def command_usage(command: str, function: Callable) -> str:
 
 def _text_or_dict(text: str) -> object:
     return parser.DefaultParseValue(text) if text.startswith("{") else text
+
+
+def _with_place(function: Callable, placed: list[str]) -> Callable:
+    """Return a function of the flags alone, with the word that follows none, if any, in its place."""
+
+    @functools.wraps(function)
+    def of_flags(*flags):
+        return function(*(placed or [None]), *flags)
+
+    own = [flag for flag in _flags(function).values() if flag.kind is not flag.POSITIONAL_ONLY]
+    del of_flags.__wrapped__  # fire would look behind it
+    of_flags.__signature__ = inspect.Signature(own)
+    return of_flags
 
 
 def main(arguments: list[str]) -> int:
@@ -155,12 +176,15 @@ def main(arguments: list[str]) -> int:
         print(command_usage(command, function))
         return 0
     try:
-        check_flags(command, function, rest)
+        placed = check_flags(command, function, rest)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
     try:
         kinds = {name: set(_types(flag)) for name, flag in _flags(function).items()}
+        if any(flag.kind is flag.POSITIONAL_ONLY and flag.default is None for flag in _flags(function).values()):
+            function = _with_place(function, placed)  # fire knows no place that may stay empty
+            rest = [word for word in rest if word not in placed]
         # a folder named 12 stays a path, and a text with commas stays a text
         texts = {name: _text_or_dict if dict in kind else str for name, kind in kinds.items() if kind & {Path, str}}
         fire.Fire(decorators.SetParseFns(**texts)(function), command=rest, name=f"tools {command}")

@@ -12,10 +12,10 @@ import pandas as pd
 from tools import nnunet
 from tools.arms import check_real, read_datalist, split
 from tools.bundle import run_bundle
-from tools.compare import epochs, median_spacing_mm
 from tools.files import InputError, RunError, open_run, read_json, sha256, write_json
 from tools.nnunet_peer import STEPS_PER_EPOCH
 from tools.obedience import dice
+from tools.runs import epochs, median_spacing_mm
 from tools.scheme import BUNDLES, pathological_tissues, tissue_labels, unlabelled_value
 from tools.verdicts import RESAMPLES
 

@@ -1,8 +1,8 @@
-"""The arms of a comparison: datalists that differ in their training items; and the check that no test patient leaks."""
+"""The arms of a comparison: what each trains the segmenter on, and everything else held equal."""
 
 import functools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,33 +11,74 @@ from tools.files import InputError, read_json
 from tools.nifti import case_name, load_labels, relative
 from tools.verdicts import REFERENCE
 
-TRAINING = -1  # the fold of an item that may be trained on
+SYNTHETIC = -1  # the fold of painted cases, which the segmenter's sampler draws in a ratio to the real ones
 REPEATS_AT_MOST = 8
 ENTROPY_GAIN = 1e-3  # nats; a repeat that evens out the tissues by less is not made
+WEIGHTS = (0.25, 4.0)  # bounds of the factor by which a class-weighted loss changes a tissue's weight
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Where an arm's training items come from.
+    """What an arm trains on.
 
     Attributes:
         method: of ``augment``, or None for real cases only.
-        repeat: whether items with rare tissues are repeated.
+        filtered: whether cases that the quality gate rejected are left out.
+        oversampled: whether real cases with rare tissues are repeated.
+        weighted: whether rare tissues weigh more in the loss.
+        alone: whether the real cases are left out.
     """
 
-    method: str | None
-    repeat: bool
+    method: str | None = None
+    filtered: bool = False
+    oversampled: bool = False
+    weighted: bool = False
+    alone: bool = False
 
 
-ARMS = {
-    REFERENCE: Arm(None, False),
-    "oversampled": Arm(None, True),
-    "copy_paste": Arm("copy_paste", False),
-    "synthetic": Arm("diffusion", False),
-    "synthetic_oversampled": Arm("diffusion", True),
+_METHODS = {
+    "copy_paste": Arm("copy_paste"),
+    "no_ablation": Arm("no_ablation"),
+    "konz": Arm("konz"),
+    "cbmat": Arm("cbmat"),
+    "cbmat_filter": Arm("cbmat", filtered=True),
 }
-# Folder of a method's datalist below fold<K>/; arms with the same method share it.
-AUGMENTED = {"copy_paste": "augment_copy_paste", "diffusion": "augment_synthetic"}
+ARMS = {
+    REFERENCE: Arm(),
+    "oversampled": Arm(oversampled=True),
+    "class_weighted": Arm(weighted=True),
+    **_METHODS,
+    **{f"{name}_oversampled": replace(arm, oversampled=True) for name, arm in _METHODS.items()},
+    "synthetic_only": Arm("cbmat", filtered=True, alone=True),
+}
+FREE_RIVALS = ("oversampled", "class_weighted", "copy_paste")
+
+
+def arm_key(name: str, ratio: float = 1.0) -> str:
+    """Return the name of an arm's runs: the arm, and the ratio of synthetic to real draws where it is not 1.
+
+    Example:
+        >>> arm_key("real", 0.5), arm_key("cbmat", 1), arm_key("cbmat", 0.5), arm_key("synthetic_only", 2)
+        ('real', 'cbmat', 'cbmat_x0.5', 'synthetic_only')
+    """
+    mixed = ARMS[name].method is not None and not ARMS[name].alone
+    return f"{name}_x{ratio:g}" if mixed and ratio != 1 else name
+
+
+def arm_of(key: str) -> tuple[Arm, float]:
+    """Return the arm and the ratio behind a key.
+
+    Raises:
+        InputError: if there is no such arm.
+
+    Example:
+        >>> arm_of("cbmat_x0.5")[1], arm_of("real")[1]
+        (0.5, 1.0)
+    """
+    name, _, ratio = key.partition("_x")
+    if name not in ARMS:
+        raise InputError(f"there is no arm {name!r}; there are {', '.join(ARMS)}")
+    return ARMS[name], float(ratio or 1)
 
 
 def read_datalist(path: Path) -> dict:
@@ -104,99 +145,6 @@ def patients(items: list[dict]) -> list[str]:
     return sorted({item["patient"] for item in items})
 
 
-def stages(datalist: dict, fold: int) -> dict[str, list[str]]:
-    """Return which patients each stage of an arm was fitted on: the segmenter, and what ``augment`` says it fitted.
-
-    Args:
-        datalist: of the arm, from ``read_datalist``.
-        fold: the held-out fold.
-
-    Returns:
-        Stage name to sorted patients.
-    """
-    training, _ = split(datalist, fold)
-    fitted = {stage: sorted(map(str, names)) for stage, names in (datalist.get("fitted_on") or {}).items()}
-    return {"segmenter": patients(training)} | fitted
-
-
-def check_leak(datalist: dict, real: dict, fold: int, arm: str) -> dict[str, list[str]]:
-    """Check that no stage of an arm has seen a held-out patient, and that the arm keeps the real cases as they are.
-
-    Args:
-        datalist: of the arm, from ``read_datalist``.
-        real: the datalist given by the user, from ``read_datalist``.
-        fold: the held-out fold.
-        arm: name for the message.
-
-    Returns:
-        Stage name to the patients it was fitted on.
-
-    Raises:
-        InputError: naming the stage and the patients it shares with the held-out fold, or the cases that differ.
-    """
-    real_training, real_test = split(real, fold)
-    training, test = split(datalist, fold)
-    fitted = stages(datalist, fold)
-    held_out = set(patients(real_test))
-    for stage, names in fitted.items():
-        shared = sorted(held_out & set(names))
-        if shared:
-            raise InputError(
-                f"leak in arm {arm}, fold {fold}: stage {stage} was fitted on test patients {', '.join(shared)}"
-            )
-    names = {case_name(item["image"]) for item in real_training}
-    case_patient = {case_name(item["image"]): item["patient"] for item in real_test}
-    case_patient = {case: patient for case, patient in case_patient.items() if case not in names}
-    from_test = sorted({case_patient[item["source"]] for item in training if item.get("source") in case_patient})
-    if from_test:
-        raise InputError(
-            f"leak in arm {arm}, fold {fold}: synthetic cases were made of test patients {', '.join(from_test)}"
-        )
-    files = {item[key] for item in real_test for key in ("image", "label")}
-    reused = sorted({item[key] for item in training for key in ("image", "label")} & files)
-    if reused:
-        raise InputError(f"leak in arm {arm}, fold {fold}: {reused[0]} is both a training and a test file")
-    for name, wanted, found in (("test", real_test, test), ("training", real_training, training)):
-        wanted_files = {(item["image"], item["label"]) for item in wanted}
-        found_files = {(item["image"], item["label"]) for item in found if not item.get("synthetic")}
-        if wanted_files != found_files or (name == "test" and any(item.get("synthetic") for item in found)):
-            differing = sorted(wanted_files ^ found_files) or [("a synthetic case", "")]
-            raise InputError(
-                f"arm {arm}, fold {fold}: its real {name} cases differ from the datalist's ({differing[0][0]})"
-            )
-    return fitted
-
-
-def augmented(directory: Path, real: dict, fold: int) -> dict:
-    """Read what ``augment`` wrote and check that it was made for this fold.
-
-    Raises:
-        InputError: if another fold was held out, it does not say on which patients its parts were fitted, or its
-            manifest names a case of a test patient as a source or as the donor of a lesion.
-    """
-    path = Path(directory) / "datalist.json"
-    datalist = read_datalist(path)
-    if datalist.get("held_out_fold") != fold:
-        raise InputError(f"{path} was made with fold {datalist.get('held_out_fold')} held out, not fold {fold}")
-    if not datalist.get("fitted_on"):
-        raise InputError(
-            f"{path} does not say what was fitted on which patients (fitted_on); a leak cannot be ruled out"
-        )
-    if datalist["labels"] != real["labels"]:
-        raise InputError(f"{path} has labels {datalist['labels']}, but the datalist compared has {real['labels']}")
-    training, test = split(real, fold)
-    test_cases = {case_name(item["image"]) for item in test} - {case_name(item["image"]) for item in training}
-    for line in read_manifest(Path(directory) / "manifest.jsonl"):
-        for role, names in (
-            ("source", [line["source"]]),
-            ("donor", [donor["case"] for donor in line.get("donors", [])]),
-        ):
-            shared = sorted(test_cases & set(names))
-            if shared:
-                raise InputError(f"leak in {directory}: {line['case']} has the test case {shared[0]} as its {role}")
-    return datalist
-
-
 def read_manifest(path: Path) -> list[dict]:
     """Read the manifest that ``augment`` wrote, one dict per painted case.
 
@@ -216,16 +164,16 @@ def read_manifest(path: Path) -> list[dict]:
     return lines
 
 
+def tissues_in(item: dict, labels: dict[str, int]) -> list[str]:
+    """Return the names of the tissues that an item's label map holds, background left out."""
+    counts = _voxels(item["label"], tuple(labels.items()))
+    return [name for name, value in labels.items() if name != "background" and counts[value]]
+
+
 def presence(items: list[dict], labels: dict[str, int]) -> np.ndarray:
     """Return which pathological tissues each item's label map holds, shape (items, tissues), as booleans."""
     values = [value for name, value in labels.items() if name not in ("background", "healthy")]
-    return np.array([[value in _values_in(item["label"], tuple(labels.items())) for value in values] for item in items])
-
-
-@functools.cache
-def _values_in(path: str, labels: tuple) -> frozenset[int]:
-    """Return the values of a label map; remembered, because every seed asks for the same files."""
-    return frozenset(np.unique(load_labels(Path(path), dict(labels))[0]).tolist())
+    return np.array([[_voxels(item["label"], tuple(labels.items()))[value] > 0 for value in values] for item in items])
 
 
 def repeats(present: np.ndarray, at_most: int = REPEATS_AT_MOST) -> list[int]:
@@ -263,26 +211,79 @@ def _entropy(counts: np.ndarray) -> np.ndarray:
     return -(share * np.log(share)).sum(axis=-1)
 
 
-def arm_datalist(source: dict, fold: int, directory: Path, repeat: bool) -> dict:
-    """Return the datalist that a segmenter is trained with: training items in fold -1, test items in theirs.
+def arm_datalist(source: dict, fold: int, directory: Path, arm: Arm) -> dict:
+    """Return the datalist that an arm's segmenter gets.
+
+    Real cases keep their fold, painted ones have fold -1; the held-out cases come last.
 
     Args:
-        source: the real datalist, or an augmented one, from ``read_datalist``.
+        source: the real datalist, or one that ``augment`` wrote, from ``read_datalist``.
         fold: the held-out fold.
         directory: folder where it will lie; paths become relative to it.
-        repeat: whether to repeat items with rare tissues.
+        arm: decides which cases are kept and which are repeated.
     """
     training, test = split(source, fold)
-    times = repeats(presence(training, source["labels"])) if repeat else [1] * len(training)
+    real = [item for item in training if not item.get("synthetic")]
+    painted = [item for item in training if item.get("synthetic")]
+    times = repeats(presence(real, source["labels"])) if arm.oversampled else [1] * len(real)
+    real = [] if arm.alone else [item for item, count in zip(real, times) for _ in range(count)]
     directory = Path(directory).resolve()
 
-    def moved(item: dict, fold: int) -> dict:
-        return item | {key: relative(item[key], directory) for key in ("image", "label")} | {"fold": fold}
+    def moved(item: dict) -> dict:
+        return item | {key: relative(item[key], directory) for key in ("image", "label")}
 
-    items = [moved(item, TRAINING) for item, count in zip(training, times) for _ in range(count)]
+    items = [moved(item) for item in real] + [moved(item) | {"fold": SYNTHETIC} for item in painted]
     return {
         "labels": source["labels"],
         "held_out_fold": fold,
-        "fitted_on": stages(source, fold),
-        "training": items + [moved(item, fold) for item in test],
+        "training": items + [moved(item) for item in test],
     }
+
+
+def tissue_weights(training: list[dict], labels: dict[str, int], weights: list[float]) -> list[float]:
+    """Return the weights of a class-weighted loss: those of the config times median-frequency balancing.
+
+    A pathological tissue's factor is the median share over its own (Eigen and Fergus, ICCV 2015, section 6.3.2); its
+    share is its voxels over all lung voxels of the cases that hold it. Bounded by ``WEIGHTS``.
+
+    Args:
+        training: real items, with absolute paths.
+        labels: tissue name to value.
+        weights: of the config, one per label value.
+    """
+    shares = {}
+    for name, value in labels.items():
+        if name in ("background", "healthy"):
+            continue
+        counts = [_voxels(item["label"], tuple(labels.items())) for item in training]
+        having = [count for count in counts if count[value]]
+        if having:
+            shares[value] = sum(count[value] for count in having) / sum(sum(count[1:]) for count in having)
+    middle = float(np.median(list(shares.values()))) if shares else 1.0
+    return [
+        round(weight * float(np.clip(middle / shares[value], *WEIGHTS)), 4) if value in shares else weight
+        for value, weight in enumerate(weights)
+    ]
+
+
+@functools.cache
+def _voxels(path: str, labels: tuple) -> tuple[int, ...]:
+    """Return the voxels of each label value in a map; remembered, because every seed asks for the same files."""
+    values = load_labels(Path(path), dict(labels))[0]
+    return tuple(np.bincount(values.ravel(), minlength=max(value for _, value in labels) + 1).tolist())
+
+
+def subset(datalist: dict, fold: int, fraction: float, seed: int = 0) -> dict:
+    """Return a datalist with a share of the training patients; a smaller share is part of a larger one.
+
+    Args:
+        datalist: from ``read_datalist``.
+        fold: the held-out fold, which stays whole.
+        fraction: of the training patients, above 0; at least one patient is kept.
+        seed: of the order of the patients.
+    """
+    training, test = split(datalist, fold)
+    names = patients(training)
+    order = np.random.default_rng([seed, fold]).permutation(len(names))
+    kept = {names[index] for index in order[: max(1, round(fraction * len(names)))]}
+    return datalist | {"training": [item for item in training if item["patient"] in kept] + test}

@@ -1,105 +1,161 @@
 """Make synthetic cases for one fold: train the synthesizer on the fold's training patients, draw maps, paint, check."""
 
 import json
+import platform
 import shutil
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pandas
+import torch
 from tqdm import tqdm
 
-from tools.bundle import check_overrides, run_bundle
+from tools import replay as replay_module
+from tools.bundle import check_overrides
+from tools.checks import check_painted
 from tools.files import InputError, RunError, open_run, read_json, sha256, write_json, write_text
-from tools.masks import Host, Lesion, canonical, canonical_spacing, find_lesions, original
-from tools.nifti import (
-    SYNTHETIC_MARK,
-    case_name,
-    check_same_geometry,
-    load_ct,
-    load_labels,
-    relative,
-    save_nifti,
+from tools.leaks import MAPS_CARD, digest
+from tools.masks import draw_bank, maps_card, read_maps
+from tools.nifti import SYNTHETIC_MARK, load_ct, load_labels, relative, save_nifti
+from tools.runs import versions
+from tools.scheme import BUNDLES, tissue_labels
+from tools.synthesizer import (
+    CONFIGS,
+    SYNTHESIZER,
+    existing_weights,
+    known_attributes,
+    known_conditions,
+    paint,
+    painting_overrides,
+    train_synthesizer,
+    write_conditions,
 )
-from tools.scheme import BUNDLES, pathological_tissues, tissue_labels
 
-METHODS = ("diffusion", "copy_paste")
-SYNTHESIZER = "difflung_synthesis"
-# Checks on a painted region against the same tissue of the training patients.
-HU_QUANTILES = (0.02, 0.98)  # the region's median HU must lie between these of the tissue's voxels
-SPREAD_RATIO = (0.3, 3.0)  # the region's standard deviation in HU over the tissue's
-MIN_VOXELS = 24
+METHODS = (*CONFIGS, "copy_paste")
+MANIFEST_SCHEMA = 2
 
 
 def augment(
-    datalist: Path,
-    fold: int,
-    output: Path,
+    case: str | None = None,
+    /,
+    datalist: Path | None = None,
+    fold: int | None = None,
+    output: Path | None = None,
+    method: str = "cbmat",
     balance: float = 1.0,
     steps: int = 8,
     seed: int = 0,
-    method: str = "diffusion",
+    maps: Path | None = None,
+    procedural: float = 0.0,
+    segmenter: Path | None = None,
     synthesizer: Path | None = None,
     max_cases: int | None = None,
     overrides: dict | None = None,
+    replay: Path | None = None,
 ) -> None:
-    """Paint synthetic cases for one fold until its rare tissues are balanced.
+    """Paint synthetic cases for one fold until its rare tissues are balanced, or make one of them again.
 
     Only the fold's training patients are read: the synthesizer is trained on them, the lesions that give the new maps
     their shapes are theirs, and so are the CTs that are painted. Started again with the same settings it goes on.
 
     Args:
+        case: with replay, the painted case to make again.
         datalist: datalist.json as `dataset` writes it.
         fold: the fold that is held out.
-        output: new folder for images, labels, datalist.json, manifest.jsonl and the synthesizer.
+        output: new folder for images, labels, datalist.json, manifest.jsonl and the synthesizer; with replay a file.
+        method: cbmat, konz or no_ablation, how the synthesizer is trained, or copy_paste to fill the same maps with the
+            donors' own HU (the free rival).
         balance: volume that each pathological tissue shall reach, as a share of the most frequent one's.
         steps: network evaluations per painted window.
         seed: of the maps, the training and the painting.
-        method: diffusion, or copy_paste to fill the same maps with the donors' own HU (the free rival).
+        maps: folder of maps to paint, as `masks` writes them or drawn by hand, instead of drawing new ones.
+        procedural: share of the lesions whose shape is drawn by a model of the training lesions instead of moved.
+        segmenter: model.pt of this fold's segmenter, card.json beside it, for the gate's test of faithfulness.
         synthesizer: weights made by an earlier `augment`, to use instead of training new ones.
         max_cases: at most so many cases are painted; as many as there are training cases if not given.
         overrides: ids of the synthesizer's train.json and their values, such as "{max_epochs: 4}".
+        replay: manifest.jsonl of an earlier `augment`; the case is made again, and compared with what was made then.
 
     Raises:
         InputError: if the input is unusable, a patient is on both sides, or the output holds something else.
+        RunError: if a replay differs from what was made then.
     """
-    if method not in METHODS:
-        raise InputError(f"method must be one of {', '.join(METHODS)}, not {method}")
-    if not 0 < balance <= 1:
-        raise InputError(f"balance must be above 0 and at most 1, not {balance}")
-    if not isinstance(steps, int) or steps < 1:
-        raise InputError(f"steps must be a whole number of at least 1, not {steps}")
-    if max_cases is not None and (not isinstance(max_cases, int) or max_cases < 1):
-        raise InputError(f"max_cases must be a whole number of at least 1, not {max_cases}")
+    if replay is not None:
+        if case is None:
+            raise InputError("replay needs the case too: augment --replay MANIFEST CASE")
+        replay_module.replay(Path(replay), case, Path(output) if output else None)
+        return
+    missing = [name for name, value in (("datalist", datalist), ("fold", fold), ("output", output)) if value is None]
+    if missing or case is not None:
+        raise InputError(
+            f"augment cannot place {case!r}: a case follows --replay MANIFEST" if case is not None
+            else f"augment needs {', '.join(f'--{name}' for name in missing)}"
+        )  # fmt: skip
     overrides = dict(overrides or {})
-    check_overrides(SYNTHESIZER, ["train.json"], overrides)
+    _check(method, balance, steps, max_cases, procedural, maps, overrides)
     training, held_out = split_fold(Path(datalist), fold)
+    if segmenter:
+        existing_weights(segmenter, held_out, "segmenter")
     settings = {
-        "command": "augment", "datalist_sha256": sha256(datalist), "fold": fold, "balance": balance, "steps": steps,
-        "seed": seed, "method": method, "max_cases": max_cases, "overrides": overrides,
+        "command": "augment", "schema": MANIFEST_SCHEMA, "datalist_sha256": sha256(datalist), "fold": fold,
+        "balance": balance, "steps": steps, "seed": seed, "method": method, "max_cases": max_cases,
+        "procedural": procedural, "maps": str(Path(maps).resolve()) if maps else None, "overrides": overrides,
         "synthesizer": sha256(existing_weights(synthesizer, held_out)) if synthesizer else None,
+        "segmenter": sha256(segmenter) if segmenter else None,
     }  # fmt: skip
     output = open_run(output, settings)
     if (output / "datalist.json").is_file():
         print(f"{output} is complete already")
         return
-    plan, statistics = draw_maps(training, output, balance, seed, max_cases or len(training), method)
-    weights = None
-    if plan and method == "diffusion":
-        overrides |= {"attributes": known_attributes(training, synthesizer, overrides)}
-        weights = Path(synthesizer) if synthesizer else train_synthesizer(training, output, seed, overrides)
-        write_conditions(plan, training, overrides["attributes"], output / "work/conditions.csv")
-        paint(output, weights, steps, seed, overrides)
-    rows = collect(plan, statistics, output, steps, seed, method, weights)
-    write_datalist(Path(datalist), training, held_out, rows, fold, output)
-    shutil.rmtree(output / "work", ignore_errors=True)
+    work = output / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    if maps:
+        plan = read_maps(Path(maps), training)
+        write_json(output / MAPS_CARD, maps_card(training, plan, [[]] * len(plan), {"supplied": str(maps)}))
+    else:
+        pasted = work / "painted" if method == "copy_paste" else None
+        plan, _ = draw_bank(training, output / "maps", balance, seed, max_cases or len(training), procedural, pasted)
+    made_by: dict = {"method": method, "seed": seed, "steps": None, "checkpoint_sha256": None}
+    if plan and method != "copy_paste":
+        overrides["attributes"] = known_attributes(training, synthesizer, overrides)
+        weights = Path(synthesizer) if synthesizer else train_synthesizer(training, output, seed, method, overrides)
+        made_by |= {"steps": steps, "checkpoint": relative(weights, output), "checkpoint_sha256": sha256(weights)}
+        made_by |= {"painting": painting_overrides(overrides, steps, seed), "threads": torch.get_num_threads()}
+        told = {row["case"]: known_conditions(row, overrides["attributes"]) for row in with_patients(plan, training)}
+        for row in plan:
+            row["conditions"] = told[row["case"]]
+            lay_out(row, work)
+        write_conditions(told, overrides["attributes"], work / "conditions.csv")
+        print(f"painting; the log is {output / 'paint.log'}", flush=True)
+        paint(work, weights, made_by["painting"], made_by["threads"], output / "paint.log")
+    checks = check_painted(plan, training, output, work, segmenter) if plan and method != "copy_paste" else {}
+    rows = collect(plan, checks, output, work, made_by)
+    write_datalists(Path(datalist), training, held_out, rows, fold, output)
+    shutil.rmtree(work, ignore_errors=True)
     if not plan:
         print("the tissues are balanced already, so nothing was painted")
     accepted = sum(row["accepted"] for row in rows)
     print(
-        f"wrote {accepted} of {len(rows)} painted cases to {output} (manifest.jsonl says why any was dropped); "
+        f"painted {len(rows)} cases in {output}, {accepted} accepted (manifest.jsonl says why any was not); "
         f"next: python -m tools compare --datalist {datalist} --output COMPARISON, or train on {output}/datalist.json"
     )
+
+
+def _check(method, balance, steps, max_cases, procedural, maps, overrides) -> None:
+    """Raise InputError for a setting that is out of range."""
+    if method not in METHODS:
+        raise InputError(f"method must be one of {', '.join(METHODS)}, not {method}")
+    if not 0 < balance <= 1:
+        raise InputError(f"balance must be above 0 and at most 1, not {balance}")
+    if not 0 <= procedural <= 1:
+        raise InputError(f"procedural must be from 0 to 1, not {procedural}")
+    if method == "copy_paste" and (procedural or maps):
+        raise InputError("copy_paste pastes the HU of donors, which procedural and supplied maps do not have")
+    if not isinstance(steps, int) or steps < 1:
+        raise InputError(f"steps must be a whole number of at least 1, not {steps}")
+    if max_cases is not None and (not isinstance(max_cases, int) or max_cases < 1):
+        raise InputError(f"max_cases must be a whole number of at least 1, not {max_cases}")
+    check_overrides(SYNTHESIZER, ["train.json"], overrides)
 
 
 def split_fold(datalist: Path, fold: int) -> tuple[list[dict], list[dict]]:
@@ -127,266 +183,80 @@ def split_fold(datalist: Path, fold: int) -> tuple[list[dict], list[dict]]:
     return training, held_out
 
 
-def existing_weights(synthesizer: Path, held_out: list[dict]) -> Path:
-    """Return the weights if the card beside them shows that no held-out patient was trained on."""
-    synthesizer = Path(synthesizer)
-    if not synthesizer.is_file():
-        raise InputError(f"synthesizer {synthesizer} does not exist")
-    card = read_json(synthesizer.with_name("card.json"))
-    seen = set(card["patients"]) & {item["patient"] for item in held_out}
-    if seen:
-        raise InputError(f"synthesizer {synthesizer} was trained on held-out patient {sorted(seen)[0]}")
-    return synthesizer
-
-
-def known_attributes(training: list[dict], synthesizer: Path | None, overrides: dict) -> dict[str, list]:
-    """Return the attributes the synthesizer is told and their ranges, as ``attributes`` in its config.
-
-    Those of existing weights stand on their card; else they span what the training patients have.
-    """
-    if "attributes" in overrides:
-        return overrides["attributes"]
-    if synthesizer:
-        return read_json(Path(synthesizer).with_name("card.json"))["attributes"]
-    ranges: dict[str, list] = {}
-    for name in ("severity", "age"):
-        values = [float(item[name]) for item in training if item.get(name) is not None]
-        if len(set(values)) > 1:
-            ranges[name] = [min(values), max(values)]
-    histories = sorted({item["history"] for item in training if item.get("history")})
-    return ranges | ({"history": histories} if len(histories) > 1 else {})
-
-
-def write_conditions(plan: list[dict], training: list[dict], attributes: dict[str, list], path: Path) -> None:
-    """Tell the synthesizer about the patient of each case; what lies outside its ranges stays unknown."""
+def with_patients(plan: list[dict], training: list[dict]) -> list[dict]:
+    """Return the rows of a plan with what is known of their patients."""
     items = {item["image"]: item for item in training}
-    table = pandas.DataFrame({"case": [row["case"] for row in plan]})
-    for name, allowed in attributes.items():
-        values = pandas.Series([items[row["image"]].get(name) for row in plan], dtype=object)
-        known = values.isin(allowed) if isinstance(allowed[0], str) else values.astype(float).between(*allowed)
-        table[name] = values.where(known, "")
-    write_text(path, table.to_csv(index=False))
+    return [items[row["image"]] | row for row in plan]
 
 
-def train_synthesizer(training: list[dict], output: Path, seed: int, overrides: dict) -> Path:
-    """Train the synthesizer on the training items alone and return its weights; a card names the patients."""
-    folder = output / "synthesizer"
-    if (folder / "model.pt").is_file() and (folder / "card.json").is_file():
-        return folder / "model.pt"
-    partial = output / "synthesizer.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    keys = ("image", "label", *overrides["attributes"])
-    items = [{key: item[key] for key in keys if item.get(key) is not None} | {"fold": -1} for item in training]
-    write_json(partial / "datalist.json", {"training": items})  # the held-out files are not even named
-    print(f"training the synthesizer on {len(training)} cases; its log is {partial / 'train.log'}", flush=True)
-    run = {
-        "dataset_dir": str(partial), "model_dir": str(partial), "output_dir": str(partial), "fold": 0, "seed": seed,
-        "val_interval": 1000000,
-    }  # fmt: skip
-    run_bundle(SYNTHESIZER, ["train.json"], run | overrides, partial / "train.log")
-    (partial / "datalist.json").unlink()
-    card = {"patients": sorted({item["patient"] for item in training}), "seed": seed, "overrides": overrides}
-    card["attributes"] = overrides["attributes"]
-    write_json(partial / "card.json", card | {"sha256": sha256(partial / "model.pt")})
-    partial.rename(folder)
-    return folder / "model.pt"
-
-
-def draw_maps(
-    training: list[dict], output: Path, balance: float, seed: int, max_cases: int, method: str
-) -> tuple[list[dict], dict]:
-    """Draw target maps until the tissues are balanced, and lay everything out for painting in ``output/work``.
-
-    Returns:
-        One row per case (case, source, patient, donors, voxels), and HU statistics per tissue of the training cases.
-
-    Raises:
-        InputError: if the training cases hold no pathological tissue or no map could be drawn.
-    """
-    labels = tissue_labels()
-    tissues = {name: labels[name] for name in pathological_tissues()}
-    work = output / "work"
-    shutil.rmtree(work, ignore_errors=True)
-    bank, volumes, statistics = lesion_bank(training, tissues)
-    total = {tissue: sum(amounts) for tissue, amounts in volumes.items() if sum(amounts) > 0}
-    if not bank:
-        raise InputError("the training cases hold no pathological tissue, so there are no shapes to draw from")
-    wanted = balance * max(total.values())
-    rng = np.random.default_rng(seed)
-    hosts: list[int] = []
-    plan: list[dict] = []
-    progress = tqdm(desc="drawing maps", unit="case", total=max_cases)
-    for _ in range(3 * max_cases):
-        short = {tissue: total[tissue] / wanted for tissue in total if total[tissue] < wanted and tissue in bank}
-        if not short or len(plan) == max_cases:
-            break
-        hosts = hosts or list(rng.permutation(len(training)))
-        item = training[hosts.pop()]
-        rarest = sorted(short, key=short.get)
-        chosen = rarest[: 1 + int(len(rarest) > 1 and rng.random() < 0.5)]
-        case = f"{case_name(item['image'])}_s{len(plan):03d}"
-        host, painted = draw_case(item, chosen, labels, bank, volumes, rng)
-        if not painted:
-            continue
-        for tissue, volume_ml in painted.items():
-            total[tissue] += volume_ml
-        lay_out(case, item, host, work, method)
-        plan.append({"case": case, "source": case_name(item["image"]), "patient": item["patient"],
-                     "tissues": sorted(painted), "volume_ml": {t: round(v, 2) for t, v in painted.items()},
-                     "donors": host.donors, "image": item["image"], "label": item["label"]})  # fmt: skip
-        progress.update()
-    progress.close()
-    if not plan and any(amount < wanted for amount in total.values()):
-        raise InputError("no new map could be drawn: the training lungs have too little healthy room for the lesions")
-    return plan, statistics
-
-
-def lesion_bank(training: list[dict], tissues: dict[str, int]) -> tuple[dict[str, list[Lesion]], dict, dict]:
-    """Return the lesions per tissue, the volume in ml per tissue and case that has it, and HU statistics per tissue."""
-    bank: dict[str, list[Lesion]] = {}
-    volumes: dict[str, list[float]] = {tissue: [] for tissue in tissues}
-    samples: dict[str, list[np.ndarray]] = {tissue: [] for tissue in tissues}
-    for item in tqdm(training, desc="collecting lesions", unit="case"):
-        label, hu, spacing = load_case(item)
-        for lesion in find_lesions(case_name(item["image"]), label, hu, spacing, tissues):
-            bank.setdefault(lesion.tissue, []).append(lesion)
-        for tissue, value in tissues.items():
-            inside = hu[label == value]
-            if len(inside):
-                volumes[tissue].append(len(inside) * float(np.prod(spacing)) / 1000)
-                samples[tissue].append(inside[:: max(1, len(inside) // 20000)])
-    statistics = {}
-    for tissue, parts in samples.items():
-        if parts:
-            voxels = np.concatenate(parts)
-            low, high = np.quantile(voxels, HU_QUANTILES)
-            statistics[tissue] = {"low": float(low), "high": float(high), "spread": float(voxels.std())}
-    return bank, volumes, statistics
-
-
-def load_case(item: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return tissue map, HU and spacing in mm of a datalist item, in canonical orientation."""
-    hu, image = load_ct(item["image"])
-    label, label_image = load_labels(item["label"], tissue_labels())
-    check_same_geometry(image, label_image, item["image"], item["label"])
-    return canonical(label, image.affine), canonical(hu, image.affine), canonical_spacing(image)
-
-
-def draw_case(item, tissues, labels, bank, volumes, rng) -> tuple[Host, dict[str, float]]:
-    """Place lesions of some tissues in one CT until each has the volume it has in a random case that holds it."""
-    label, hu, spacing = load_case(item)
-    host = Host(label, hu, spacing, labels["healthy"])
-    voxel_ml = float(np.prod(spacing)) / 1000
-    painted: dict[str, float] = {}
-    for tissue in tissues:
-        amount, failures = rng.choice(volumes[tissue]), 0
-        while painted.get(tissue, 0.0) < amount and failures < 6:
-            voxels = host.place(bank[tissue][rng.integers(len(bank[tissue]))], labels[tissue], rng)
-            failures += voxels == 0
-            if voxels:
-                painted[tissue] = painted.get(tissue, 0.0) + voxels * voxel_ml
-    return host, painted
-
-
-def lay_out(case: str, item: dict, host: Host, work: Path, method: str) -> None:
-    """Write what painting a case needs: links to its CT and map, the target map, and for copy-paste the result."""
-    image = nib.load(item["image"])
-    for kind in ("image", "label"):
-        folder = work / f"{kind}s"
+def lay_out(row: dict, work: Path) -> None:
+    """Link what painting a case needs into ``work``: its CT, its map and the map wanted."""
+    for key, kind in (("image", "images"), ("label", "labels"), ("map", "targets")):
+        folder = work / kind
         folder.mkdir(parents=True, exist_ok=True)
-        suffix = ".nii.gz" if item[kind].endswith(".gz") else ".nii"
-        (folder / (case + suffix)).symlink_to(Path(item[kind]).absolute())
-    save_nifti(original(host.target, image.affine).astype(np.uint8), image, work / "targets" / f"{case}.nii.gz")
-    if method == "copy_paste":
-        pasted = original(host.pasted, image.affine)
-        if np.array_equal(host.hu, np.round(host.hu)):
-            pasted = np.round(pasted)
-        save_nifti(pasted.astype(np.float32), image, work / "painted" / f"{case}.nii.gz")
+        suffix = ".nii.gz" if str(row[key]).endswith(".gz") else ".nii"
+        (folder / (row["case"] + suffix)).symlink_to(Path(row[key]).absolute())
 
 
-def paint(output: Path, weights: Path, steps: int, seed: int, overrides: dict) -> None:
-    """Run the synthesizer's inference over ``output/work``; overrides that inference shares with training are kept."""
-    work = output / "work"
-    shutil.rmtree(work / "painted", ignore_errors=True)
-    shared = read_json(BUNDLES / SYNTHESIZER / "configs/inference.json")
-    run = {key: value for key, value in overrides.items() if key in shared}
-    run |= {"dataset_dir": str(work), "output_dir": str(work / "painted"), "checkpoint": str(weights)}
-    run |= {"num_steps": steps, "seed": seed}
-    print(f"painting; the log is {output / 'paint.log'}", flush=True)
-    run_bundle(SYNTHESIZER, ["inference.json"], run, output / "paint.log")
-
-
-def check_painting(hu: np.ndarray, target: np.ndarray, region: np.ndarray, tissues: list[str], statistics: dict) -> str:
-    """Return why a painted case is dropped, or an empty string.
-
-    Args:
-        hu: painted CT in HU.
-        target: its tissue map.
-        region: where it was painted.
-        tissues: names of the painted tissues.
-        statistics: per tissue, bounds of the median and the spread in HU, of the training cases.
-    """
-    if not np.isfinite(hu).all():
-        return "voxels that are not finite"
-    labels = tissue_labels()
-    for tissue in tissues:
-        inside, known = hu[region & (target == labels[tissue])], statistics[tissue]
-        if len(inside) < MIN_VOXELS:
-            return f"{tissue}: only {len(inside)} voxels"
-        median, ratio = float(np.median(inside)), float(inside.std() / max(known["spread"], 1.0))
-        if not known["low"] <= median <= known["high"]:
-            return f"{tissue}: median {median:.0f} HU, outside {known['low']:.0f} to {known['high']:.0f}"
-        if not SPREAD_RATIO[0] <= ratio <= SPREAD_RATIO[1]:
-            return f"{tissue}: spread {ratio:.2f} times that of real tissue"
-    return ""
-
-
-def collect(
-    plan: list[dict], statistics: dict, output: Path, steps: int, seed: int, method: str, weights: Path | None
-) -> list[dict]:
-    """Check each painted case, write the accepted ones and the manifest, and return the manifest's rows."""
-    checkpoint = sha256(weights) if weights else None
+def collect(plan: list[dict], checks: dict[str, dict], output: Path, work: Path, made_by: dict) -> list[dict]:
+    """Write each painted case and the manifest, and return the manifest's rows."""
     rows = []
-    for row in tqdm(plan, desc="checking", unit="case"):
+    about = {"versions": versions(), "processor": platform.processor() or platform.machine()}
+    if made_by["steps"]:
+        about |= painting_terms(made_by["painting"])
+    for row in tqdm(plan, desc="writing", unit="case"):
         source, image = load_ct(row["image"])
         label, _ = load_labels(row["label"], tissue_labels())
-        target, _ = load_labels(output / "work/targets" / f"{row['case']}.nii.gz", tissue_labels())
-        painted = nib.load(output / "work/painted" / f"{row['case']}.nii.gz").get_fdata(dtype=np.float32)
+        target, _ = load_labels(row["map"], tissue_labels())
+        painted = nib.load(work / "painted" / f"{row['case']}.nii.gz").get_fdata(dtype=np.float32)
         region = target != label
-        reason = check_painting(painted, target, region, row["tissues"], statistics)
         if not np.array_equal(painted[~region], source[~region]):
             raise RunError(f"{row['case']} changed outside its painted region")
+        case_checks = checks.get(row["case"], {})
+        reasons = [f"{name}: {reason}" for name, tissue in case_checks.items() for reason in tissue["reasons"]]
+        voxels = replay_module.as_stored(painted, image)
+        mark = f"{SYNTHETIC_MARK} {made_by['method']} of {row['source']}"
+        save_nifti(voxels, image, output / "images" / f"{row['case']}.nii.gz", mark)
+        save_nifti(target.astype(np.uint8), image, output / "labels" / f"{row['case']}.nii.gz", mark)
         rows.append(
-            {key: row[key] for key in ("case", "source", "patient", "tissues", "volume_ml", "donors")}
-            | {"source_sha256": sha256(row["image"]), "method": method, "seed": seed, "steps": steps,
-               "checkpoint_sha256": checkpoint, "accepted": not reason, "reason": reason}
+            {"schema": MANIFEST_SCHEMA}
+            | {key: row[key] for key in ("case", "source", "patient", "tissues", "volume_ml", "donors")}
+            | {key: row[key] for key in ("map_sha256", "map_kind")}
+            | {"source_sha256": digest(row["image"]), "label_sha256": digest(row["label"])}
+            | {f"{key}_file": relative(row[key], output) for key in ("image", "label", "map")}
+            | {"conditions": row.get("conditions", {})}
+            | made_by | about
+            | {"voxels_sha256": replay_module.voxels_sha256(voxels), "accepted": not reasons,
+               "reason": "; ".join(reasons), "checks": case_checks}
         )  # fmt: skip
-        if not reason:
-            whole = np.issubdtype(image.get_data_dtype(), np.integer) and np.array_equal(painted, np.round(painted))
-            voxels = painted.astype(np.int16) if whole and np.abs(painted).max() < 32767 else painted
-            mark = f"{SYNTHETIC_MARK} {method} of {row['source']}"
-            save_nifti(voxels, image, output / "images" / f"{row['case']}.nii.gz", mark)
-            save_nifti(target.astype(np.uint8), image, output / "labels" / f"{row['case']}.nii.gz", mark)
     write_text(output / "manifest.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     return rows
 
 
-def write_datalist(
+def painting_terms(painting: dict) -> dict:
+    """Return sampler and guidance of a painting, by its settings or else by the config's defaults."""
+    config = read_json(BUNDLES / SYNTHESIZER / "configs/inference.json") | painting
+    return {key: config[key] for key in ("sampler", "guidance", "attribute_guidance", "tissue_guidance")}
+
+
+def write_datalists(
     datalist: Path, training: list[dict], held_out: list[dict], rows: list[dict], fold: int, output: Path
 ) -> None:
-    """Write the fold's datalist: held-out cases keep their fold, all that may be trained on has fold -1."""
-    items = []
+    """Write the fold's datalists: real cases keep their fold, painted ones have fold -1.
+
+    ``datalist_unfiltered.json`` holds every painted case, ``datalist.json``, written last, the accepted ones.
+    """
+    real = []
     for item in training + held_out:
-        paths = {key: relative(item[key], output) for key in ("image", "label")}
-        items.append(item | paths | {"fold": fold if item in held_out else -1})
-    for row in rows:
-        if row["accepted"]:
-            name = f"{row['case']}.nii.gz"
-            items.append({"image": f"images/{name}", "label": f"labels/{name}", "fold": -1,
-                          "patient": row["patient"], "synthetic": True, "source": row["source"]})  # fmt: skip
-    patients = sorted({item["patient"] for item in training})
+        real.append(item | {key: relative(item[key], output) for key in ("image", "label")})
     content = {key: value for key, value in read_json(datalist).items() if key not in ("training", "numTraining")}
-    fitted_on = {stage: patients for stage in ("synthesizer", "masks", "tissue_frequencies", "checks")}
-    content |= {"held_out_fold": fold, "fitted_on": fitted_on, "numTraining": len(items), "training": items}
-    write_json(output / "datalist.json", content)
+    for name, kept in (
+        ("datalist_unfiltered.json", rows),
+        ("datalist.json", [row for row in rows if row["accepted"]]),
+    ):
+        painted = [
+            {"image": f"images/{row['case']}.nii.gz", "label": f"labels/{row['case']}.nii.gz", "fold": -1,
+             "patient": row["patient"], "synthetic": True, "source": row["source"]} for row in kept
+        ]  # fmt: skip
+        items = real + painted
+        write_json(output / name, content | {"held_out_fold": fold, "numTraining": len(items), "training": items})

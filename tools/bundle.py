@@ -55,7 +55,9 @@ def read_bundle(bundle: str, config_file: str) -> ConfigParser:
     return parser
 
 
-def run_bundle(bundle: str, config_files: list[str], overrides: dict, log: Path) -> None:
+def run_bundle(
+    bundle: str, config_files: list[str], overrides: dict, log: Path, variables: dict[str, str] | None = None
+) -> None:
     """Run ``python -m monai.bundle run`` on one of our bundles and wait for it; its progress bar shows on a terminal.
 
     Args:
@@ -63,6 +65,7 @@ def run_bundle(bundle: str, config_files: list[str], overrides: dict, log: Path)
         config_files: names below the bundle's ``configs/``; a later one overlays the earlier ones.
         overrides: config id to value.
         log: file that receives everything the run prints.
+        variables: environment variables of the run, beside those of this process.
 
     Raises:
         InputError: if an override names an id that the configs do not have.
@@ -83,7 +86,7 @@ def run_bundle(bundle: str, config_files: list[str], overrides: dict, log: Path)
         command += [f"--{key}", value if isinstance(value, str) else repr(value)]
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     # idle OpenMP threads sleep instead of spinning: as fast alone, and far faster beside other work
-    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | {"PYTHONUNBUFFERED": "1"}
+    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | (variables or {}) | {"PYTHONUNBUFFERED": "1"}
     with open(log, "wb") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=subprocess.PIPE, env=environment)
         try:

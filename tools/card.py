@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from tools.augment import existing_weights
 from tools.files import InputError, read_json
+from tools.synthesizer import existing_weights
 
 
 def card_settings(checkpoint: Path, held_out: list[dict]) -> dict:

@@ -10,13 +10,14 @@ import numpy as np
 from tqdm import tqdm
 
 from tools import obedience
-from tools.augment import SYNTHESIZER, split_fold
+from tools.augment import split_fold
 from tools.bundle import check_overrides, run_bundle
 from tools.card import card_settings, only_known
 from tools.files import InputError, RunError, atomic_file, open_run, read_json, sha256, write_json, write_text
 from tools.panels import draw_conditions
 from tools.probes import LEVELS, MAP, TOLD, UNKNOWN, Probe, find_hosts, lay_out, plan, unpainted
 from tools.scheme import BUNDLES, tissue_labels
+from tools.synthesizer import SYNTHESIZER
 
 SEGMENTER = "lung_tissue_seg"
 SEGMENTED = ("severity", "history", MAP)  # the conditions of which the tissues in the painting tell

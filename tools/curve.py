@@ -5,7 +5,7 @@ import math
 import time
 from pathlib import Path
 
-from tools.augment import SYNTHESIZER, split_fold
+from tools.augment import split_fold
 from tools.bundle import check_overrides, run_bundle
 from tools.card import card_settings, only_known
 from tools.compare import listed
@@ -13,6 +13,7 @@ from tools.files import InputError, RunError, atomic_file, open_run, read_json, 
 from tools.nifti import relative
 from tools.panels import FLOORS, QUALITY_ROWS, draw_curve
 from tools.scheme import BUNDLES, tissue_labels
+from tools.synthesizer import SYNTHESIZER
 
 # What the command itself decides.
 RESERVED = (

@@ -15,7 +15,7 @@ PATIENTS = 40
 SIZE = (160, 160, 16)  # voxels
 FOLDS = 2  # one of them is tested: 20 patients, so that five or more have the rarest tissue
 TESTED_FOLD = 0
-ARMS = ("real", "oversampled", "copy_paste", "synthetic")
+ARMS = ("real", "oversampled", "copy_paste", "cbmat_filter")
 SEEDS = 2  # segmenters per arm
 SEGMENTER_ITERATIONS = 300
 SEGMENTER = {"batch_size": 8, "patch_size": 96}
@@ -27,6 +27,7 @@ SYNTHESIZER = {
     "batch_size": 2,
     "ema_momentum": 0.005,
     "warmup_steps": 30,
+    "marginal_probability": 0.0,  # augment tells the tissues of every map
 }
 
 

@@ -7,7 +7,7 @@ to the head.
 import numpy as np
 from scipy import ndimage
 
-from tools.masks import pleura_distance
+from tools.lesions import pleura_distance
 
 REGIONS = ("whole", "right", "left", "upper", "middle", "lower", "central", "peripheral")
 PERIPHERY_MM = 15.0

@@ -1,8 +1,11 @@
-"""The figures of the report, as PNG bytes: differences with intervals, patients one by one, and CT slices."""
+"""The figures of the report, as PNG bytes: differences with intervals, patients, curves over shares, CT slices."""
 
 import io
+import textwrap
 
 import numpy as np
+
+from tools.arms import arm_of
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; in the order of the label values.
 TISSUE_COLOURS = ("#8a8a8a", "#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#f0e442", "#0072b2", "#d55e00")
@@ -11,13 +14,44 @@ LUNG_WINDOW_HU = (-1350, 150)
 RESOLUTION = 200  # dots per inch
 PANEL_INCHES = 2.2
 
+LABEL_LETTERS = 27  # of an arm's title before it breaks
+PANEL = 3.4  # inches; shown at 300 pixels and more, so that 7.5 points stay readable on a phone
+ARMS_AS_LINES = 5  # with more arms, patients are drawn as dots, one row per arm
+
 ARM_TITLES = {
     "real": "real only",
     "oversampled": "oversampled",
+    "class_weighted": "class-weighted loss",
     "copy_paste": "copy-paste",
-    "synthetic": "painted",
-    "synthetic_oversampled": "painted and oversampled",
+    "no_ablation": "painted, no ablation",
+    "konz": "painted, Konz ablation",
+    "cbmat": "painted, CBMAT",
+    "cbmat_filter": "painted, CBMAT, filtered",
+    "synthetic_only": "painted cases only",
 }
+
+
+def arm_title(key: str) -> str:
+    """Return an arm's key in words.
+
+    Example:
+        >>> arm_title("cbmat_filter_oversampled_x0.5")
+        'painted, CBMAT, filtered + oversampled, ratio 0.5'
+    """
+    name, _, ratio = key.partition("_x")
+    base = name.removesuffix("_oversampled")
+    title = ARM_TITLES.get(base, words(base)) + " + oversampled" * (base != name)
+    return f"{title}, ratio {ratio}" if ratio else title
+
+
+def is_painted(key: str) -> bool:
+    """Return whether an arm holds cases that a synthesizer painted.
+
+    Example:
+        >>> is_painted("cbmat_filter_oversampled"), is_painted("copy_paste_oversampled"), is_painted("real")
+        (True, False, False)
+    """
+    return arm_of(key)[0].method not in (None, "copy_paste")
 
 
 def words(name: str) -> str:
@@ -28,6 +62,16 @@ def words(name: str) -> str:
         'ground glass'
     """
     return name.replace("_", " ")
+
+
+def sentence(text: str) -> str:
+    """Return a text with a capital first letter; the others stay as they are.
+
+    Example:
+        >>> sentence("painted, CBMAT")
+        'Painted, CBMAT'
+    """
+    return text[:1].upper() + text[1:]
 
 
 def tissue_colours(labels: dict[str, int]) -> dict[str, str]:
@@ -57,62 +101,67 @@ def calm(axes) -> None:
     axes.tick_params(length=0, labelsize=8.5, labelcolor=INK)
 
 
-def forest(rows: list[dict], labels: dict[str, int]) -> bytes:
-    """Draw the difference to the arm real, with its interval, for every tissue and arm.
+def signed(value: float, _: object = None) -> str:
+    return "0" if abs(value) < 1e-9 else f"{value:+.2g}".replace("-", "−")
+
+
+def _rows_of_arms(arms: list[str], heading: str):
+    """Return a figure and its axes with one row per arm, titled at the left, the first on top."""
+    titles = [textwrap.fill(arm_title(arm), LABEL_LETTERS) for arm in arms]
+    lines = sum(1 + title.count("\n") for title in titles)
+    figure = new_figure(PANEL, 0.85 + 0.13 * lines + 0.09 * len(arms))
+    axes = figure.add_subplot()
+    calm(axes)
+    heights = np.array([1 + 0.6 * title.count("\n") for title in titles])
+    places = np.cumsum(heights) - heights / 2
+    axes.set_yticks(places, titles, fontsize=7.5)
+    axes.set_ylim(heights.sum() + 0.2, -0.2)
+    axes.tick_params(axis="x", labelsize=7.5)
+    axes.axvline(0, color=INK, linewidth=0.9, zorder=0)
+    axes.grid(axis="x", color=RULE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_formatter(signed)
+    axes.locator_params(axis="x", nbins=4)
+    axes.set_title(heading, fontsize=9, weight="bold", color=INK, loc="left", x=0)
+    return figure, axes, places
+
+
+def forest(rows: list[dict], tissue: str, colour: str) -> bytes:
+    """Draw the difference of every arm to the arm real, with its interval, for one tissue.
 
     Args:
-        rows: of ``verdicts.summarise``.
-        labels: tissue name to value.
+        rows: of ``verdicts.summarise``; the span of the axis holds all tissues, so that figures can be compared.
+        tissue: which.
+        colour: of the painted arms; the others are grey.
 
     Returns:
         A PNG.
     """
     rows = [row for row in rows if row.get("difference") is not None]
-    tissues = list(dict.fromkeys(row["tissue"] for row in rows))
-    colours = tissue_colours(labels)
-    height = len(rows) * 0.22 + len(tissues) * 0.42 + 0.5
-    figure = new_figure(5.2, height)
-    axes = figure.add_subplot()
-    calm(axes)
-    y, places, heads = 0.0, {}, {}
-    for tissue in tissues:
-        heads[y] = words(tissue)
-        for row in (row for row in rows if row["tissue"] == tissue):
-            y -= 1
-            places[y] = ARM_TITLES.get(row["arm"], words(row["arm"]))
-            if row["interval"]:
-                axes.plot(row["interval"], [y, y], color=colours[tissue], linewidth=2.4, solid_capstyle="round")
-            face = colours[tissue] if row["verdict"] in ("gain", "loss") else "white"
-            axes.plot(
-                row["difference"],
-                y,
-                "o",
-                markersize=6,
-                color=colours[tissue],
-                markerfacecolor=face,
-                markeredgewidth=1.6,
-            )
-        y -= 1.4
-    ticks = heads | places
-    axes.set_yticks(list(ticks), list(ticks.values()))
-    for label in axes.get_yticklabels()[: len(heads)]:
-        label.set_weight("bold")
-    axes.set_ylim(y + 0.8, 0.6)
-    axes.axvline(0, color=INK, linewidth=0.9, zorder=0)
-    axes.grid(axis="x", color=RULE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.xaxis.set_major_formatter(lambda value, _: "0" if abs(value) < 1e-9 else f"{value:+.2g}")
-    axes.set_xlabel("Dice minus Dice of real only", fontsize=8.5, color=INK)
+    spans = [value for row in rows for value in (row["difference"], *(row["interval"] or ()))]
+    own = [row for row in rows if row["tissue"] == tissue]
+    figure, axes, places = _rows_of_arms([row["arm"] for row in own], words(tissue))
+    for row, y in zip(own, places):
+        shade = colour if is_painted(row["arm"]) else QUIET
+        if row["interval"]:
+            axes.plot(row["interval"], [y, y], color=shade, linewidth=2.2, solid_capstyle="round")
+        face = shade if row["verdict"] in ("gain", "loss") else "white"
+        marker = "o" if is_painted(row["arm"]) else "s"
+        style = {"markersize": 5.5, "markerfacecolor": face, "markeredgewidth": 1.5}
+        axes.plot(row["difference"], y, marker, color=shade, **style)
+    margin = 0.05 * (max(spans + [0]) - min(spans + [0])) or 0.01
+    axes.set_xlim(min(spans + [0]) - margin, max(spans + [0]) + margin)
+    axes.set_xlabel("Dice minus Dice of real only", fontsize=7.5, color=INK)
     return png_bytes(figure)
 
 
 def patients(records: list[dict], tissue: str, arms: list[str], colour: str) -> bytes:
-    """Draw the Dice of every patient (a thin line from arm to arm) and the mean (a dot) for one tissue.
+    """Draw every patient for one tissue: with few arms the Dice, joined from arm to arm; else differences to real.
 
     Args:
         records: rows of results.csv; the seeds of a patient are averaged.
         tissue: which.
-        arms: from left to right.
+        arms: from left to right, or from top to bottom.
         colour: of the mean.
 
     Returns:
@@ -123,9 +172,31 @@ def patients(records: list[dict], tissue: str, arms: list[str], colour: str) -> 
         if record["tissue"] == tissue and record["dice"] is not None:
             values.setdefault(record["patient"], {}).setdefault(record["arm"], []).append(record["dice"])
     lines = np.array([[np.mean(row[arm]) if arm in row else np.nan for arm in arms] for row in values.values()])
+    if len(arms) > ARMS_AS_LINES:
+        return _patient_dots(lines, tissue, arms, colour)
+    return _patient_lines(lines, tissue, arms, colour)
+
+
+def _patient_dots(lines: np.ndarray, tissue: str, arms: list[str], colour: str) -> bytes:
+    """Draw a row per arm but the first of ``arms`` named real, a dot per patient; ``lines`` is (patients, arms)."""
+    differences = np.delete(lines - lines[:, [arms.index("real")]], arms.index("real"), axis=1)
+    others = [arm for arm in arms if arm != "real"]
+    figure, axes, places = _rows_of_arms(others, f"{words(tissue)} (n = {len(lines)})")
+    rng = np.random.default_rng(0)  # spreads dots that would hide each other
+    for column, y in zip(differences.T, places):
+        seen = column[np.isfinite(column)]
+        axes.plot(seen, y + rng.uniform(-0.22, 0.22, len(seen)), ".", color=QUIET, alpha=0.5, markersize=4.5, mew=0)
+        if len(seen):
+            axes.plot(seen.mean(), y, "o", color=colour, markersize=6, markeredgecolor="white", zorder=5)
+    axes.set_xlabel("Dice minus Dice of real only", fontsize=7.5, color=INK)
+    return png_bytes(figure)
+
+
+def _patient_lines(lines: np.ndarray, tissue: str, arms: list[str], colour: str) -> bytes:
+    """Draw a thin line per patient from arm to arm, and the means; ``lines`` has shape (patients, arms)."""
     from matplotlib import patheffects, ticker
 
-    figure = new_figure(2.9, 2.5)
+    figure = new_figure(PANEL, 2.7)
     axes = figure.add_subplot()
     calm(axes)
     places = np.arange(len(arms))
@@ -135,19 +206,19 @@ def patients(records: list[dict], tissue: str, arms: list[str], colour: str) -> 
     axes.plot(places, means, color=colour, linewidth=0, marker="o", markersize=8, markeredgecolor="white", zorder=5)
     halo = [patheffects.withStroke(linewidth=2.5, foreground="white")]
     for place, mean in zip(places, means):
-        axes.annotate(
-            f"{mean:.2f}", (place, mean), (0, 7), textcoords="offset points", fontsize=8, color=INK, ha="center",
-            weight="bold", path_effects=halo, zorder=6,
-        )  # fmt: skip
+        if np.isfinite(mean):
+            axes.annotate(
+                f"{mean:.2f}", (place, mean), (0, 7), textcoords="offset points", fontsize=8, color=INK, ha="center",
+                weight="bold", path_effects=halo, zorder=6,
+            )  # fmt: skip
     axes.set_xlim(-0.4, len(arms) - 0.6)
     low, high = np.nanmin(lines), np.nanmax(lines)
     room = max(0.3 - (high - low), 0.06) / 2  # the axis spans 0.3 at least, so that noise does not look like an effect
     top = min(high + room, 1.02)
     axes.set_ylim(top - (high - low) - 2 * room, top)
     axes.yaxis.set_major_locator(ticker.MaxNLocator(4))
-    axes.set_xticks(places, [ARM_TITLES.get(arm, words(arm)).replace(" and ", "\nand ") for arm in arms], fontsize=7.5)
-    if len(arms) > 3:
-        axes.tick_params(axis="x", rotation=20)
+    axes.set_xticks(places, [textwrap.fill(arm_title(arm), 13) for arm in arms], fontsize=7)
+    axes.tick_params(axis="y", labelsize=7.5)
     axes.grid(axis="y", color=RULE, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_title(f"{words(tissue)} (n = {len(lines)})", fontsize=9, weight="bold", color=INK, loc="left")

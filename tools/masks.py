@@ -1,213 +1,327 @@
-"""New tissue maps for a CT: lesions of the training patients, moved, deformed and placed in plausible healthy lung.
+"""New tissue maps for one fold: drawn from the training patients' lesions, or supplied by the user and checked."""
 
-Everything here works in voxels of canonical (RAS) orientation, so that left, front and top mean the same in every CT.
-"""
-
-from dataclasses import dataclass, field
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from scipy import ndimage
+import pandas
+from tqdm import tqdm
 
-from tools.nifti import spacing_mm
+from tools.files import InputError, new_directory, read_json, sha256, write_json
+from tools.host import Host
+from tools.leaks import MAPS_CARD, digest, witness
+from tools.lesions import Lesion, lesion_bank, load_case, original
+from tools.map_check import check_map, check_maps, list_maps
+from tools.mask_table import added_lesions, lesion_row, markdown
+from tools.mask_table import save as save_table
+from tools.nifti import SYNTHETIC_MARK, case_name, save_nifti
+from tools.procedural import LesionModel
+from tools.scheme import tissue_labels
 
-MIN_LESION_VOXELS = 24
-PLACES_TRIED = 12  # attempts to place one lesion before another is drawn
-MIN_INSIDE = 0.6  # share of a placed lesion that must fall on healthy lung
-MAX_HEALTHY_SHARE = 0.4  # of a CT's healthy lung that may be painted
-
-
-@dataclass
-class Lesion:
-    """One connected lesion of a training patient.
-
-    Attributes:
-        case: the CT it comes from.
-        tissue: its tissue's name.
-        mask: its voxels, shape (w, h, d).
-        hu: the CT around it, int16, the same shape.
-        spacing: voxel size in mm.
-        height: of its centre in the lung, 0 at the base and 1 at the apex.
-        depth_mm: mean distance of its voxels from the pleura within their slices.
-    """
-
-    case: str
-    tissue: str
-    mask: np.ndarray
-    hu: np.ndarray
-    spacing: np.ndarray
-    height: float
-    depth_mm: float
+SCHEMA = 1
+FAILURES = 6  # lesions without a place, after which a case gets no more of a tissue
 
 
-@dataclass
-class Host:
-    """A CT that receives lesions, in canonical orientation.
-
-    Attributes:
-        label: tissue map, shape (W, H, D).
-        hu: CT in HU, the same shape.
-        spacing: voxel size in mm.
-        healthy: value of healthy tissue.
-        target: the map with the placed lesions.
-        pasted: the CT with the donors' HU in the placed lesions.
-        donors: per placed lesion, the donor's case, tissue and voxels.
-    """
-
-    label: np.ndarray
-    hu: np.ndarray
-    spacing: np.ndarray
-    healthy: int
-    target: np.ndarray = field(init=False)
-    pasted: np.ndarray = field(init=False)
-    donors: list[dict] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.target, self.pasted = self.label.copy(), self.hu.copy()
-        self.depth_mm = pleura_distance(self.label > 0, self.spacing)
-        self.height = lung_height(self.label > 0)
-        self.room = int((self.label == self.healthy).sum() * MAX_HEALTHY_SHARE)
-
-    def place(self, lesion: Lesion, value: int, rng: np.random.Generator) -> int:
-        """Place one lesion, deformed, where height and distance to the pleura are like the donor's.
-
-        Args:
-            lesion: what to place.
-            value: label value of its tissue.
-            rng: source of randomness.
-
-        Returns:
-            Voxels painted, 0 if no place was found.
-        """
-        candidates = np.argwhere(self.target == self.healthy)
-        if not len(candidates):
-            return 0
-        candidates = candidates[rng.integers(len(candidates), size=400)]
-        depth = self.depth_mm[tuple(candidates.T)]
-        unlike = np.abs(self.height[candidates[:, 2]] - lesion.height) / 0.15 + np.abs(depth - lesion.depth_mm) / 8.0
-        likely = candidates[np.argsort(unlike, kind="stable")[:40]]
-        for _ in range(PLACES_TRIED):
-            centre = likely[rng.integers(len(likely))]
-            mask, hu, corner = deform(lesion, self.spacing, rng)
-            inside, window = overlap(mask.shape, corner + centre, self.target.shape)
-            mask, hu = mask[window], hu[window]
-            free = mask & (self.target[inside] == self.healthy)
-            voxels = int(free.sum())
-            if voxels < MIN_LESION_VOXELS or voxels < MIN_INSIDE * mask.sum() or voxels > self.room:
-                continue
-            self.target[inside][free] = value
-            self.pasted[inside][free] = hu[free]
-            self.room -= voxels
-            self.donors.append({"case": lesion.case, "tissue": lesion.tissue, "voxels": voxels})
-            return voxels
-        return 0
-
-
-def canonical(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Return a volume with its axes turned and flipped to run right to left, back to front, foot to head (RAS)."""
-    return nib.orientations.apply_orientation(array, nib.io_orientation(affine))
-
-
-def original(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Undo :func:`canonical` for a volume whose file has the given affine."""
-    to_canonical = nib.io_orientation(affine)
-    ras = np.array([[0, 1], [1, 1], [2, 1]])
-    return nib.orientations.apply_orientation(array, nib.orientations.ornt_transform(ras, to_canonical))
-
-
-def canonical_spacing(file: nib.Nifti1Image) -> np.ndarray:
-    """Return the voxel size in mm along the canonical axes."""
-    spacing = np.zeros(3)
-    for axis, (out, _) in enumerate(nib.io_orientation(file.affine)):
-        spacing[int(out)] = spacing_mm(file)[axis]
-    return spacing
-
-
-def pleura_distance(lung: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """Return each lung voxel's distance in mm to the lung's border within its slice, shape (W, H, D)."""
-    slices = [ndimage.distance_transform_edt(lung[..., k], sampling=spacing[:2]) for k in range(lung.shape[2])]
-    return np.stack(slices, axis=-1).astype(np.float32)
-
-
-def lung_height(lung: np.ndarray) -> np.ndarray:
-    """Return each slice's height in the lung, 0 at the lowest and 1 at the highest, 0.5 in a single slice."""
-    occupied = np.flatnonzero(lung.any(axis=(0, 1)))
-    if len(occupied) < 2:
-        return np.full(lung.shape[2], 0.5)
-    return (np.arange(lung.shape[2]) - occupied[0]) / (occupied[-1] - occupied[0])
-
-
-def find_lesions(
-    case: str, label: np.ndarray, hu: np.ndarray, spacing: np.ndarray, tissues: dict[str, int]
-) -> list[Lesion]:
-    """Return the connected lesions of a CT.
+def draw_bank(
+    training: list[dict],
+    folder: Path,
+    balance: float,
+    seed: int,
+    max_cases: int,
+    procedural: float = 0.0,
+    pasted: Path | None = None,
+    lesions: tuple[dict, dict] | None = None,
+) -> tuple[list[dict], dict]:
+    """Draw tissue maps until the tissues are balanced, and write them with a card that says what was read.
 
     Args:
-        case: its name.
-        label: tissue map in canonical orientation, shape (W, H, D).
-        hu: CT in HU, the same shape.
-        spacing: voxel size in mm.
-        tissues: pathological tissue name to value.
-    """
-    depth, height = pleura_distance(label > 0, spacing), lung_height(label > 0)
-    lesions = []
-    for tissue, value in tissues.items():
-        parts, _ = ndimage.label(label == value)
-        for index, box in enumerate(ndimage.find_objects(parts), start=1):
-            mask = parts[box] == index
-            if mask.sum() < MIN_LESION_VOXELS:
-                continue
-            centre = np.average(height[box[2]], weights=mask.sum(axis=(0, 1)))
-            crop = hu[box].round().astype(np.int16)
-            lesions.append(Lesion(case, tissue, mask, crop, spacing, float(centre), float(depth[box][mask].mean())))
-    return lesions
-
-
-def deform(lesion: Lesion, spacing: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Turn (up to 25 degrees), scale (0.8 to 1.25), mirror and bend a lesion in its axial plane.
-
-    Args:
-        lesion: the donor.
-        spacing: voxel size in mm of the CT that receives it.
-        rng: source of randomness.
+        training: datalist items with absolute paths; nothing else is read.
+        folder: new folder for ``<case>.nii.gz``; the card, maps.json, is written beside it.
+        balance: volume that each pathological tissue shall reach, as a share of the most frequent one's.
+        seed: of all draws.
+        max_cases: at most so many maps are drawn.
+        procedural: share of the lesions that are grown by the procedural model instead of transplanted.
+        pasted: folder for the hosts' CTs with the donors' HU pasted in, under the same names; none are written if it is
+            not given.
+        lesions: of ``lesion_bank``, if they were read already.
 
     Returns:
-        Mask and HU in the receiving CT's voxels, shape (w, h, d), and the corner's offset from the lesion's centre.
+        One row per map (case, source, patient, tissues, volume_ml, donors, image, label, map, map_sha256, map_kind),
+        and the card.
+
+    Raises:
+        InputError: if the training cases hold no pathological tissue, no map could be drawn, or HU are to be pasted
+            into procedural lesions, which have no donor.
     """
-    angle, scale = np.deg2rad(rng.uniform(-25, 25)), rng.uniform(0.8, 1.25)
-    mirror = rng.choice([-1.0, 1.0])
-    extent = np.array(lesion.mask.shape) * lesion.spacing  # mm
-    radius = np.linalg.norm(extent[:2]) / 2 * scale
-    half = np.ceil(radius / spacing[:2]).astype(int) + 1
-    depth = max(1, round(extent[2] / spacing[2]))
-    grid = np.stack(np.mgrid[-half[0] : half[0] + 1, -half[1] : half[1] + 1]).astype(float)
-    position = grid * spacing[:2, None, None]  # mm from the centre
-    bend = rng.normal(size=grid.shape)
-    smooth = np.maximum(half / 3, 1.0)
-    bend = np.stack([ndimage.gaussian_filter(component, smooth, mode="nearest") for component in bend])
-    bend *= 0.12 * radius / max(np.abs(bend).max(), 1e-9)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / scale
-    source = np.einsum("ij,jxy->ixy", turn, position + bend)
-    source[0] *= mirror
-    index = source / lesion.spacing[:2, None, None] + (np.array(lesion.mask.shape[:2])[:, None, None] - 1) / 2
-    masks, values = [], []
-    for k in range(depth):
-        donor = min(int((k + 0.5) / depth * lesion.mask.shape[2]), lesion.mask.shape[2] - 1)
-        masks.append(ndimage.map_coordinates(lesion.mask[..., donor].astype(np.float32), index, order=1) > 0.5)
-        values.append(ndimage.map_coordinates(lesion.hu[..., donor].astype(np.float32), index, order=1, mode="nearest"))
-    corner = np.array([-half[0], -half[1], -(depth // 2)])
-    return np.stack(masks, axis=-1), np.stack(values, axis=-1), corner
+    if not 0 <= procedural <= 1:
+        raise InputError(f"procedural must be from 0 to 1, not {procedural}")
+    if pasted and procedural:
+        raise InputError(
+            f"lesions with procedural {procedural} have no donor's HU to paste; set it to 0 for copy_paste"
+        )
+    folder, labels = Path(folder), tissue_labels()
+    bank, volumes = lesions or lesion_bank(training, bool(pasted))
+    if not bank:
+        raise InputError("the training cases hold no pathological tissue, so there are no shapes to draw from")
+    artist = Artist(bank, volumes, labels, procedural)
+    total = {tissue: sum(amounts) for tissue, amounts in volumes.items() if sum(amounts) > 0}
+    wanted = balance * max(total.values())
+    rng = np.random.default_rng(seed)
+    hosts: list[int] = []
+    plan: list[dict] = []
+    grown: list[list[dict]] = []
+    progress = tqdm(desc="drawing maps", unit="map", total=max_cases)
+    for _ in range(3 * max_cases):
+        short = {tissue: total[tissue] / wanted for tissue in total if total[tissue] < wanted and tissue in bank}
+        if not short or len(plan) == max_cases:
+            break
+        hosts = hosts or list(rng.permutation(len(training)))
+        item = training[hosts.pop()]
+        rarest = sorted(short, key=short.get)
+        chosen = rarest[: 1 + int(len(rarest) > 1 and rng.random() < 0.5)]
+        host, painted = artist.draw(item, chosen, rng, bool(pasted))
+        if not painted:
+            continue
+        for tissue, volume_ml in painted.items():
+            total[tissue] += volume_ml
+        case = f"{case_name(item['image'])}_s{len(plan):03d}"
+        path, kind = _write_map(case, item, host, folder, pasted), "procedural" if host.grown else "transplanted"
+        plan.append(_row(case, item, painted, host.donors, path, kind))
+        grown.append(host.grown)
+        progress.update()
+    progress.close()
+    if not plan and any(amount < wanted for amount in total.values()):
+        raise InputError("no new map could be drawn: the training lungs have too little healthy room for the lesions")
+    settings = {"seed": seed, "balance": balance, "max_cases": max_cases, "procedural": procedural}
+    card = maps_card(training, plan, grown, settings)
+    write_json(folder.with_name(MAPS_CARD), card)
+    return plan, card
 
 
-def overlap(shape: tuple, corner: np.ndarray, room: tuple) -> tuple[tuple, tuple]:
-    """Return where a block that begins at ``corner`` lies in an array of shape ``room``, and which part of it that is.
+class Artist:
+    """Places lesions of the training patients, and some from the procedural model, in a CT.
 
-    Example:
-        >>> overlap((4,), np.array([-1]), (10,))
-        ((slice(0, 3, None),), (slice(1, 4, None),))
+    Args:
+        bank: lesions per tissue.
+        volumes: volume in ml per tissue and training case that has it.
+        labels: tissue name to value.
+        procedural: share of the lesions that come from the procedural model.
     """
-    first, last = np.maximum(corner, 0), np.minimum(corner + np.array(shape), room)
-    last = np.maximum(first, last)
-    inside = tuple(slice(int(a), int(b)) for a, b in zip(first, last))
-    window = tuple(slice(int(a - c), int(b - c)) for a, b, c in zip(first, last, corner))
-    return inside, window
+
+    def __init__(self, bank: dict, volumes: dict, labels: dict[str, int], procedural: float) -> None:
+        self.bank, self.volumes, self.labels, self.procedural = bank, volumes, labels, procedural
+        self.models = {tissue: LesionModel(lesions) for tissue, lesions in bank.items()} if procedural else {}
+
+    def draw(
+        self, item: dict, tissues: list[str], rng: np.random.Generator, with_hu: bool
+    ) -> tuple[Host, dict[str, float]]:
+        """Place lesions of some tissues in one CT until each has the volume it has in a random case that holds it.
+
+        Args:
+            item: datalist item of the CT.
+            tissues: names.
+            rng: source of randomness.
+            with_hu: whether the donors' HU are pasted too.
+
+        Returns:
+            The host, and the volume placed in ml per tissue that found a place.
+        """
+        label, hu, spacing = load_case(item)
+        host = Host(label, hu if with_hu else None, spacing, self.labels["healthy"])
+        voxel_ml = float(np.prod(spacing)) / 1000
+        painted: dict[str, float] = {}
+        for tissue in tissues:
+            amount, failures = rng.choice(self.volumes[tissue]), 0
+            while painted.get(tissue, 0.0) < amount and failures < FAILURES:
+                voxels = self._place(host, tissue, rng)
+                failures += voxels == 0
+                if voxels:
+                    painted[tissue] = painted.get(tissue, 0.0) + voxels * voxel_ml
+        return host, painted
+
+    def _place(self, host: Host, tissue: str, rng: np.random.Generator) -> int:
+        if self.procedural and rng.random() < self.procedural:
+            voxels = self.models[tissue].grow(host, self.labels[tissue], rng)
+            if voxels:
+                host.grown.append({"tissue": tissue, "voxels": voxels})
+            return voxels
+        lesions: list[Lesion] = self.bank[tissue]
+        return host.place(lesions[rng.integers(len(lesions))], self.labels[tissue], rng)
+
+
+def _row(case: str, item: dict, volume_ml: dict[str, float], donors: list[dict], path: Path, kind: str) -> dict:
+    return {
+        "case": case,
+        "source": case_name(item["image"]),
+        "patient": item["patient"],
+        "tissues": sorted(volume_ml),
+        "volume_ml": {tissue: round(amount, 2) for tissue, amount in volume_ml.items()},
+        "donors": donors,
+        "image": item["image"],
+        "label": item["label"],
+        "map": str(path),
+        "map_sha256": sha256(path),
+        "map_kind": kind,
+    }
+
+
+def _write_map(case: str, item: dict, host: Host, folder: Path, pasted: Path | None) -> Path:
+    """Write a map, and the CT with pasted HU if wanted, in the geometry of the host's file; return the map's path."""
+    image, path = nib.load(item["image"]), folder / f"{case}.nii.gz"
+    mark = f"{SYNTHETIC_MARK} map for {case_name(item['image'])}"
+    save_nifti(original(host.target, image.affine).astype(np.uint8), image, path, mark)
+    if pasted:
+        hu = original(host.pasted, image.affine)
+        hu = np.round(hu) if np.array_equal(host.hu, np.round(host.hu)) else hu
+        save_nifti(hu.astype(np.float32), image, Path(pasted) / path.name, f"{SYNTHETIC_MARK} copy_paste")
+    return path
+
+
+def maps_card(training: list[dict], plan: list[dict], grown: list[list[dict]], settings: dict) -> dict:
+    """Return the content of maps.json: the settings, the cases read, and per map its host, hashes and lesions.
+
+    Args:
+        training: datalist items that were read.
+        plan: rows as ``draw_bank`` returns them.
+        grown: per row, its procedural lesions.
+        settings: of the draws.
+    """
+    patients = {case_name(item["image"]): item["patient"] for item in training}
+    labels = {case_name(item["image"]): digest(item["label"]) for item in training}
+    cases = [row | {"label_sha256": labels[row["case"]]} for row in witness(training)]
+    digests = {row["case"]: row for row in cases}
+    maps = [
+        {key: row[key] for key in ("case", "source", "patient", "map_sha256", "map_kind", "tissues", "volume_ml")}
+        | {key: digests[row["source"]][key] for key in ("image_sha256", "label_sha256")}
+        | {"donors": [donor | {"patient": patients[donor["case"]]} for donor in row["donors"]], "procedural": lesions}
+        for row, lesions in zip(plan, grown)
+    ]
+    return {"schema": SCHEMA} | settings | {"patients": sorted(set(patients.values())), "cases": cases, "maps": maps}
+
+
+def read_maps(folder: Path, training: list[dict]) -> list[dict]:
+    """Read maps that were drawn earlier or by hand, as a plan for painting.
+
+    Args:
+        folder: of maps, named after the CT they are for (``map_check.find_host``); maps.json in it or beside it says
+            from which cases a drawn bank comes.
+        training: datalist items with absolute paths, whose CTs may be painted.
+
+    Returns:
+        Rows as those of ``draw_bank``; map_kind is what maps.json says of an unchanged file, else "supplied".
+
+    Raises:
+        InputError: naming every unusable map, or a case that the bank's lesions come from and ``training`` lacks.
+    """
+    paths = list_maps(folder)
+    card = read_card(paths[0].parent, training)
+    drawn = {row["case"]: row for row in card.get("maps", [])}
+    findings = [check_map(path, training) for path in tqdm(paths, desc="checking maps", unit="map")]
+    unusable = [f"{finding.path.name} {error}" for finding in findings for error in finding.errors]
+    if unusable:
+        raise InputError(f"{folder} holds maps that cannot be painted: " + "; ".join(unusable))
+    cases = {case_name(item["image"]) for item in training}
+    rows = []
+    for finding in findings:
+        name, item, digits = case_name(finding.path), finding.item, sha256(finding.path)
+        known = drawn.get(name, {})
+        donors = [{key: donor[key] for key in ("case", "tissue", "voxels")} for donor in known.get("donors", [])]
+        kind = known["map_kind"] if known.get("map_sha256") == digits else "supplied"
+        case = f"{name}_supplied" if name in cases else name
+        rows.append(_row(case, item, finding.volume_ml, donors, finding.path, kind))
+    return rows
+
+
+def read_card(folder: Path, training: list[dict]) -> dict:
+    """Return what maps.json in a folder of maps or beside it says, or an empty dictionary if there is none.
+
+    Raises:
+        InputError: if the bank was drawn from lesions of a case that is not in ``training``.
+    """
+    places = [place / MAPS_CARD for place in (folder, folder.parent) if (place / MAPS_CARD).is_file()]
+    card = read_json(places[0]) if places else {}
+    allowed = {digest(item["image"]) for item in training} if card else set()
+    foreign = [row for row in card.get("cases", []) if row["image_sha256"] not in allowed]
+    if foreign:
+        raise InputError(
+            f"{places[0]} says that the maps were drawn from lesions of {foreign[0]['case']}, patient "
+            f"{foreign[0]['patient']}, which is no training case here; draw them for this fold"
+        )
+    return card
+
+
+def masks(
+    datalist: Path | None = None,
+    fold: int | None = None,
+    output: Path | None = None,
+    balance: float = 1.0,
+    seed: int = 0,
+    max_cases: int | None = None,
+    procedural: float = 0.25,
+    check: Path | None = None,
+) -> None:
+    """Draw a bank of new tissue maps for one fold, or check maps drawn by hand.
+
+    The maps follow the lesions of the fold's training patients in size, shape and place: some lesions are moved and
+    deformed, some drawn anew by a model of their statistics. A table says how near the bank comes to the data, beside
+    the distance of one half of the training patients to the other. Paint the maps with `augment --maps`.
+
+    With --check nothing is drawn: every map of a folder is compared with the CT it is named after, and all that is
+    wrong or unusual is printed.
+
+    Args:
+        datalist: datalist.json as `dataset` writes it.
+        fold: the fold that is held out; with --check all cases may be hosts if it is not given.
+        output: new folder for maps/, maps.json, statistics.csv, statistics.md and statistics.png.
+        balance: volume that each pathological tissue shall reach, as a share of the most frequent one's.
+        seed: of all draws.
+        max_cases: at most so many maps are drawn; as many as there are training cases if not given.
+        procedural: share of the lesions that the model draws; the others are moved.
+        check: a map, or a folder of maps, named CASE.nii.gz or CASE_anything.nii.gz after their CT.
+
+    Raises:
+        InputError: if the input is unusable, or a map that was checked is.
+    """
+    needed = {"datalist": datalist} if check else {"datalist": datalist, "fold": fold, "output": output}
+    missing = [f"--{name}" for name, value in needed.items() if value is None]
+    if missing and check:
+        raise InputError("masks --check needs --datalist too: it names the CTs and maps that the new maps are for")
+    if missing:
+        raise InputError(f"masks needs {', '.join(missing)} to draw maps, or --check and --datalist to check some")
+    if check:
+        check_maps(Path(check), known_items(Path(datalist), fold))
+        return
+    if not 0 < balance <= 1:
+        raise InputError(f"balance must be above 0 and at most 1, not {balance}")
+    if max_cases is not None and max_cases < 1:
+        raise InputError(f"max_cases must be a whole number of at least 1, not {max_cases}")
+    training = known_items(Path(datalist), fold)
+    with new_directory(Path(output)) as folder:
+        lesions = lesion_bank(training)
+        plan, _ = draw_bank(
+            training, folder / "maps", balance, seed, max_cases or len(training), procedural, lesions=lesions
+        )
+        if plan:
+            patients = {case_name(item["image"]): item["patient"] for item in training}
+            found = [lesion for of_tissue in lesions[0].values() for lesion in of_tissue]
+            added = ((added_lesions(row), row["patient"]) for row in tqdm(plan, desc="measuring maps", unit="map"))
+            table = save_table(
+                pandas.DataFrame([lesion_row(lesion, patients[lesion.case]) for lesion in found]),
+                pandas.DataFrame([lesion_row(lesion, patient) for some, patient in added for lesion in some]),
+                folder,
+            )
+            print(markdown(table))
+    next_step = f"python -m tools augment --datalist {datalist} --fold {fold} --maps {output} --output AUGMENTED"
+    print(f"wrote {len(plan)} maps to {output}; next: {next_step}" if plan else "the tissues are balanced already")
+
+
+def known_items(datalist: Path, fold: int | None) -> list[dict]:
+    """Return the training items of a fold, or all items if there is none, with absolute paths."""
+    from tools.augment import split_fold  # augment draws its maps with this module
+
+    if fold is not None:
+        return split_fold(datalist, fold)[0]
+    items, folder = read_json(datalist).get("training", []), datalist.absolute().parent
+    if not items or any("image" not in item or "label" not in item or "patient" not in item for item in items):
+        raise InputError(f"{datalist} lists no cases with image, label and patient; make it with tools dataset")
+    return [item | {"image": str(folder / item["image"]), "label": str(folder / item["label"])} for item in items]

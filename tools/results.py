@@ -1,59 +1,82 @@
-"""Reading the segmenter's Dice tables and gathering all runs of a comparison into results.csv and summary.json."""
+"""Reading the segmenter's scores and gathering all runs of a comparison into results.csv and summary.json."""
 
 import csv
 from pathlib import Path
 
 import numpy as np
+import pandas
 
-from tools.arms import ARMS
+from tools.arms import ARMS, arm_of
 from tools.files import InputError, RunError, atomic_file, read_json, write_json
 from tools.nifti import case_name
-from tools.verdicts import summarise
+from tools.verdicts import MEASURES, summarise
 
-DICE_FILE = "val_mean_dice_raw.csv"
-RESULT_COLUMNS = ("fold", "seed", "arm", "patient", "tissue", "dice")
+SCHEMA = 2  # of summary.json, results.csv and result.json
+SCORES_FILE = "scores.csv"
+RESULT_COLUMNS = ("test", "fraction", "fold", "seed", "arm", "patient", "tissue", *MEASURES)
 
 
-def read_dice(path: Path, test: list[dict], tissues: list[str]) -> dict[str, dict[str, float | None]]:
-    """Read the segmenter's Dice table and average the cases of each patient.
+def read_scores(path: Path, test: list[dict], tissues: list[str]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Read the segmenter's table of scores and average the cases of each patient.
 
     Args:
-        path: csv of MONAI's MetricsSaver: file name, one column per tissue, mean.
-        test: items of the held-out fold, with absolute paths.
-        tissues: names of the columns, in order.
+        path: ``scores.csv`` of the segmenter's evaluation.
+        test: items tested, with absolute paths.
+        tissues: names, each of which the table must hold for each case.
 
     Returns:
-        Patient to tissue to Dice; None where no case of the patient holds the tissue.
+        Patient to tissue to ``dice`` and ``surface_dice`` (None where no case of the patient holds the tissue) and
+        ``volume_error``, the size of the error of the tissue's share of the lung, in points.
 
     Raises:
-        RunError: if the table is missing, has other columns, or does not hold each test case once.
+        RunError: if the table is missing, or does not hold each test case and tissue once.
     """
     if not path.is_file():
         raise RunError(f"the run ended without {path}")
-    with open(path, newline="") as stream:
-        head, *rows = [row for row in csv.reader(stream) if row]
-    if len(head) != len(tissues) + 2:
-        raise RunError(f"{path} has columns {head}; expected filename, {', '.join(tissues)}, mean")
-    by_file = {item[key]: item for item in test for key in ("image", "label")}
-    by_name = {case_name(item["image"]): item for item in test}
-    found: dict[str, dict] = {}
-    values: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        item = by_file.get(str(Path(row[0]).resolve())) or by_name.get(case_name(row[0]))
-        if item is None or item["image"] in found:
-            raise RunError(f"{path} holds {row[0]} {'twice' if item else 'which is no test case'}")
-        found[item["image"]] = item
-        for tissue, value in zip(tissues, row[1:]):
-            kept = values.setdefault(item["patient"], {}).setdefault(tissue, [])
-            if np.isfinite(float(value)):
-                kept.append(float(value))
-    missing = [case_name(item["image"]) for item in test if item["image"] not in found]
-    if missing:
-        raise RunError(f"{path} lacks the test cases {', '.join(missing)}")
+    table = pandas.read_csv(path, dtype={"case": str})
+    patient = {case_name(item["label"]): item["patient"] for item in test}
+    expected = sorted((case, tissue) for case in patient for tissue in tissues)
+    found = sorted(zip(table["case"], table["tissue"]))
+    if len(patient) != len(test) or found != expected:
+        differing = sorted(set(found) ^ set(expected)) or [("a case", "twice")]
+        raise RunError(f"{path} does not hold each test case and tissue once: {' '.join(differing[0])}")
+    table["patient"] = table["case"].map(patient)
+    table["volume_error"] = table["percent_error"].abs()
+    means = table.groupby(["patient", "tissue"])[list(MEASURES)].mean()
     return {
-        patient: {tissue: float(np.mean(kept)) if kept else None for tissue, kept in row.items()}
-        for patient, row in sorted(values.items())
+        name: {
+            tissue: {
+                measure: None if np.isnan(value) else float(value) for measure, value in means.loc[name, tissue].items()
+            }
+            for tissue in tissues
+        }
+        for name in sorted(set(patient.values()))
     }
+
+
+def find_results(output: Path) -> list[dict]:
+    """Return what all finished runs below a folder wrote, largest share of the patients first.
+
+    Raises:
+        InputError: if a run is of an older version, or says that one of its stages saw one of its test patients.
+    """
+    results = [read_json(path) for path in sorted(Path(output).glob("fold*/**/seed*/*/result.json"))]
+    for result in results:
+        if result.get("schema") != SCHEMA:
+            raise InputError(f"{output} holds runs of another version; name another folder")
+        for stage, names in result["fitted_on"].items():
+            shared = sorted(set(names) & set(result["test_patients"]))
+            if shared:
+                raise InputError(
+                    f"leak in arm {result['arm']}: {stage} was fitted on test patients {', '.join(shared)}"
+                )
+    results.sort(key=lambda run: (-run["fraction"], run["fold"], run["seed"], *_order(run["arm"])))
+    return results
+
+
+def _order(key: str) -> tuple[int, float]:
+    name = key.partition("_x")[0]
+    return list(ARMS).index(name), arm_of(key)[1]
 
 
 def collect(output: Path, real: dict) -> dict:
@@ -62,41 +85,44 @@ def collect(output: Path, real: dict) -> dict:
     Args:
         output: folder of ``compare``.
         real: its datalist, from ``read_datalist``.
-
-    Raises:
-        InputError: if a run says that one of its stages saw one of its test patients.
     """
     output = Path(output)
-    results = [read_json(path) for path in sorted(output.glob("fold*/seed*/*/result.json"))]
-    results.sort(key=lambda result: (result["fold"], result["seed"], list(ARMS).index(result["arm"])))
-    for result in results:
-        for stage, names in result["fitted_on"].items():
-            shared = sorted(set(names) & set(result["test_patients"]))
-            if shared:
-                raise InputError(
-                    f"leak in arm {result['arm']}: {stage} was fitted on test patients {', '.join(shared)}"
-                )
+    results = find_results(output)
     records = [
-        {"fold": result["fold"], "seed": result["seed"], "arm": result["arm"], "patient": patient}
-        | {"tissue": tissue, "dice": dice}
+        {"test": test, "patient": patient, "tissue": tissue}
+        | {key: result[key] for key in ("fraction", "fold", "seed", "arm")}
+        | measured
         for result in results
-        for patient, row in result["dice"].items()
-        for tissue, dice in row.items()
+        for test, scores in result["scores"].items()
+        for patient, row in scores.items()
+        for tissue, measured in row.items()
     ]
     with atomic_file(output / "results.csv") as temporary, open(temporary, "w", newline="") as stream:
         writer = csv.DictWriter(stream, RESULT_COLUMNS)
         writer.writeheader()
         writer.writerows(records)
     tissues = [name for name in real["labels"] if name != "background"]
-    arms = [arm for arm in ARMS if any(result["arm"] == arm for result in results)]
+    fractions = sorted({result["fraction"] for result in results})
+
+    def rows(measure: str = "dice", test: str = "own", fraction: float = fractions[-1]) -> list[dict]:
+        kept = [record for record in records if record["test"] == test and record["fraction"] == fraction]
+        arms = list(dict.fromkeys(sorted((record["arm"] for record in kept), key=_order)))
+        return summarise(kept, tissues, arms, measure) if kept else []
+
     summary = {
+        "schema": SCHEMA,
         "settings": read_json(output / "run.json"),
         "labels": real["labels"],
-        "arms": arms,
+        "arms": sorted({result["arm"] for result in results}, key=_order),
         "folds": sorted({result["fold"] for result in results}),
         "seeds": sorted({result["seed"] for result in results}),
-        "runs": [{key: value for key, value in result.items() if key != "dice"} for result in results],
-        "rows": summarise(records, tissues, arms),
+        "fractions": fractions,
+        "runs": [{key: value for key, value in result.items() if key != "scores"} for result in results],
+        "rows": rows(),
+        "measures": {measure: rows(measure) for measure in MEASURES if measure != "dice"},
+        "curve": [row | {"fraction": fraction} for fraction in fractions for row in rows(fraction=fraction)]
+        * (len(fractions) > 1),
+        "external": rows(test="external"),
     }
     write_json(output / "summary.json", summary)
     return summary

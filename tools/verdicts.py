@@ -1,45 +1,93 @@
-"""Paired statistics: does an arm segment a tissue better than training on real patients only, and how sure is that?"""
+"""Paired statistics: is an arm better than training on real patients only, and how sure is that?"""
+
+import functools
 
 import numpy as np
 
+from tools.files import InputError
+from tools.variation import Values, Variance, gather, pair, patient_variance, run_variance
+
 REFERENCE = "real"
+MEASURES = {"dice": 1, "surface_dice": 1, "volume_error": -1}  # 1: higher is better, -1: lower is better
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
 # With fewer patients an interval says next to nothing; with fewer than six no signed-rank p can fall below 0.05.
 PATIENTS_FOR_VERDICT = 5
 PATIENTS_FOR_TEST = 6
+# Degrees of freedom from which the two arms compared tell their own run variance; below, all arms are taken together.
+OWN_RUN_FREEDOM = 8
+WITHIN_RUNS_FREEDOM = 4  # below, patients are compared across folds too, the luck of their runs included
 
 
-def bootstrap_interval(differences: list[float], seed: int = 0) -> tuple[float, float]:
-    """Return the patient-bootstrap confidence interval of a mean, widened for small samples.
+@functools.lru_cache(maxsize=32)
+def _resampled(patients: int, resamples: int, seed: int) -> np.ndarray:
+    """Return how often each patient is drawn, over the number of patients, shape (resamples, patients)."""
+    draws = np.random.default_rng(seed).multinomial(patients, np.full(patients, 1 / patients), size=resamples)
+    return draws.astype(np.float32) / patients
 
-    Plain percentile intervals are too narrow for few patients. This is the expanded percentile interval (Hesterberg,
-    "What teachers should know about the bootstrap", 2015, section 4.3): the quantiles are taken at
-    ``Phi(-sqrt(n / (n - 1)) t)`` instead of 2.5 %, where t is Student's 97.5 % quantile with n - 1 degrees of freedom.
+
+def _pivot(variance: Variance, rng: np.random.Generator) -> np.ndarray | float:
+    """Return draws of what the true variance may be: the estimate over a chi-squared variate per degree of freedom."""
+    if not variance.freedom:
+        return 0.0
+    return variance.value * variance.freedom / rng.chisquare(variance.freedom, RESAMPLES)
+
+
+def _patient_part(paired: Values, runs: Variance | None) -> tuple[np.ndarray, Variance, Variance]:
+    """Return the patients' residuals, sorted, their variance, and the part of it that is also in the runs' variance."""
+    residuals, between, noise = patient_variance(paired)
+    if runs is not None and between.freedom >= WITHIN_RUNS_FREEDOM:
+        return residuals, between, noise
+    means = np.sort([np.mean(list(row.values())) for row in paired.values()])
+    shared = Variance(0.0, 0)
+    if runs is not None:  # almost every patient has runs of his own, whose luck is part of what patients differ by
+        shared = Variance(2 * runs.value * np.mean([1 / len(row) for row in paired.values()]), runs.freedom)
+    return means - means.mean(), Variance(float(means.var(ddof=1)), len(means) - 1), shared
+
+
+def difference_interval(paired: Values, runs: Variance | None, seed: int = 0) -> tuple[float, float]:
+    """Return the confidence interval of the mean difference of two arms, with patients and runs as random factors.
+
+    The sum of two independent parts is drawn, and its quantiles are the interval (as for the Behrens-Fisher problem):
+
+    - patients: bootstrap means of the patients' residuals, scaled to the variance of (patient x arm), which is the
+      variance between patients less the noise of single runs (that noise is in the runs' variance already). Both
+      variances are drawn too, as the estimate over a chi-squared variate per degree of freedom (generalised pivots;
+      Weerahandi, "Generalized confidence intervals", 1993), which widens the interval for few patients;
+    - runs: Student's t times ``sqrt(2 variance sum_r w_r^2)``, w_r being the weight of run r in the mean difference.
 
     Args:
-        differences: one number per patient, in any order (the order does not matter to the result).
+        paired: differences of two arms.
+        runs: variance of a run's mean, of ``run_variance``; None to leave the luck of runs out (one seed).
         seed: of the resampling.
 
     Returns:
-        Lower and upper bound; both are the number itself for identical differences, and NaN for fewer than two.
+        Lower and upper bound; both the mean itself if nothing varies, NaN for fewer than two patients.
 
     Example:
-        >>> bootstrap_interval([0.1, 0.1, 0.1])
-        (0.1, 0.1)
+        >>> difference_interval({"a": {(0, 0): 0.5}, "b": {(0, 0): 0.5}, "c": {(0, 0): 0.5}}, None)
+        (0.5, 0.5)
     """
     from scipy import stats
 
-    values = np.sort(np.asarray(differences, float))  # sorted, so that the order of the patients cannot matter
-    n = len(values)
-    if n < 2:
+    number = len(paired)
+    if number < 2:
         return float("nan"), float("nan")
-    if values[0] == values[-1]:
-        return float(values[0]), float(values[0])
-    picks = np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
-    means = values[picks].mean(axis=1)
-    tail = stats.norm.cdf(-np.sqrt(n / (n - 1)) * stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
-    low, high = np.quantile(means, [tail, 1 - tail])
+    residuals, between, noise = _patient_part(paired, runs)
+    size = np.sqrt(np.mean(residuals**2)) or 1.0
+    rng = np.random.default_rng((seed, number))
+    spread = np.sqrt(np.maximum(_pivot(between, rng) - _pivot(noise, rng), 0))
+    draws = spread * (_resampled(number, RESAMPLES, seed) @ (residuals / size))
+    if runs is not None:
+        weights: dict[tuple, float] = {}
+        for row in paired.values():
+            for run in row:
+                weights[run] = weights.get(run, 0.0) + 1 / (number * len(row))
+        scale = np.sqrt(2 * runs.value * np.sum(np.square(list(weights.values()))))
+        draws += scale * rng.permutation(stats.t.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES, runs.freedom))
+    tail = (1 - CONFIDENCE) / 2
+    middle = np.mean([np.mean(list(row.values())) for row in paired.values()])
+    low, high = middle + np.quantile(draws, [tail, 1 - tail], method="hazen")  # unbiased for the even steps of t
     return float(low), float(high)
 
 
@@ -77,42 +125,30 @@ def holm(p_values: list[float | None]) -> list[float | None]:
     return corrected
 
 
-def verdict(interval: tuple[float, float], patients: int, per_seed: list[float]) -> str:
-    """Return "gain", "loss" or "no gain", if there are enough patients to tell.
-
-    A gain needs an interval above 0 and a difference above 0 for every seed; a loss both below. The second condition is
-    there because the interval is over patients, who all share the same few trained networks: two runs that differ in
-    nothing but luck differ on every patient alike.
+def verdict(interval: tuple[float, float], patients: int, seeds: int, better: int = 1) -> str:
+    """Return "gain", "loss" or "no gain", if there are enough patients and seeds to tell.
 
     Args:
         interval: of the difference.
         patients: number of patients with the tissue.
-        per_seed: mean difference of each seed.
+        seeds: number of seeds.
+        better: 1 where higher is better, -1 where lower is.
 
     Example:
-        >>> verdict((0.01, 0.05), 12, [0.03, 0.02]), verdict((-0.05, -0.01), 12, [-0.03])
-        ('gain', 'loss')
-        >>> verdict((-0.01, 0.05), 12, [0.02]), verdict((0.01, 0.05), 12, [0.08, -0.02]), verdict((0.1, 0.2), 3, [0.15])
-        ('no gain', 'no gain', 'too few patients (3)')
+        >>> verdict((0.01, 0.05), 12, 2), verdict((0.01, 0.05), 12, 2, better=-1), verdict((-0.01, 0.05), 12, 2)
+        ('gain', 'loss', 'no gain')
+        >>> verdict((0.1, 0.2), 3, 2), verdict((0.1, 0.2), 12, 1)
+        ('too few patients (3)', 'one seed only')
     """
     if patients < PATIENTS_FOR_VERDICT:
         return f"too few patients ({patients})"
-    low, high = interval
-    if low > 0 and min(per_seed) > 0:
-        return "gain"
-    return "loss" if high < 0 and max(per_seed) < 0 else "no gain"
+    if seeds < 2:
+        return "one seed only"
+    low, high = sorted(better * bound for bound in interval)
+    return "gain" if low > 0 else "loss" if high < 0 else "no gain"
 
 
-def _per_seed(records: list[dict], arm: str, tissue: str) -> dict[str, dict[tuple, float]]:
-    """Return patient -> (fold, seed) -> Dice, for the patients who have the tissue."""
-    found: dict[str, dict[tuple, float]] = {}
-    for record in records:
-        if record["arm"] == arm and record["tissue"] == tissue and record["dice"] is not None:
-            found.setdefault(record["patient"], {})[record["fold"], record["seed"]] = record["dice"]
-    return found
-
-
-def _seed_means(per_patient: dict[str, dict[tuple, float]]) -> dict[int, float]:
+def _seed_means(per_patient: Values) -> dict[int, float]:
     """Return seed -> mean over patients."""
     by_seed: dict[int, list[float]] = {}
     for runs in per_patient.values():
@@ -121,45 +157,55 @@ def _seed_means(per_patient: dict[str, dict[tuple, float]]) -> dict[int, float]:
     return {seed: float(np.mean(values)) for seed, values in sorted(by_seed.items())}
 
 
-def _spread(seed_means: dict[int, float]) -> float | None:
-    return float(np.std(list(seed_means.values()), ddof=1)) if len(seed_means) > 1 else None
+def _spread(values: list[float]) -> float | None:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def summarise(records: list[dict], tissues: list[str], arms: list[str], seed: int = 0) -> list[dict]:
-    """Compare every arm with the reference arm, tissue by tissue; the unit is the patient, seeds are averaged first.
+def summarise(
+    records: list[dict], tissues: list[str], arms: list[str], measure: str = "dice", seed: int = 0
+) -> list[dict]:
+    """Compare every arm with the reference arm, tissue by tissue; patients and training runs are random factors.
 
     An arm is paired with the reference within the same fold, seed and patient; a run without a partner does not count
     towards the difference. Holm's correction runs over all tissues and arms that could be tested.
 
     Args:
-        records: one per fold, seed, arm, patient and tissue, as in results.csv; ``dice`` is None where the patient's
-            reference map does not hold the tissue.
+        records: one per fold, seed, arm, patient and tissue, as in results.csv; the measure is None where it is not
+            defined, as Dice where the patient's reference map does not hold the tissue.
         tissues: in the order of the rows wanted.
         arms: in the order wanted; ``real`` among them.
+        measure: one of ``MEASURES``. A gain of ``volume_error`` is a decrease; its difference is negative then.
         seed: of the bootstrap.
 
     Returns:
-        One row per tissue and arm: ``patients`` (number with the tissue), ``dice`` (mean over patients of the mean
-        over seeds), ``dice_per_seed``, ``seed_sd`` (standard deviation of those), and for all but the reference
-        ``difference``, ``interval``, ``difference_per_patient``, ``difference_per_seed``, ``p``, ``p_holm`` and
-        ``verdict``. What cannot be computed is None.
+        One row per tissue and arm: ``patients`` (number with the tissue), ``mean`` (over patients of the mean over
+        seeds), ``mean_per_seed``, ``seed_sd`` (standard deviation of those), and for all but the reference
+        ``difference`` (arm minus reference), ``interval``, ``effect_size`` (the difference over the standard deviation
+        of the patients' differences, Cohen's d_z), ``difference_per_patient``, ``difference_per_seed``, ``p`` (over
+        patients: unlike the interval, it knows nothing of the runs' luck), ``p_holm`` and ``verdict``. What cannot be
+        computed is None.
+
+    Raises:
+        InputError: for an unknown measure.
     """
-    rows = []
+    if measure not in MEASURES:
+        raise InputError(f"there is no measure {measure!r}; there are {', '.join(MEASURES)}")
+    found, rows = gather(records, measure), []
     for tissue in tissues:
-        reference = _per_seed(records, REFERENCE, tissue)
-        for arm in arms:
-            own = _per_seed(records, arm, tissue)
+        present = {arm: found.get((tissue, arm), {}) for arm in arms}
+        all_runs = run_variance(list(present.values()))
+        for arm, own in present.items():
             seed_means = _seed_means(own)
             row = {
                 "tissue": tissue,
                 "arm": arm,
                 "patients": len(own),
-                "dice": float(np.mean([np.mean(list(runs.values())) for runs in own.values()])) if own else None,
-                "dice_per_seed": seed_means,
-                "seed_sd": _spread(seed_means),
+                "mean": float(np.mean([np.mean(list(runs.values())) for runs in own.values()])) if own else None,
+                "mean_per_seed": seed_means,
+                "seed_sd": _spread(list(seed_means.values())),
             }
             if arm != REFERENCE:
-                row |= _paired(own, reference, seed)
+                row |= _compared(own, present.get(REFERENCE, {}), all_runs, MEASURES[measure], seed)
             rows.append(row)
     compared = [row for row in rows if row["arm"] != REFERENCE]
     for row, p in zip(compared, holm([row["p"] for row in compared])):
@@ -167,32 +213,29 @@ def summarise(records: list[dict], tissues: list[str], arms: list[str], seed: in
     return rows
 
 
-def _paired(own: dict[str, dict[tuple, float]], reference: dict[str, dict[tuple, float]], seed: int) -> dict:
+def _compared(own: Values, reference: Values, all_runs: Variance, better: int, seed: int) -> dict:
     """Return the part of a row that compares an arm with the reference."""
-    paired = {
-        patient: {
-            run: value - reference[patient][run] for run, value in runs.items() if run in reference.get(patient, {})
-        }
-        for patient, runs in own.items()
-    }
-    paired = {patient: runs for patient, runs in sorted(paired.items()) if runs}
+    paired = pair(own, reference)
     per_patient = {patient: float(np.mean(list(runs.values()))) for patient, runs in paired.items()}
-    differences = list(per_patient.values())
-    interval = bootstrap_interval(differences, seed)
-    per_seed = _seed_means(paired)
+    differences, per_seed = list(per_patient.values()), _seed_means(paired)
+    own_runs = run_variance([own, reference])
+    runs = own_runs if own_runs.freedom >= OWN_RUN_FREEDOM else all_runs
+    interval = difference_interval(paired, runs if len(per_seed) > 1 else None, seed)
+    mean, spread = float(np.mean(differences)) if differences else None, _spread(differences)
     return {
-        "difference": float(np.mean(differences)) if differences else None,
+        "difference": mean,
         "interval": list(interval) if np.isfinite(interval).all() else None,
+        "effect_size": mean / spread if spread else None,
         "difference_per_patient": per_patient,
         "difference_per_seed": per_seed,
         "p": signed_rank_p(differences),
-        "verdict": verdict(interval, len(differences), list(per_seed.values())),
+        "verdict": verdict(interval, len(differences), len(per_seed), better),
     }
 
 
 def format_table(rows: list[dict]) -> str:
     """Return the rows of ``summarise`` as a table for the terminal."""
-    head = ("tissue", "arm", "n", "Dice", "difference", "95 % interval", "p (Holm)", "seed sd", "verdict")
+    head = ("tissue", "arm", "n", "mean", "difference", "95 % interval", "p (Holm)", "seed sd", "verdict")
     lines = [head]
     for row in rows:
         interval, p, spread = row.get("interval"), row.get("p_holm"), row["seed_sd"]
@@ -201,7 +244,7 @@ def format_table(rows: list[dict]) -> str:
                 row["tissue"],
                 row["arm"],
                 str(row["patients"]),
-                "-" if row["dice"] is None else f"{row['dice']:.3f}",
+                "-" if row["mean"] is None else f"{row['mean']:.3f}",
                 "" if row.get("difference") is None else f"{row['difference']:+.3f}",
                 f"{interval[0]:+.3f} .. {interval[1]:+.3f}" if interval else "",
                 "" if p is None else f"{p:.3f}",

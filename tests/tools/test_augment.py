@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 import tools.augment as module
-from tools.augment import augment, check_painting, split_fold
-from tools.files import InputError, read_json
+from tools import synthesizer
+from tools.__main__ import main
+from tools.augment import augment, split_fold
+from tools.files import InputError, RunError, read_json
+from tools.leaks import augmented_stages, digest
 
 AFFINE = np.diag([-2.0, 2.0, 8.0, 1.0])
 
@@ -43,9 +46,9 @@ def stand_in(monkeypatch):
     """Replace the bundle's process: training writes weights, painting fills the region with the tissue's HU."""
     runs = []
 
-    def run_bundle(bundle, configs, overrides, log):
-        runs.append((configs[0], overrides))
-        if configs == ["train.json"]:
+    def run_bundle(bundle, configs, overrides, log, variables=None):
+        runs.append((" ".join(configs), overrides))
+        if configs[0] == "train.json":
             content = read_json(module.Path(overrides["dataset_dir"]) / "datalist.json")
             runs.append(("seen", [item["image"] for item in content["training"]]))
             (module.Path(overrides["model_dir"]) / "model.pt").write_bytes(b"weights")
@@ -56,17 +59,21 @@ def stand_in(monkeypatch):
             image, label = nib.load(work / "images" / path.name), nib.load(work / "labels" / path.name)
             hu, target = image.get_fdata(dtype=np.float32), np.asarray(nib.load(path).dataobj)
             region = target != np.asarray(label.dataobj)
-            noise = np.random.default_rng(overrides["seed"]).normal(0, 30, hu.shape)
+            noise = np.random.default_rng([overrides["seed"], *path.name.encode()]).normal(0, 30, hu.shape)
             hu[region] = (np.array([0, 0, -600, -500, -950, 10])[target] + noise)[region].round()
             (work / "painted").mkdir(exist_ok=True)
             nib.save(nib.Nifti1Image(hu, image.affine), work / "painted" / path.name)
 
-    monkeypatch.setattr(module, "run_bundle", run_bundle)
+    monkeypatch.setattr(synthesizer, "run_bundle", run_bundle)
     return runs
 
 
+def manifest(folder):
+    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+
+
 def test_synthesizer_is_told_what_is_known_of_the_patients(datalist, stand_in, tmp_path):
-    augment(datalist, 0, tmp_path / "out")
+    augment(datalist=datalist, fold=0, output=tmp_path / "out")
     assert stand_in[0][1]["attributes"] == {"age": [51.0, 55.0]}  # of the training patients
     ages = {row["case"]: row["patient"] for row in map(json.loads, (tmp_path / "out/manifest.jsonl").open())}
     told = dict(stand_in)["told"].splitlines()
@@ -76,14 +83,14 @@ def test_synthesizer_is_told_what_is_known_of_the_patients(datalist, stand_in, t
     for item in other["training"]:
         item["age"] += 3  # the weights know ages up to 55 only
     datalist.write_text(json.dumps(other))
-    augment(datalist, 0, tmp_path / "again", synthesizer=weights)
+    augment(datalist=datalist, fold=0, output=tmp_path / "again", synthesizer=weights)
     told = [text for kind, text in stand_in if kind == "told"][-1].splitlines()[1:]
     assert {line.rpartition(",")[2] for line in told} <= {"", "54", "55"} and len(told) == len(ages)
 
 
 def test_synthetic_cases_differ_from_their_source_in_the_painted_region_only(datalist, stand_in, tmp_path):
-    augment(datalist, 0, tmp_path / "out")
-    rows = [json.loads(line) for line in (tmp_path / "out/manifest.jsonl").read_text().splitlines()]
+    augment(datalist=datalist, fold=0, output=tmp_path / "out")
+    rows = manifest(tmp_path / "out")
     assert rows and all(row["accepted"] for row in rows)
     for row in rows:
         painted, target = (nib.load(tmp_path / f"out/{kind}/{row['case']}.nii.gz") for kind in ("images", "labels"))
@@ -98,8 +105,8 @@ def test_synthetic_cases_differ_from_their_source_in_the_painted_region_only(dat
 
 
 def test_rare_tissue_grows_towards_the_frequent_one(datalist, stand_in, tmp_path):
-    augment(datalist, 0, tmp_path / "out")
-    training = [item for item in read_json(tmp_path / "out/datalist.json")["training"] if item["fold"] == -1]
+    augment(datalist=datalist, fold=0, output=tmp_path / "out")
+    training = [item for item in read_json(tmp_path / "out/datalist.json")["training"] if item["fold"] != 0]
 
     def voxels(value, synthetic):
         maps = [nib.load(tmp_path / "out" / i["label"]) for i in training if i.get("synthetic", False) == synthetic]
@@ -115,22 +122,25 @@ def test_nothing_of_the_held_out_patients_is_read(datalist, stand_in, tmp_path):
     for item in held_out:  # unreadable files would be noticed
         (datalist.parent / item["image"]).write_bytes(b"")
         (datalist.parent / item["label"]).write_bytes(b"")
-    augment(datalist, 0, tmp_path / "out")
+    augment(datalist=datalist, fold=0, output=tmp_path / "out")
     content = read_json(tmp_path / "out/datalist.json")
     test_patients = {item["patient"] for item in held_out}
-    assert all(not test_patients & set(patients) for patients in content["fitted_on"].values())
+    stages = augmented_stages(tmp_path / "out", "cbmat")
+    assert set(stages) == {"masks and tissue frequencies", "synthesizer", "quality gate"}
+    training = {f"p{number}": digest(datalist.parent / f"images/case{number}.nii.gz") for number in (1, 2, 4, 5)}
+    assert all({row["patient"]: row["image_sha256"] for row in cases} == training for cases in stages.values())
     assert {item["patient"] for item in content["training"] if item["fold"] == 0} == test_patients
-    assert not test_patients & {item["patient"] for item in content["training"] if item["fold"] == -1}
+    assert not test_patients & {item["patient"] for item in content["training"] if item["fold"] != 0}
     seen = dict(stand_in)["seen"]
     assert len(seen) == 4 and not any(item["image"].split("/")[-1] in path for item in held_out for path in seen)
-    manifest = (tmp_path / "out/manifest.jsonl").read_text()
-    assert not any(f'"{patient}"' in manifest for patient in test_patients)
+    text = (tmp_path / "out/manifest.jsonl").read_text()
+    assert not any(f'"{patient}"' in text for patient in test_patients)
 
 
 def test_same_seed_same_maps_for_both_methods_and_another_seed_others(datalist, stand_in, tmp_path):
-    augment(datalist, 0, tmp_path / "a")
-    augment(datalist, 0, tmp_path / "b", method="copy_paste")
-    augment(datalist, 0, tmp_path / "c", seed=1)
+    augment(datalist=datalist, fold=0, output=tmp_path / "a")
+    augment(datalist=datalist, fold=0, output=tmp_path / "b", method="copy_paste")
+    augment(datalist=datalist, fold=0, output=tmp_path / "c", seed=1)
     names = sorted(path.name for path in (tmp_path / "a/labels").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "b/labels").iterdir())
     for name in names:
@@ -139,32 +149,67 @@ def test_same_seed_same_maps_for_both_methods_and_another_seed_others(datalist, 
     assert (tmp_path / "a/manifest.jsonl").read_text() != (tmp_path / "c/manifest.jsonl").read_text()
 
 
-def test_bad_painting_is_dropped_and_named(datalist, stand_in, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "check_painting", lambda *given: "consolidation: median -700 HU, outside -90 to 90")
-    augment(datalist, 0, tmp_path / "out")
-    rows = [json.loads(line) for line in (tmp_path / "out/manifest.jsonl").read_text().splitlines()]
-    assert rows and not any(row["accepted"] for row in rows)
-    assert rows[0]["reason"].startswith("consolidation: median -700")
-    assert not any(item.get("synthetic") for item in read_json(tmp_path / "out/datalist.json")["training"])
+def test_bad_painting_is_named_and_kept_apart_from_what_was_accepted(datalist, stand_in, tmp_path, monkeypatch):
+    honest = synthesizer.run_bundle
+
+    def too_bright(bundle, configs, overrides, log, variables=None):
+        honest(bundle, configs, overrides, log)
+        for path in (module.Path(overrides["dataset_dir"]) / "painted").glob("*_s000.nii.gz"):
+            image, target = nib.load(path), nib.load(path.parents[1] / "targets" / path.name)
+            label = nib.load(path.parents[1] / "labels" / path.name)
+            hu = image.get_fdata(dtype=np.float32)
+            hu[np.asarray(target.dataobj) != np.asarray(label.dataobj)] += 400
+            nib.save(nib.Nifti1Image(hu, image.affine), path)
+
+    monkeypatch.setattr(synthesizer, "run_bundle", too_bright)
+    augment(datalist=datalist, fold=0, output=tmp_path / "out")
+    rows = manifest(tmp_path / "out")
+    assert [row["accepted"] for row in rows] == [not row["case"].endswith("_s000") for row in rows]
+    tissue = rows[0]["tissues"][0]
+    assert rows[0]["reason"].startswith(f"{tissue}: median") and not rows[0]["checks"][tissue]["accepted"]
+    for name, expected in (("datalist", rows[1:]), ("datalist_unfiltered", rows)):
+        items = [item for item in read_json(tmp_path / f"out/{name}.json")["training"] if item.get("synthetic")]
+        assert [item["image"] for item in items] == [f"images/{row['case']}.nii.gz" for row in expected]
+    assert read_json(tmp_path / "out/quality.json")["tissues"]
 
 
-@pytest.mark.parametrize(("hu", "reason"), [
-    (np.full(60, -800.0), "consolidation: median -800 HU, outside -90 to 90"),
-    (np.full(60, 10.0), "consolidation: spread 0.00 times"),
-    (np.append(np.full(59, 10.0), np.nan), "not finite"),
-    (np.linspace(-60, 80, 60), ""),
-])  # fmt: skip
-def test_checks_of_a_painted_region(hu, reason):
-    target = np.full(60, 5)
-    statistics = {"consolidation": {"low": -90.0, "high": 90.0, "spread": 40.0}}
-    assert reason in check_painting(hu, target, target == 5, ["consolidation"], statistics)
-    assert bool(reason) == bool(check_painting(hu, target, target == 5, ["consolidation"], statistics))
+def test_manifest_has_what_it_takes_to_paint_a_case_again(datalist, stand_in, tmp_path, capsys):
+    augment(datalist=datalist, fold=0, output=tmp_path / "out", seed=3)
+    row, file = manifest(tmp_path / "out")[1], tmp_path / "out/manifest.jsonl"
+    assert row["schema"] == 2 and row["map_kind"] == "transplanted" and row["sampler"] and row["guidance"] == 1
+    assert row["versions"]["torch"] and row["threads"] >= 1 and row["conditions"]["age"] >= 51
+    command = ["augment", "--replay", str(file), row["case"], "--output", str(tmp_path / "again.nii.gz")]
+    assert main(command) == 0
+    assert "is the same, voxel by voxel" in capsys.readouterr().out
+    assert (tmp_path / "again.nii.gz").read_bytes() == (tmp_path / f"out/images/{row['case']}.nii.gz").read_bytes()
+    assert main(["augment", "--replay", str(file), "nobody"]) == 1
+    assert "has no case nobody" in capsys.readouterr().err
+    assert main(["augment", "--replay", str(file)]) == 1
+    assert main(["augment", row["case"]]) == 1
+    (tmp_path / "out/synthesizer/model.pt").write_bytes(b"other weights")
+    assert main(command) == 1
+    assert "synthesizer of" in (error := capsys.readouterr().err) and "has changed since" in error
+
+
+def test_a_replay_that_differs_is_an_error(datalist, stand_in, tmp_path):
+    augment(datalist=datalist, fold=0, output=tmp_path / "out")
+    rows = manifest(tmp_path / "out")
+    (tmp_path / "out/manifest.jsonl").write_text(json.dumps(rows[0] | {"painting": rows[0]["painting"] | {"seed": 9}}))
+    with pytest.raises(RunError, match=f"{rows[0]['case']} differs from what was painted"):
+        augment(rows[0]["case"], replay=tmp_path / "out/manifest.jsonl")
+
+
+def test_each_way_of_training_has_its_overlay(datalist, stand_in, tmp_path):
+    for method, configs in (("cbmat", ""), ("konz", " konz_ablation.yaml"), ("no_ablation", " no_ablation.yaml")):
+        augment(datalist=datalist, fold=0, output=tmp_path / method, method=method, max_cases=1)
+        assert [kind for kind, _ in stand_in if kind.startswith("train")][-1] == f"train.json{configs}"
+        assert read_json(tmp_path / method / "synthesizer/card.json")["method"] == method
 
 
 def test_change_outside_the_region_is_never_written(datalist, stand_in, tmp_path, monkeypatch):
-    honest = module.run_bundle
+    honest = synthesizer.run_bundle
 
-    def careless(bundle, configs, overrides, log):
+    def careless(bundle, configs, overrides, log, variables=None):
         honest(bundle, configs, overrides, log)
         for path in (module.Path(overrides["dataset_dir"]) / "painted").glob("*"):
             image = nib.load(path)
@@ -172,44 +217,47 @@ def test_change_outside_the_region_is_never_written(datalist, stand_in, tmp_path
             hu[0, 0, 0] += 1
             nib.save(nib.Nifti1Image(hu, image.affine), path)
 
-    monkeypatch.setattr(module, "run_bundle", careless)
+    monkeypatch.setattr(synthesizer, "run_bundle", careless)
     with pytest.raises(RuntimeError, match="changed outside its painted region"):
-        augment(datalist, 0, tmp_path / "out")
+        augment(datalist=datalist, fold=0, output=tmp_path / "out")
     assert not (tmp_path / "out/datalist.json").exists()
 
 
 def test_finished_run_is_left_alone_and_other_settings_are_refused(datalist, stand_in, tmp_path, capsys):
-    augment(datalist, 0, tmp_path / "out")
+    augment(datalist=datalist, fold=0, output=tmp_path / "out")
     runs = len(stand_in)
-    augment(datalist, 0, tmp_path / "out")
+    augment(datalist=datalist, fold=0, output=tmp_path / "out")
     assert len(stand_in) == runs and "complete already" in capsys.readouterr().out
     with pytest.raises(InputError, match="steps was 8, now 20"):
-        augment(datalist, 0, tmp_path / "out", steps=20)
+        augment(datalist=datalist, fold=0, output=tmp_path / "out", steps=20)
 
 
 def test_interrupted_run_goes_on_with_the_trained_synthesizer(datalist, stand_in, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "paint", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        augment(datalist, 0, tmp_path / "out")
+        augment(datalist=datalist, fold=0, output=tmp_path / "out")
     monkeypatch.undo()
-    monkeypatch.setattr(module, "run_bundle", lambda *given: pytest.fail("trained again"))
+    monkeypatch.setattr(synthesizer, "run_bundle", lambda *given: pytest.fail("trained again"))
     monkeypatch.setattr(module, "paint", lambda *given: (_ for _ in ()).throw(RuntimeError("painting")))
     with pytest.raises(RuntimeError, match="painting"):
-        augment(datalist, 0, tmp_path / "out")
+        augment(datalist=datalist, fold=0, output=tmp_path / "out")
 
 
 def test_synthesizer_that_saw_a_held_out_patient_is_refused(datalist, stand_in, tmp_path):
-    augment(datalist, 0, tmp_path / "out")
+    augment(datalist=datalist, fold=0, output=tmp_path / "out")
     weights = tmp_path / "out/synthesizer/model.pt"
     with pytest.raises(InputError, match="model.pt was trained on held-out patient p1"):
-        augment(datalist, 1, tmp_path / "leak", synthesizer=weights)
-    augment(datalist, 0, tmp_path / "again", synthesizer=weights)
+        augment(datalist=datalist, fold=1, output=tmp_path / "leak", synthesizer=weights)
+    augment(datalist=datalist, fold=0, output=tmp_path / "again", synthesizer=weights)
     with pytest.raises(InputError, match="none.pt does not exist"):
-        augment(datalist, 0, tmp_path / "x", synthesizer=tmp_path / "none.pt")
+        augment(datalist=datalist, fold=0, output=tmp_path / "x", synthesizer=tmp_path / "none.pt")
 
 
 @pytest.mark.parametrize(("given", "message"), [
-    ({"method": "gan"}, "method must be one of diffusion, copy_paste, not gan"),
+    ({"method": "gan"}, "method must be one of cbmat, konz, no_ablation, copy_paste, not gan"),
+    ({"procedural": 2}, "procedural must be from 0 to 1, not 2"),
+    ({"method": "copy_paste", "procedural": 0.5}, "copy_paste pastes the HU of donors, which procedural"),
+    ({"datalist": None}, "augment needs --datalist"),
     ({"balance": 1.5}, "balance must be above 0 and at most 1, not 1.5"),
     ({"steps": 0}, "steps must be a whole number of at least 1, not 0"),
     ({"max_cases": 0}, "max_cases must be a whole number of at least 1, not 0"),
@@ -218,7 +266,7 @@ def test_synthesizer_that_saw_a_held_out_patient_is_refused(datalist, stand_in, 
 ])  # fmt: skip
 def test_wrong_settings_are_refused_before_anything_is_written(datalist, tmp_path, given, message):
     with pytest.raises(InputError, match=message):
-        augment(datalist, **({"fold": 0} | given), output=tmp_path / "out")
+        augment(**({"datalist": datalist, "fold": 0} | given), output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -231,7 +279,7 @@ def test_patient_on_both_sides_is_refused(datalist):
 
 
 def test_balanced_cohort_is_left_as_it_is(datalist, stand_in, tmp_path, capsys):
-    augment(datalist, 0, tmp_path / "out", balance=0.001)
+    augment(datalist=datalist, fold=0, output=tmp_path / "out", balance=0.001)
     assert "balanced already" in capsys.readouterr().out
     assert not stand_in  # nothing was trained
     content = read_json(tmp_path / "out/datalist.json")
@@ -248,4 +296,4 @@ def test_cohort_without_pathology_is_refused(tmp_path, stand_in):
              for n in range(2)]  # fmt: skip
     (tmp_path / "cohort/datalist.json").write_text(json.dumps({"training": items}))
     with pytest.raises(InputError, match="no pathological tissue"):
-        augment(tmp_path / "cohort/datalist.json", 0, tmp_path / "out", method="copy_paste")
+        augment(datalist=tmp_path / "cohort/datalist.json", fold=0, output=tmp_path / "out", method="copy_paste")

@@ -4,18 +4,21 @@ import csv
 import json
 import sys
 import types
+import zlib
 
 import nibabel as nib
 import numpy as np
+import pandas
 import pytest
 
-from tools import arms, compare, results
-from tools.files import InputError, read_json, write_json
+from tools import arms, compare, leaks, results
+from tools.files import InputError, RunError, read_json, write_json
+from tools.nifti import case_name
 from tools.scheme import tissue_labels
 
 LABELS = tissue_labels()
 TISSUES = [name for name in LABELS if name != "background"]
-GAIN = {"real": 0.0, "oversampled": 0.05, "copy_paste": 0.0, "synthetic": 0.1, "synthetic_oversampled": 0.1}
+GAIN = {"oversampled": 0.05, "cbmat": 0.1, "cbmat_filter": 0.1}
 
 
 def save(array, path, size=0.7):
@@ -28,7 +31,9 @@ def make_case(folder, case, values, size=0.7):
     for row, value in enumerate(values):
         label[row] = value
     save(label, folder / "labels" / f"{case}.nii.gz", size)
-    save(np.full((8, 8, 2), -800, np.int16), folder / "images" / f"{case}.nii.gz", size)
+    save(
+        np.full((8, 8, 2), -800 - zlib.crc32(case.encode()) % 200, np.int16), folder / "images" / f"{case}.nii.gz", size
+    )
     return {"image": f"images/{case}.nii.gz", "label": f"labels/{case}.nii.gz"}
 
 
@@ -49,59 +54,57 @@ class Standin:
     """Stands in for tools.augment and for tools.bundle, and remembers what it was asked to do."""
 
     def __init__(self):
-        self.trained, self.augmented, self.dies_at = [], [], None
-        self.fitted_on = {}  # planted, added to what was fitted on the training patients
+        self.trained, self.augmented, self.dies_at, self.settings = [], [], None, {}
+        self.planted = {}  # card -> a case added to those it names
         self.held_out, self.planted_items, self.donor = None, [], None
         self.accepts = True
 
-    def augment(self, datalist, fold, output, balance, steps, max_cases, seed, method, overrides):
-        if (output / "datalist.json").is_file():
-            return
+    def augment(self, datalist, fold, output, method, segmenter, balance, steps, max_cases, seed, overrides):
         self.augmented.append((fold, method, seed))
+        assert (segmenter is None) == (method == "copy_paste")
+        assert segmenter is None or (segmenter.is_file() and segmenter.parent.name == "real")
         real = arms.read_datalist(datalist)
         train, test = arms.split(real, fold)
+        cases = leaks.witness(train)
+        for card in (leaks.SYNTHESIZER_CARD, leaks.MAPS_CARD, leaks.GATE_CARD):
+            write_json(output / card, {"cases": cases + [row for at, row in self.planted.items() if at == card]})
         source = train[0]
         new = make_case(output, f"painted_{method}", [5, 5])
-        new |= {"fold": -1, "patient": source["patient"], "synthetic": True}
-        new["source"] = source["image"].split("/")[-1].removesuffix(".nii.gz")
-        names = arms.patients(train)
-        content = {
-            "labels": real["labels"],
-            "held_out_fold": fold if self.held_out is None else self.held_out,
-            "fitted_on": {"synthesizer": names, "masks": names, "tissue_frequencies": names} | self.fitted_on,
-            "training": [item | {"fold": -1} for item in train] + [new] * self.accepts + self.planted_items + test,
-        }
-        line = {"case": f"painted_{method}", "source": new["source"], "tissues": ["consolidation"], "accepted": True}
-        line["donors"] = [{"case": self.donor or new["source"]}]
+        new |= {"fold": -1, "patient": source["patient"], "synthetic": True, "source": case_name(source["image"])}
+        line = {"case": f"painted_{method}", "source": new["source"], "tissues": ["consolidation"]}
+        line |= {"accepted": self.accepts, "donors": [{"case": self.donor or new["source"]}]}
         (output / "manifest.jsonl").write_text(json.dumps(line) + "\n")
-        write_json(output / "datalist.json", content)
+        content = {"labels": real["labels"], "held_out_fold": fold if self.held_out is None else self.held_out}
+        for name, kept in (("datalist_unfiltered.json", [new]), ("datalist.json", [new] * self.accepts)):
+            write_json(output / name, content | {"training": train + kept + self.planted_items + test})
 
-    def run_bundle(self, bundle, config_files, overrides, log):
-        assert (bundle, config_files) == ("lung_tissue_seg", ["train.json"])
+    def run_bundle(self, bundle, config_files, overrides, log, variables=None):
+        external = config_files == ["train.json", "evaluate.json"]
+        assert bundle == "lung_tissue_seg" and (external or config_files == ["train.json", "scores.yaml"])
         folder = log.parent
         if self.dies_at == len(self.trained):
             self.dies_at = None
-            (folder / "model.pt").write_text("half")
+            (folder / "half").write_text("half")
             raise KeyboardInterrupt
-        self.trained.append(folder.relative_to(folder.parents[2]).as_posix())
+        if not external:
+            self.trained.append(folder.relative_to(next(up for up in folder.parents if up.name == "out")).as_posix())
+            (folder / "model.pt").write_text("weights")
+            self.settings[self.trained[-1]] = overrides
         content = read_json(overrides["datalist"])
-        test = [item for item in content["training"] if item["fold"] == overrides["fold"]]
         for item in content["training"]:
             assert (folder / item["image"]).is_file() and (folder / item["label"]).is_file()
-        with open(folder / results.DICE_FILE, "w") as stream:
-            print(",".join(["filename", *TISSUES, "mean"]), file=stream)
-            for item in test:
-                number = int(item["patient"][1:])
-                dice = [0.5 + 0.01 * number + 0.001 * tissue for tissue in range(len(TISSUES))]
-                dice[TISSUES.index("fibrosis")] += GAIN[folder.name] + (
-                    0.02 if item["image"].endswith("b.nii.gz") else 0
-                )
-                if number >= 2:
-                    dice[TISSUES.index("consolidation")] = float("nan")
-                print(
-                    ",".join(map(str, [str((folder / item["image"]).resolve()), *dice, np.nanmean(dice)])), file=stream
-                )
-        self.last = overrides
+        rows = []
+        for item in content["training"]:
+            number, case = int(item["patient"][1:]), case_name(item["image"])
+            for tissue in TISSUES if item["fold"] == overrides["fold"] else []:
+                dice = 0.5 + 0.01 * number
+                if tissue == "fibrosis":
+                    dice += GAIN.get(folder.name, 0) + (0.02 if case.endswith("b") else 0)
+                if tissue == "consolidation" and number >= 2:
+                    dice = None
+                row = {"case": case, "tissue": tissue, "dice": dice, "surface_dice": dice}
+                rows.append(row | {"percent_error": -3.0 if folder.name == "real" else 1.0})
+        pandas.DataFrame(rows).to_csv(folder / results.SCORES_FILE, index=False)
 
 
 @pytest.fixture
@@ -115,29 +118,33 @@ def standin(monkeypatch):
 
 def test_all_arms_run_and_the_known_gain_is_called_a_gain(datalist, standin, tmp_path, capsys):
     output = tmp_path / "out"
-    compare.compare(datalist, output, iterations=100)
-    assert len(standin.trained) == 2 * 2 * 4
-    assert sorted(standin.augmented) == [(fold, method, 0) for fold in (0, 1) for method in ("copy_paste", "diffusion")]
-    verdicts = {(row["tissue"], row["arm"]): row.get("verdict") for row in read_json(output / "summary.json")["rows"]}
-    assert verdicts["fibrosis", "synthetic"] == verdicts["fibrosis", "oversampled"] == "gain"
-    assert verdicts["fibrosis", "copy_paste"] == verdicts["emphysema", "synthetic"] == "no gain"
-    assert verdicts["consolidation", "synthetic"] == "too few patients (2)"
+    compare.compare(datalist, output, arms="real,oversampled,copy_paste,cbmat,cbmat_filter", seeds=(0, 1), iterations=9)
+    assert len(standin.trained) == 2 * 2 * 5
+    assert sorted(standin.augmented) == [(fold, method, 0) for fold in (0, 1) for method in ("cbmat", "copy_paste")]
+    summary = read_json(output / "summary.json")
+    verdicts = {(row["tissue"], row["arm"]): row.get("verdict") for row in summary["rows"]}
+    assert verdicts["fibrosis", "cbmat_filter"] == verdicts["fibrosis", "oversampled"] == "gain"
+    assert verdicts["fibrosis", "copy_paste"] == verdicts["emphysema", "cbmat"] == "no gain"
+    assert verdicts["consolidation", "cbmat"] == "too few patients (2)"
+    errors = {(row["tissue"], row["arm"]): row.get("verdict") for row in summary["measures"]["volume_error"]}
+    assert errors["emphysema", "cbmat"] == "gain"  # the error falls from 3 points to 1
     with open(output / "results.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    assert list(rows[0]) == ["fold", "seed", "arm", "patient", "tissue", "dice"]
-    assert len(rows) == 4 * 2 * 12 * len(TISSUES)
+    assert list(rows[0]) == list(results.RESULT_COLUMNS)
+    assert len(rows) == 5 * 2 * 12 * len(TISSUES)
     one = next(row for row in rows if (row["patient"], row["tissue"], row["arm"]) == ("p04", "fibrosis", "real"))
-    assert float(one["dice"]) == pytest.approx(0.5 + 0.04 + 0.002 + 0.01)  # the two cases of a patient are averaged
+    assert float(one["dice"]) == pytest.approx(0.5 + 0.04 + 0.01)  # the two cases of a patient are averaged
+    assert float(one["volume_error"]) == 3
     assert next(row for row in rows if (row["patient"], row["tissue"]) == ("p04", "consolidation"))["dice"] == ""
     printed = capsys.readouterr().out
-    assert "run 3 of 16: fold 0, seed 0, arm copy_paste" in printed
+    assert "run 3 of 20: fold 0, seed 0, arm copy_paste" in printed
+    assert "consolidation lies in 2 test patients: a verdict needs 5 or more" in printed
     assert f"python -m tools report --directory {output}" in printed
-    assert "too few patients (2)" in printed
 
 
 def test_train_and_test_patients_are_disjoint_in_every_stage_of_every_run(datalist, standin, tmp_path):
     output = tmp_path / "out"
-    compare.compare(datalist, output, seeds=0, iterations=10)
+    compare.compare(datalist, output, arms="real,oversampled,copy_paste,cbmat_filter", seeds=0, iterations=10)
     found = sorted(output.glob("fold*/seed*/*"))
     assert len(found) == 8
     for folder in found:
@@ -146,19 +153,40 @@ def test_train_and_test_patients_are_disjoint_in_every_stage_of_every_run(datali
         train = {item["patient"] for item in own["training"] if item["fold"] != result["fold"]}
         assert test == set(result["test_patients"]) and train == set(result["train_patients"])
         assert len(test) == 6 and len(train) == 6 and not test & train
-        stages = {"segmenter"} | (
-            {"synthesizer", "masks", "tissue_frequencies"} if result["synthetic_items"] else set()
-        )
-        assert set(result["fitted_on"]) == stages
         assert all(not test & set(names) for names in result["fitted_on"].values())
+    stages = set(read_json(output / "fold0/seed0/cbmat_filter/result.json")["fitted_on"])
+    assert stages == {"segmenter", "synthesizer", "quality gate", "masks and tissue frequencies"}
 
 
-@pytest.mark.parametrize("stage", ["synthesizer", "masks", "tissue_frequencies", "a_filter_of_tomorrow"])
-def test_a_planted_leak_is_refused_with_stage_and_patients(datalist, standin, tmp_path, stage):
-    standin.fitted_on = {stage: ["p01", "p04", "p02"]}  # p02 and p04 lie in fold 0
-    with pytest.raises(InputError, match=rf"arm synthetic, fold 0: stage {stage} was fitted on test patients p02, p04"):
-        compare.compare(datalist, tmp_path / "out", arms="real,synthetic", folds=0, seeds=0, iterations=1)
+@pytest.mark.parametrize("card", [leaks.SYNTHESIZER_CARD, leaks.MAPS_CARD, leaks.GATE_CARD])
+@pytest.mark.parametrize("disguised", [False, True])
+def test_a_planted_leak_is_refused_with_stage_and_patient(datalist, standin, tmp_path, card, disguised):
+    items = arms.read_datalist(datalist)["training"]
+    seen = leaks.witness([next(item for item in items if item["patient"] == "p04")])[0]  # in fold 0
+    standin.planted = {card: seen | {"patient": "somebody", "case": "x"} if disguised else seen}
+    message = "x of patient somebody, which is the same CT as test case case04a" if disguised else "test patients p04"
+    with pytest.raises(InputError, match=f"leak in .*fitted on {message}"):
+        compare.compare(datalist, tmp_path / "out", arms="real,cbmat", folds=0, seeds=0, iterations=1)
     assert standin.trained == ["fold0/seed0/real"]
+
+
+def test_a_stage_that_does_not_say_what_it_read_is_refused(datalist, standin, tmp_path, monkeypatch):
+    honest = standin.augment
+
+    def secretive(**given):
+        honest(**given)
+        (given["output"] / leaks.GATE_CARD).unlink()
+
+    sys.modules["tools.augment"].augment = secretive
+    with pytest.raises(InputError, match="gate.json does not say which cases were read; a leak cannot be ruled out"):
+        compare.compare(datalist, tmp_path / "out", arms="real,cbmat", folds=0, seeds=0, iterations=1)
+
+
+def test_one_ct_under_two_patients_is_refused(datalist, standin, tmp_path):
+    folder = datalist.parent / "images"
+    (folder / "case05a.nii.gz").write_bytes((folder / "case02b.nii.gz").read_bytes())
+    with pytest.raises(InputError, match="case02b of patient p02 and case05a of patient p05 are the same CT"):
+        compare.compare(datalist, tmp_path / "out", iterations=1)
 
 
 def test_a_painted_test_case_is_refused_under_any_patient_name(datalist, standin, tmp_path):
@@ -166,39 +194,36 @@ def test_a_painted_test_case_is_refused_under_any_patient_name(datalist, standin
     leaked = next(item for item in real["training"] if item["patient"] == "p04")
     for planted, message in (
         (leaked | {"fold": -1}, "stage segmenter was fitted on test patients p04"),
-        (leaked | {"fold": -1, "patient": "p01", "synthetic": True}, "is both a training and a test file"),
-        (
-            real["training"][2] | {"fold": -1, "synthetic": True, "source": "case04a"},
-            "synthetic cases were made of test patients p04",
-        ),
-        (real["training"][2] | {"fold": 0, "synthetic": True, "patient": "p04"}, "both a training and a test|differ"),
+        (leaked | {"fold": -1, "patient": "p01", "synthetic": True}, "which is the same CT as test case case04a"),
+        (real["training"][2] | {"fold": 0, "synthetic": True, "patient": "p04"}, "same CT as test case|differ"),
     ):
         standin.planted_items = [planted]
         with pytest.raises(InputError, match=message):
-            compare.compare(datalist, tmp_path / message[:9], arms="real,synthetic", folds=0, seeds=0, iterations=1)
+            compare.compare(
+                datalist, tmp_path / message[-9:] / "out", arms="real,cbmat", folds=0, seeds=0, iterations=1
+            )
 
 
-def test_an_augmentation_for_another_fold_or_without_its_patients_is_refused(datalist, standin, tmp_path):
+def test_an_augmentation_for_another_fold_is_refused(datalist, standin, tmp_path):
     standin.held_out = 1
     with pytest.raises(InputError, match="was made with fold 1 held out, not fold 0"):
-        compare.compare(datalist, tmp_path / "a", arms="real,synthetic", folds=0, iterations=1)
-    standin.held_out = None
-    real = arms.read_datalist(datalist)
-    write_json(tmp_path / "datalist.json", real | {"held_out_fold": 0})
-    with pytest.raises(InputError, match="fitted_on.*a leak cannot be ruled out"):
-        arms.augmented(tmp_path, real, 0)
+        compare.compare(datalist, tmp_path / "out", arms="real,cbmat", folds=0, iterations=1)
 
 
 def test_an_arm_without_an_accepted_case_is_said_to_equal_real(datalist, standin, tmp_path, capsys):
     standin.accepts = False
-    compare.compare(datalist, tmp_path / "out", arms="real,synthetic", folds=1, seeds=0, iterations=1)
-    assert "arm synthetic equals real in fold 1: no case was accepted" in capsys.readouterr().out
+    compare.compare(datalist, tmp_path / "out", arms="real,cbmat,cbmat_filter", folds=1, seeds=0, iterations=1)
+    assert "arm cbmat_filter equals real in fold 1: no case was accepted" in capsys.readouterr().out
+    assert [read_json(tmp_path / f"out/fold1/seed0/{arm}/result.json")["synthetic_items"] for arm in
+            ("cbmat", "cbmat_filter")] == [1, 0]  # fmt: skip
+    with pytest.raises(RunError, match="fold 1, seed 0, arm synthetic_only"):
+        compare.compare(datalist, tmp_path / "out", arms="real,synthetic_only", folds=1, seeds=0, iterations=1)
 
 
 def test_a_lesion_donated_by_a_test_patient_is_refused(datalist, standin, tmp_path):
     standin.donor = "case04b"
-    with pytest.raises(InputError, match="painted_diffusion has the test case case04b as its donor"):
-        compare.compare(datalist, tmp_path / "a", arms="real,synthetic", folds=0, iterations=1)
+    with pytest.raises(InputError, match="painted_cbmat has the test case case04b as its donor"):
+        compare.compare(datalist, tmp_path / "out", arms="real,cbmat", folds=0, iterations=1)
     file = tmp_path / "manifest.jsonl"
     with pytest.raises(InputError, match="manifest.jsonl does not exist"):
         arms.read_manifest(file)
@@ -214,31 +239,108 @@ def test_a_leak_in_a_finished_run_is_found_when_the_results_are_gathered(datalis
     write_json(file, result | {"fitted_on": {"masks": ["p02"]}})
     with pytest.raises(InputError, match="masks was fitted on test patients p02"):
         results.collect(tmp_path / "out", arms.read_datalist(datalist))
+    write_json(file, result | {"schema": 1})
+    with pytest.raises(InputError, match="holds runs of another version"):
+        results.collect(tmp_path / "out", arms.read_datalist(datalist))
+
+
+def test_real_and_painted_cases_are_drawn_in_the_ratio_asked_for(datalist, standin, tmp_path):
+    compare.compare(datalist, tmp_path / "out", arms="real,cbmat", folds=0, seeds=0, ratios=(0.25, 1), iterations=1)
+    ratio = {key.rpartition("/")[2]: settings["extra_ratio"] for key, settings in standin.settings.items()}
+    assert ratio == {"real": 0, "cbmat_x0.25": 0.25, "cbmat": 1.0}
+    own = read_json(tmp_path / "out/fold0/seed0/cbmat_x0.25/datalist.json")["training"]
+    assert {item["fold"] for item in own if item.get("synthetic")} == {-1}
+    assert {item["fold"] for item in own if not item.get("synthetic")} == {0, 1}
+
+
+def test_the_painted_cases_alone_train_one_arm_and_weights_another(datalist, standin, tmp_path):
+    compare.compare(
+        datalist, tmp_path / "out", arms="real,synthetic_only,class_weighted", folds=0, seeds=0, iterations=1
+    )
+    own = read_json(tmp_path / "out/fold0/seed0/synthetic_only/datalist.json")["training"]
+    assert all(item.get("synthetic") for item in own if item["fold"] != 0)
+    assert "tissue_weights" not in standin.settings["fold0/seed0/real"]
+    weights = standin.settings["fold0/seed0/class_weighted"]["tissue_weights"]
+    assert weights[:2] == [0.1, 0.3] and weights[5] >= max(weights[2:5])
+    held_out = next(item for item in arms.read_datalist(datalist)["training"] if item["patient"] == "p00")
+    assert arms.tissue_weights([held_out], LABELS, [1] * 6)[2:] == [1, 1, 1, 1]  # four tissues, a row each
+
+
+def test_a_learning_curve_refits_everything_on_nested_shares_of_the_training_patients(datalist, standin, tmp_path):
+    compare.compare(
+        datalist, tmp_path / "out", arms="real,cbmat", folds=0, seeds=(0, 1), fractions=(0.5, 1), iterations=1
+    )
+    assert len(standin.augmented) == 2 and len(standin.trained) == 8
+    half = read_json(tmp_path / "out/fold0/patients50/seed0/cbmat/result.json")
+    whole = read_json(tmp_path / "out/fold0/seed0/cbmat/result.json")
+    assert len(half["train_patients"]) == 3 and set(half["train_patients"]) < set(whole["train_patients"])
+    assert half["test_patients"] == whole["test_patients"]
+    assert all(set(names) <= set(half["train_patients"]) for names in half["fitted_on"].values())
+    summary = read_json(tmp_path / "out/summary.json")
+    assert summary["fractions"] == [0.5, 1.0] and {row["fraction"] for row in summary["curve"]} == {0.5, 1.0}
+    assert {row["patients"] for row in summary["rows"]} == {1, 6}
+
+
+def test_another_datalist_is_tested_too_and_its_patients_must_be_others(datalist, standin, tmp_path):
+    items = [make_case(tmp_path / "other", f"new{n}", [2, 3]) | {"fold": n, "patient": f"p{50 + n}"} for n in range(3)]
+    write_json(tmp_path / "other/datalist.json", {"labels": LABELS, "training": items})
+    compare.compare(datalist, tmp_path / "out", arms="real,cbmat", folds=0, seeds=0, iterations=1,
+                    external=tmp_path / "other/datalist.json")  # fmt: skip
+    external = read_json(tmp_path / "out/summary.json")["external"]
+    assert {row["patients"] for row in external if row["tissue"] == "fibrosis"} == {3}
+    items[0]["patient"] = "p01"
+    write_json(tmp_path / "other/datalist.json", {"labels": LABELS, "training": items})
+    with pytest.raises(InputError, match="leak in arm real, fold 0: stage segmenter was fitted on test patients p01"):
+        compare.compare(datalist, tmp_path / "again/out", arms="real", folds=0, seeds=0, iterations=1,
+                        external=tmp_path / "other/datalist.json")  # fmt: skip
+
+
+def test_runs_side_by_side_end_with_the_same_table(datalist, standin, tmp_path):
+    for name, workers in (("a", 1), ("b", 3)):
+        compare.compare(datalist, tmp_path / name / "out", arms="real,copy_paste,cbmat", seeds=(0, 1), iterations=1,
+                        workers=workers)  # fmt: skip
+    one, other = (read_json(tmp_path / name / "out/summary.json")["rows"] for name in "ab")
+    assert one == other and len(standin.trained) == 2 * 2 * 2 * 3
+    assert len(standin.augmented) == 2 * 2 * 2
+
+
+def test_a_plan_trains_nothing_and_a_tissue_missing_in_a_fold_is_said(datalist, standin, tmp_path, capsys):
+    compare.compare(datalist, plan=True)
+    assert "fibrosis" in capsys.readouterr().out and not standin.trained
+    content = json.loads(datalist.read_text())
+    content["training"] = [item for item in content["training"] if item["patient"] != "p01"]
+    write_json(datalist, content)
+    compare.compare(datalist, tmp_path / "out", arms="real", seeds=0, iterations=1)
+    printed = capsys.readouterr().out
+    assert "fold 0: no training patient has consolidation, so no arm can learn it there" in printed
+    assert "fold 1: no test patient has consolidation" in printed
+    with pytest.raises(InputError, match="compare needs --output"):
+        compare.compare(datalist)
 
 
 def test_a_killed_comparison_goes_on_where_it_stopped(datalist, standin, tmp_path):
     output = tmp_path / "out"
     standin.dies_at = 2
     with pytest.raises(KeyboardInterrupt):
-        compare.compare(datalist, output, arms="real,oversampled", folds=0, iterations=10)
-    assert not (output / "summary.json").exists() and (output / "fold0/seed1/real/model.pt").exists()
-    compare.compare(datalist, output, arms="real,oversampled", folds=0, iterations=10)
+        compare.compare(datalist, output, arms="real,oversampled", folds=0, seeds=(0, 1), iterations=10)
+    assert not (output / "summary.json").exists() and (output / "fold0/seed1/real/half").exists()
+    compare.compare(datalist, output, arms="real,oversampled", folds=0, seeds=(0, 1), iterations=10)
     assert standin.trained == [
         "fold0/seed0/real",
         "fold0/seed0/oversampled",
         "fold0/seed1/real",
         "fold0/seed1/oversampled",
     ]
-    assert not (output / "fold0/seed1/real/model.pt").exists()  # nothing of the killed run is left
+    assert not (output / "fold0/seed1/real/half").exists()  # nothing of the killed run is left
 
 
 def test_arms_seeds_and_folds_can_be_added_later_without_repeating_runs(datalist, standin, tmp_path):
     output = tmp_path / "out"
     compare.compare(datalist, output, arms="real", folds=0, seeds=0, iterations=10)
-    compare.compare(datalist, output, arms="real,synthetic_oversampled", folds=(0, 1), seeds=(0, 1), iterations=10)
+    compare.compare(datalist, output, arms="real,cbmat_oversampled", folds=(0, 1), seeds=(0, 1), iterations=10)
     assert len(standin.trained) == len(set(standin.trained)) == 8
     summary = read_json(output / "summary.json")
-    assert summary["arms"] == ["real", "synthetic_oversampled"] and summary["folds"] == summary["seeds"] == [0, 1]
+    assert summary["arms"] == ["real", "cbmat_oversampled"] and summary["folds"] == summary["seeds"] == [0, 1]
     before = (output / "summary.json").read_bytes()
     compare.compare(datalist, output, arms="real", folds=0, seeds=0, iterations=10)
     assert (output / "summary.json").read_bytes() == before
@@ -247,30 +349,26 @@ def test_arms_seeds_and_folds_can_be_added_later_without_repeating_runs(datalist
 
 
 def test_a_failed_run_is_named_after_the_others_have_finished(datalist, standin, tmp_path, monkeypatch):
-    def run_bundle(bundle, config_files, overrides, log):
+    def run_bundle(bundle, config_files, overrides, log, variables):
         if log.parent.name == "oversampled":
             raise RuntimeError("out of memory")
         standin.run_bundle(bundle, config_files, overrides, log)
 
     sys.modules["tools.bundle"].run_bundle = run_bundle
-    with pytest.raises(RuntimeError, match=r"1 of 3 runs failed \(fold 0 seed 0 oversampled\)"):
-        compare.compare(datalist, tmp_path / "out", arms="real,oversampled,synthetic", folds=0, seeds=0, iterations=10)
-    assert standin.trained == ["fold0/seed0/real", "fold0/seed0/synthetic"]
+    with pytest.raises(RuntimeError, match=r"1 of 3 runs failed \(fold 0, seed 0, arm oversampled\)"):
+        compare.compare(datalist, tmp_path / "out", arms="real,oversampled,cbmat", folds=0, seeds=0, iterations=10)
+    assert standin.trained == ["fold0/seed0/real", "fold0/seed0/cbmat"]
 
 
-def test_every_arm_gets_the_same_settings_but_for_its_own_folder(datalist, standin, tmp_path, monkeypatch):
-    seen = {}
-
-    def run_bundle(bundle, config_files, overrides, log):
-        seen[log.parent.name] = overrides
-        standin.run_bundle(bundle, config_files, overrides, log)
-
-    sys.modules["tools.bundle"].run_bundle = run_bundle
+def test_every_arm_gets_the_same_settings_but_for_its_folder_and_ratio(datalist, standin, tmp_path):
     output = tmp_path / "out"
-    compare.compare(datalist, output, folds=1, seeds=3, iterations=120, overrides={"batch_size": 2})
+    names = ("real", "oversampled", "copy_paste", "cbmat_filter")
+    compare.compare(datalist, output, names, folds=1, seeds=3, iterations=120, overrides={"batch_size": 2})
     settings = [
-        {key: value for key, value in overrides.items() if str(output) not in str(value)} for overrides in seen.values()
+        {key: value for key, value in overrides.items() if str(output) not in str(value)}
+        for overrides in standin.settings.values()
     ]
+    assert [one.pop("extra_ratio") for one in settings] == [0, 0, 1, 1]
     assert all(one == settings[0] for one in settings) and len(settings) == 4
     assert settings[0] == {
         "fold": 1,
@@ -300,6 +398,9 @@ def test_oversampling_evens_out_the_tissues_and_stops_at_the_cap(datalist, stand
         ({"arms": "oversampled"}, "arms oversampled lack real"),
         ({"folds": (0, 7)}, "has no fold 7; it has 0, 1"),
         ({"seeds": "a"}, r"seeds must be integers such as 0,1, not \['a'\]"),
+        ({"ratios": (0.5, 0)}, r"ratios must be numbers above 0, not"),
+        ({"fractions": (0.5, 2)}, r"fractions must be numbers above 0 and at most 1, not \[0.5, 2\]"),
+        ({"workers": 0}, "workers must be a whole number of at least 1, not 0"),
         ({"iterations": 0}, "iterations must be a whole number of at least 1, not 0"),
         ({"overrides": {"max_epochs": 3}}, "overrides may not hold 'max_epochs'"),
         ({"datalist": "absent.json"}, "absent.json does not exist"),
@@ -339,19 +440,23 @@ def test_a_datalist_that_cannot_be_compared_is_refused(datalist, standin, tmp_pa
         compare.compare(datalist, tmp_path / "out", iterations=1)
 
 
-def test_a_dice_table_that_does_not_fit_the_test_cases_is_refused(tmp_path):
+def test_a_table_of_scores_that_does_not_fit_the_test_cases_is_refused(tmp_path):
     test = [{"image": f"/x/{name}.nii.gz", "label": f"/y/{name}.nii.gz", "patient": name} for name in "ab"]
-    file = tmp_path / "dice.csv"
+    file = tmp_path / "scores.csv"
     with pytest.raises(RuntimeError, match="ended without"):
-        results.read_dice(file, test, ["fibrosis"])
+        results.read_scores(file, test, ["fibrosis"])
+    head = "case,tissue,dice,surface_dice,percent_error\n"
     for text, message in (
-        ("filename,class0,class1,mean\n", "expected filename, fibrosis, mean"),
-        ("filename,class0,mean\n/x/a.nii.gz,0.5,0.5\n", "lacks the test cases b"),
-        ("filename,class0,mean\n/x/a.nii.gz,0.5,0.5\n/x/a.nii.gz,0.5,0.5\n", "a.nii.gz twice"),
-        ("filename,class0,mean\n/x/c.nii.gz,0.5,0.5\n", "c.nii.gz which is no test case"),
+        ("a,fibrosis,0.5,0.5,1\n", "once: b fibrosis"),
+        ("a,fibrosis,0.5,0.5,1\na,fibrosis,0.5,0.5,1\nb,fibrosis,0.5,0.5,1\n", "once: a case twice"),
+        ("a,fibrosis,0.5,0.5,1\nb,fibrosis,0.5,0.5,1\nc,fibrosis,0.5,0.5,1\n", "once: c fibrosis"),
+        ("a,fibrosis,0.5,0.5,1\nb,emphysema,0.5,0.5,1\n", "once: b emphysema"),
     ):
-        file.write_text(text)
+        file.write_text(head + text)
         with pytest.raises(RuntimeError, match=message):
-            results.read_dice(file, test, ["fibrosis"])
-    file.write_text("filename,class0,mean\n/x/b.nii.gz,nan,nan\n/x/a.nii.gz,0.5,0.5\n")
-    assert results.read_dice(file, test, ["fibrosis"]) == {"a": {"fibrosis": 0.5}, "b": {"fibrosis": None}}
+            results.read_scores(file, test, ["fibrosis"])
+    file.write_text(head + "b,fibrosis,,,0.5\na,fibrosis,0.5,0.25,-2\n")
+    assert results.read_scores(file, test, ["fibrosis"]) == {
+        "a": {"fibrosis": {"dice": 0.5, "surface_dice": 0.25, "volume_error": 2.0}},
+        "b": {"fibrosis": {"dice": None, "surface_dice": None, "volume_error": 0.5}},
+    }

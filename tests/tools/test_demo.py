@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from tools import arms, demo, results
+from tools import arms, demo, leaks, results
 from tools.files import InputError, read_json, write_json
 from tools.nifti import case_name
 from tools.scheme import tissue_labels
@@ -19,21 +19,22 @@ def calls(monkeypatch):
     """A demo of six small patients whose bundles do not run; returns what was asked of them."""
     calls = []
 
-    def run_bundle(bundle, config_files, overrides, log):
+    def run_bundle(bundle, config_files, overrides, log, variables):
         calls.append((log.parent.name, overrides["seed"], overrides["max_epochs"] * overrides["epoch_length"]))
         test = [item for item in read_json(overrides["datalist"])["training"] if item["fold"] == overrides["fold"]]
-        lines = [",".join(["filename", *TISSUES, "mean"])]
-        lines += [",".join([item["image"], *["0.5"] * (len(TISSUES) + 1)]) for item in test]
-        (log.parent / results.DICE_FILE).write_text("\n".join(lines))
+        lines = ["case,tissue,dice,surface_dice,percent_error"]
+        lines += [f"{case_name(item['label'])},{tissue},0.5,0.5,1" for item in test for tissue in TISSUES]
+        (log.parent / results.SCORES_FILE).write_text("\n".join(lines))
 
     def augment(datalist, fold, output, method, **settings):
         calls.append(("augment", method, settings["seed"], settings["max_cases"]))
         train, test = arms.split(arms.read_datalist(datalist), fold)
-        new = train[0] | {"synthetic": True, "source": case_name(train[0]["image"])}
-        content = {"labels": tissue_labels(), "held_out_fold": fold, "fitted_on": {"masks": arms.patients(train)}}
-        write_json(
-            output / "datalist.json", content | {"training": [item | {"fold": -1} for item in [*train, new]] + test}
-        )
+        new = train[0] | {"synthetic": True, "source": case_name(train[0]["image"]), "fold": -1}
+        content = {"labels": tissue_labels(), "held_out_fold": fold}
+        for name in ("datalist_unfiltered.json", "datalist.json"):
+            write_json(output / name, content | {"training": [*train, new, *test]})
+        for card in (leaks.SYNTHESIZER_CARD, leaks.MAPS_CARD, leaks.GATE_CARD):
+            write_json(output / card, {"cases": leaks.witness(train)})
         line = {"case": "a", "source": new["source"], "tissues": ["fibrosis"], "accepted": False, "reason": "stand-in"}
         (output / "manifest.jsonl").write_text(json.dumps(line))
 
@@ -51,7 +52,7 @@ def test_the_chain_runs_through_says_how_long_it_took_and_is_not_repeated(calls,
     trained = [(arm, seed, 7) for seed in (3, 4) for arm in demo.ARMS]
     assert [call for call in calls if call[0] != "augment"] == trained
     assert {call[1:] for call in calls if call[0] == "augment"} == {
-        ("diffusion", 3, demo.NEW_CASES),
+        ("cbmat", 3, demo.NEW_CASES),
         ("copy_paste", 3, demo.NEW_CASES),
     }
     printed = capsys.readouterr().out

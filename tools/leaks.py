@@ -1,0 +1,172 @@
+"""Has any stage of a comparison seen a test patient? Answered from what the stages wrote down, file by file."""
+
+import functools
+from pathlib import Path
+
+from tools.arms import arm_of, patients, read_datalist, read_manifest, split
+from tools.files import InputError, read_json, sha256
+from tools.nifti import case_name
+
+SYNTHESIZER_CARD, MAPS_CARD, GATE_CARD = "synthesizer/card.json", "maps.json", "gate.json"
+
+
+@functools.cache
+def _digest(path: str, modified: int) -> str:
+    return sha256(Path(path))
+
+
+def digest(path: str) -> str:
+    """Return a file's SHA-256; remembered while the file stays as it is."""
+    return _digest(str(path), Path(path).stat().st_mtime_ns)
+
+
+def witness(items: list[dict]) -> list[dict]:
+    """Return what a stage writes down about the cases it reads: case, patient and the CT's SHA-256, sorted by case.
+
+    Args:
+        items: of a datalist, with absolute paths.
+    """
+    rows = [
+        {"case": case_name(item["image"]), "patient": item["patient"], "image_sha256": digest(item["image"])}
+        for item in items
+    ]
+    return sorted(rows, key=lambda row: row["case"])
+
+
+def check_disjoint(where: str, stage: str, cases: list[dict], test: list[dict]) -> list[str]:
+    """Return the patients that a stage has read, if none of them, under whatever name, is a test patient.
+
+    Args:
+        where: what the message begins with.
+        stage: its name.
+        cases: from ``witness``, as the stage wrote it; rows may lack the SHA-256.
+        test: from ``witness``.
+
+    Raises:
+        InputError: naming the test patients, or the test cases whose CT was read under another name.
+    """
+    read = {str(row["patient"]) for row in cases}
+    shared = sorted(read & {row["patient"] for row in test})
+    if shared:
+        raise InputError(f"leak in {where}: stage {stage} was fitted on test patients {', '.join(shared)}")
+    digests = {row["image_sha256"]: row for row in cases if row.get("image_sha256")}
+    for row in test:
+        twin = digests.get(row["image_sha256"])
+        if twin:
+            raise InputError(
+                f"leak in {where}: stage {stage} was fitted on {twin['case']} of patient {twin['patient']}, "
+                f"which is the same CT as test case {row['case']} of patient {row['patient']}"
+            )
+    return sorted(read)
+
+
+def check_twins(datalist: dict, path: Path) -> None:
+    """Raise InputError if a datalist holds one CT under two patients, which could lie on both sides of a split."""
+    seen: dict[str, dict] = {}
+    for item in datalist["training"]:
+        twin = seen.setdefault(digest(item["image"]), item)
+        if twin["patient"] != item["patient"]:
+            raise InputError(
+                f"{path}: {case_name(twin['image'])} of patient {twin['patient']} and {case_name(item['image'])} of "
+                f"patient {item['patient']} are the same CT; a patient must have one name"
+            )
+
+
+def augmented_stages(directory: Path, method: str) -> dict[str, list[dict]]:
+    """Return stage to the cases it has read, from the cards in a folder of ``augment``.
+
+    Raises:
+        InputError: if a stage left no card, so that a leak cannot be ruled out.
+    """
+    directory = Path(directory)
+    cards = {"masks and tissue frequencies": MAPS_CARD}
+    if method != "copy_paste":
+        cards |= {"synthesizer": SYNTHESIZER_CARD, "quality gate": GATE_CARD}
+    stages = {}
+    for stage, name in cards.items():
+        content = read_json(directory / name) if (directory / name).is_file() else {}
+        if not content.get("cases"):
+            raise InputError(f"{directory / name} does not say which cases were read; a leak cannot be ruled out")
+        stages[stage] = content["cases"]
+        if content.get("segmenter"):
+            stages["segmenter of the quality gate"] = content["segmenter"]["cases"]
+    return stages
+
+
+def check_augmented(directory: Path, method: str, real: dict, fold: int, unfiltered: bool = False) -> tuple[dict, dict]:
+    """Read what ``augment`` wrote and check that no stage of it has seen the fold's patients.
+
+    Args:
+        directory: of ``augment``.
+        method: with which it was made.
+        real: the datalist given by the user, from ``read_datalist``.
+        fold: the held-out fold.
+        unfiltered: read all painted cases instead of the accepted ones.
+
+    Returns:
+        The augmented datalist, and stage to the patients it was fitted on.
+
+    Raises:
+        InputError: if it was made for another fold or other labels, a stage saw a test patient, or a painted case has a
+            test case as its source or as the donor of a lesion.
+    """
+    directory = Path(directory)
+    path = directory / ("datalist_unfiltered.json" if unfiltered else "datalist.json")
+    datalist = read_datalist(path)
+    if datalist.get("held_out_fold") != fold:
+        raise InputError(f"{path} was made with fold {datalist.get('held_out_fold')} held out, not fold {fold}")
+    if datalist["labels"] != real["labels"]:
+        raise InputError(f"{path} has labels {datalist['labels']}, but the datalist compared has {real['labels']}")
+    training, held_out = split(real, fold)
+    test = witness(held_out)
+    fitted = {
+        stage: check_disjoint(str(directory), stage, cases, test)
+        for stage, cases in augmented_stages(directory, method).items()
+    }
+    names = {row["case"] for row in test} - {case_name(item["image"]) for item in training}
+    digests = {row["image_sha256"]: row["case"] for row in test}
+    for line in read_manifest(directory / "manifest.jsonl"):
+        donors = [donor["case"] for donor in line.get("donors", [])]
+        for role, cases in (("source", [line["source"]]), ("donor", donors)):
+            shared = sorted(names & set(cases))
+            if shared:
+                raise InputError(f"leak in {directory}: {line['case']} has the test case {shared[0]} as its {role}")
+        if line.get("source_sha256") in digests:
+            twin = digests[line["source_sha256"]]
+            raise InputError(f"leak in {directory}: the source of {line['case']} is the CT of test case {twin}")
+    return datalist, fitted
+
+
+def check_run(own: dict, fitted: dict, real: dict, fold: int, key: str, external: list[dict] = ()) -> dict:
+    """Check the datalist that an arm's segmenter will get, and return every stage with its patients.
+
+    Args:
+        own: the arm's datalist, from ``read_datalist``.
+        fitted: stage to patients, from ``check_augmented``; empty for arms without painted cases.
+        real: the datalist given by the user (or the share of it in use), from ``read_datalist``.
+        fold: the held-out fold.
+        key: of the arm, for the message.
+        external: further test items, of which nothing may have been seen either.
+
+    Raises:
+        InputError: if the segmenter or any other stage sees a test patient, or the real cases are not those of the
+            datalist.
+    """
+    where = f"arm {key}, fold {fold}"
+    real_training, real_test = split(real, fold)
+    training, test = split(own, fold)
+    held_out = witness([*real_test, *external])
+    segmenter = check_disjoint(where, "segmenter", witness(training), held_out)
+    outside = set(patients(list(external)))
+    for stage, names in fitted.items():
+        shared = sorted(outside & set(names))
+        if shared:
+            raise InputError(f"leak in {where}: stage {stage} was fitted on external patients {', '.join(shared)}")
+    wanted = {"test": real_test, "training": [] if arm_of(key)[0].alone else real_training}
+    for name, found in (("test", test), ("training", training)):
+        files = {(item["image"], item["label"]) for item in found if not item.get("synthetic")}
+        differing = sorted(files ^ {(item["image"], item["label"]) for item in wanted[name]})
+        if differing or (name == "test" and any(item.get("synthetic") for item in found)):
+            first = differing[0][0] if differing else "a synthetic case"
+            raise InputError(f"{where}: its real {name} cases differ from the datalist's ({first})")
+    return {"segmenter": segmenter} | fitted

@@ -1,0 +1,204 @@
+"""One run of a comparison: train a segmenter for an arm, test it, write down what it was."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tools.arms import SYNTHETIC, arm_datalist, arm_of, patients, read_datalist, split, tissue_weights
+from tools.files import read_json, write_json
+from tools.leaks import check_run, witness
+from tools.nifti import relative, spacing_mm
+from tools.results import SCHEMA, SCORES_FILE, read_scores
+from tools.scheme import BUNDLES
+
+SEGMENTER = "lung_tissue_seg"
+TRAINING = ["train.json", "scores.yaml"]
+STEPS_PER_EPOCH_AT_LEAST = 50
+
+
+@dataclass(frozen=True)
+class Run:
+    """One segmenter of a comparison.
+
+    Attributes:
+        fold: held out.
+        fraction: of the training patients.
+        seed: of the training.
+        key: of the arm.
+    """
+
+    fold: int
+    fraction: float
+    seed: int
+    key: str
+
+    def folder(self, output: Path) -> Path:
+        """Return the run's own folder below that of the comparison."""
+        return share_folder(output, self.fold, self.fraction) / f"seed{self.seed}" / self.key
+
+    def __str__(self) -> str:
+        share = "" if self.fraction == 1 else f"{self.fraction:.0%} of the patients, "
+        return f"fold {self.fold}, {share}seed {self.seed}, arm {self.key}"
+
+
+def share_folder(output: Path, fold: int, fraction: float) -> Path:
+    """Return the folder of a fold, and of a share of its training patients where that is not all of them."""
+    folder = Path(output) / f"fold{fold}"
+    return folder if fraction == 1 else folder / f"patients{100 * fraction:g}"
+
+
+def epochs(iterations: int) -> tuple[int, int]:
+    """Split a number of optimizer steps exactly into epochs of at least 50 steps, as many epochs as possible.
+
+    Returns:
+        Number of epochs and steps per epoch.
+
+    Example:
+        >>> epochs(2000), epochs(120), epochs(7)
+        ((40, 50), (2, 60), (1, 7))
+    """
+    most = max(1, iterations // STEPS_PER_EPOCH_AT_LEAST)
+    number = next(number for number in range(most, 0, -1) if iterations % number == 0)
+    return number, iterations // number
+
+
+def median_spacing_mm(items: list[dict]) -> list[float]:
+    """Return [s, s, -1]: the median in-plane voxel size of some items, and slices left as they are."""
+    import nibabel as nib
+
+    sizes = [size for item in items for size in spacing_mm(nib.load(item["image"]))[:2]]
+    size = round(float(np.median(sizes)), 4)
+    return [size, size, -1]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    found = {name: importlib.metadata.version(name) for name in ("monai", "torch", "numpy")}
+    found |= {"python": platform.python_version()}
+    for bundle in sorted(path.name for path in BUNDLES.iterdir() if (path / "configs/metadata.json").is_file()):
+        found[bundle] = read_json(BUNDLES / bundle / "configs/metadata.json")["version"]
+    return found
+
+
+def environment(place: int, places: int) -> dict[str, str]:
+    """Return the environment of one of several runs side by side: a GPU of its own, or its share of the cores."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if places == 1:
+        return {}
+    if gpus > 1:
+        return {"CUDA_VISIBLE_DEVICES": str(place % gpus)}
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // places))}
+
+
+def train(
+    run: Run,
+    source: dict,
+    fitted: dict,
+    real: dict,
+    directory: Path,
+    iterations: int,
+    overrides: dict,
+    external: dict | None = None,
+    place: dict | None = None,
+) -> None:
+    """Train and test one segmenter; result.json is written last and marks the run as finished.
+
+    Args:
+        run: which.
+        source: the real datalist, or an augmented one, from ``read_datalist``.
+        fitted: stage to patients, of the augmented datalist.
+        real: the datalist of the real cases in use.
+        directory: the run's folder; what a killed run left in it is removed.
+        iterations: optimizer steps.
+        overrides: config ids of the segmenter.
+        external: a second datalist whose cases are all tested too.
+        place: environment variables.
+
+    Raises:
+        InputError: if any stage has seen a test patient.
+        RunError: if training or testing fails.
+    """
+    from tools.bundle import run_bundle
+
+    arm, ratio = arm_of(run.key)
+    real_training, test = split(real, run.fold)
+    shutil.rmtree(directory, ignore_errors=True)
+    directory = Path(directory).resolve()
+    write_json(directory / "datalist.json", arm_datalist(source, run.fold, directory, arm))
+    own = read_datalist(directory / "datalist.json")
+    fitted = check_run(own, fitted, real, run.fold, run.key, external["training"] if external else [])
+    training, _ = split(own, run.fold)
+    synthetic = sum(item["fold"] == SYNTHETIC for item in training)
+    number, length = epochs(iterations)
+    settings = {
+        "dataset_dir": str(directory),
+        "datalist": str(directory / "datalist.json"),
+        "fold": run.fold,
+        "seed": run.seed,
+        "model_dir": str(directory),
+        "output_dir": str(directory),
+        "max_epochs": number,
+        "epoch_length": length,
+        "val_interval": number,  # once, at the end: no checkpoint is chosen on test patients
+        "spacing_mm": median_spacing_mm(real_training),
+        "extra_ratio": None if arm.alone else ratio if synthetic else 0,
+    } | overrides
+    if arm.weighted:
+        weights = settings.get(
+            "tissue_weights", read_json(BUNDLES / SEGMENTER / "configs/train.json")["tissue_weights"]
+        )
+        settings["tissue_weights"] = tissue_weights(real_training, real["labels"], weights)
+    start = time.monotonic()
+    run_bundle(SEGMENTER, TRAINING, settings, directory / "run.log", place)
+    seconds = time.monotonic() - start
+    tissues = [name for name in real["labels"] if name != "background"]
+    scores = {"own": read_scores(directory / SCORES_FILE, test, tissues)}
+    if external:
+        scores["external"] = _test_external(external, directory, settings, tissues, place)
+    card = {"cases": witness(training), "spacing_mm": settings["spacing_mm"], "overrides": overrides}
+    write_json(directory / "card.json", card)
+    write_json(
+        directory / "result.json",
+        {
+            "schema": SCHEMA,
+            "arm": run.key,
+            "fold": run.fold,
+            "fraction": run.fraction,
+            "seed": run.seed,
+            "ratio": ratio if synthetic and not arm.alone else None,
+            "iterations": iterations,
+            "training_items": len(training),
+            "synthetic_items": synthetic,
+            "train_patients": patients(training),
+            "test_patients": patients(test),
+            "fitted_on": fitted,
+            "spacing_mm": settings["spacing_mm"],
+            "seconds": round(seconds, 1),
+            "versions": versions(),
+            "scores": scores,
+        },
+    )
+
+
+def _test_external(external: dict, directory: Path, settings: dict, tissues: list[str], place: dict | None) -> dict:
+    """Test a trained segmenter on every case of a second datalist."""
+    from tools.bundle import run_bundle
+
+    folder = directory / "external"
+    items = [
+        item | {key: relative(item[key], folder) for key in ("image", "label")} | {"fold": 0}
+        for item in external["training"]
+    ]
+    write_json(folder / "datalist.json", {"labels": external["labels"], "training": items})
+    given = settings | {"dataset_dir": str(folder), "datalist": str(folder / "datalist.json")}
+    given |= {"fold": 0, "output_dir": str(folder)}
+    run_bundle(SEGMENTER, ["train.json", "evaluate.json"], given, folder / "run.log", place)
+    return read_scores(folder / SCORES_FILE, external["training"], tissues)
