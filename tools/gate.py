@@ -29,6 +29,7 @@ MARGINS = {
     "patch_distance": (2.0, None),
 }
 RECALL_SHARE = 0.5  # of the median recall of real tissue
+JUDGE_AT_LEAST = 0.5  # median recall of real tissue from which a segmenter may judge painted tissue
 WITHOUT_CALIBRATION = 0.03  # limit of a distance to the nearest tile where no tissue is held by two patients
 Limit = tuple[float | None, float | None]  # lowest and highest value allowed
 REGION, PATCH = 16, 32  # edge of the tiles, voxels: painted voxels alone, and with their surroundings
@@ -131,7 +132,8 @@ class Gate:
         """Set the limit of recall from the segmenter's answers on training cases.
 
         The segmenter has been trained on them, so its recall there is better than on patients it has not seen; the
-        limit, half of the median, leaves room for that.
+        limit, half of the median, leaves room for that. Of a tissue that it hardly finds even there it is no judge:
+        below a median of ``JUDGE_AT_LEAST`` recall is measured and sets no limit.
 
         Args:
             answers: case name and the segmenter's tissue map in canonical orientation, of some or all training cases.
@@ -152,7 +154,7 @@ class Gate:
                         tissue.measures["recall"] = recall(answer, self.labels[name], label == self.labels[name])
         for name, tissues in self.real.items():
             recalls = [tissue.measures["recall"] for tissue in tissues if "recall" in tissue.measures]
-            if recalls:
+            if recalls and np.median(recalls) >= JUDGE_AT_LEAST:
                 self.limits[name]["recall"] = (RECALL_SHARE * float(np.median(recalls)), None)
 
     def measure(

@@ -1,6 +1,8 @@
 """One run of a comparison: train a segmenter for an arm, test it, write down what it was."""
 
+import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
@@ -156,6 +158,11 @@ def train(
             "tissue_weights", read_json(BUNDLES / SEGMENTER / "configs/train.json")["tissue_weights"]
         )
         settings["tissue_weights"] = tissue_weights(real_training, real["labels"], weights)
+    fingerprint = _fingerprint(directory / "datalist.json", settings)
+    twin = _twin(directory, fingerprint)
+    if twin:
+        write_json(directory / "result.json", twin | {"arm": run.key, "fitted_on": fitted})
+        return
     start = time.monotonic()
     run_bundle(SEGMENTER, TRAINING, settings, directory / "run.log", place)
     seconds = time.monotonic() - start
@@ -183,9 +190,29 @@ def train(
             "spacing_mm": settings["spacing_mm"],
             "seconds": round(seconds, 1),
             "versions": versions(),
+            "fingerprint": fingerprint,
             "scores": scores,
         },
     )
+
+
+def _fingerprint(datalist: Path, settings: dict) -> str:
+    """Return a digest of all that decides how a run of one fold and seed ends: its cases in order, its settings."""
+    folder = str(datalist.parent)
+    kept = {key: value for key, value in settings.items() if not str(value).startswith(folder)}
+    return hashlib.sha256(json.dumps([read_json(datalist), kept], sort_keys=True).encode()).hexdigest()
+
+
+def _twin(directory: Path, fingerprint: str) -> dict | None:
+    """Return the result of another arm's finished run that was trained on just the same, or None.
+
+    Where the quality gate accepts every case, filtered and unfiltered arm are one.
+    """
+    for path in sorted(directory.parent.glob("*/result.json")):
+        result = read_json(path)
+        if result.get("fingerprint") == fingerprint:
+            return result | {"same_as": result["arm"]}
+    return None
 
 
 def _test_external(external: dict, directory: Path, settings: dict, tissues: list[str], place: dict | None) -> dict:

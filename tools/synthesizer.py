@@ -25,7 +25,10 @@ def existing_weights(weights: Path, held_out: list[dict], what: str = "synthesiz
     if not weights.is_file():
         raise InputError(f"{what} {weights} does not exist")
     card = read_json(weights.with_name("card.json"))
-    seen = {row["patient"] for row in card["cases"]} & {item["patient"] for item in held_out}
+    trained_on = {row["patient"] for row in card.get("cases", [])} | set(card.get("patients", []))
+    if not trained_on:
+        raise InputError(f"{weights.with_name('card.json')} does not say whom {what} {weights} was trained on")
+    seen = trained_on & {item["patient"] for item in held_out}
     if seen:
         raise InputError(f"{what} {weights} was trained on held-out patient {sorted(seen)[0]}")
     return weights

@@ -119,7 +119,7 @@ def standin(monkeypatch):
 def test_all_arms_run_and_the_known_gain_is_called_a_gain(datalist, standin, tmp_path, capsys):
     output = tmp_path / "out"
     compare.compare(datalist, output, arms="real,oversampled,copy_paste,cbmat,cbmat_filter", seeds=(0, 1), iterations=9)
-    assert len(standin.trained) == 2 * 2 * 5
+    assert len(standin.trained) == 2 * 2 * 4  # cbmat_filter trains as cbmat did
     assert sorted(standin.augmented) == [(fold, method, 0) for fold in (0, 1) for method in ("cbmat", "copy_paste")]
     summary = read_json(output / "summary.json")
     verdicts = {(row["tissue"], row["arm"]): row.get("verdict") for row in summary["rows"]}
@@ -202,6 +202,15 @@ def test_a_painted_test_case_is_refused_under_any_patient_name(datalist, standin
             compare.compare(
                 datalist, tmp_path / message[-9:] / "out", arms="real,cbmat", folds=0, seeds=0, iterations=1
             )
+
+
+def test_an_arm_whose_training_is_that_of_a_finished_run_is_not_trained_again(datalist, standin, tmp_path):
+    output = tmp_path / "out"
+    compare.compare(datalist, output, arms="real,cbmat,cbmat_filter", folds=0, seeds=0, iterations=1)
+    assert standin.trained == ["fold0/seed0/real", "fold0/seed0/cbmat"]  # every painted case was accepted
+    result = read_json(output / "fold0/seed0/cbmat_filter/result.json")
+    assert (result["arm"], result["same_as"], result["synthetic_items"]) == ("cbmat_filter", "cbmat", 1)
+    assert {row["arm"] for row in read_json(output / "summary.json")["rows"]} == {"real", "cbmat", "cbmat_filter"}
 
 
 def test_an_augmentation_for_another_fold_is_refused(datalist, standin, tmp_path):

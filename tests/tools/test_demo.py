@@ -29,7 +29,7 @@ def calls(monkeypatch):
     def augment(datalist, fold, output, method, **settings):
         calls.append(("augment", method, settings["seed"], settings["max_cases"]))
         train, test = arms.split(arms.read_datalist(datalist), fold)
-        new = train[0] | {"synthetic": True, "source": case_name(train[0]["image"]), "fold": -1}
+        new = train[0] | {"synthetic": True, "source": case_name(train[0]["image"]), "fold": -1, "made_by": method}
         content = {"labels": tissue_labels(), "held_out_fold": fold}
         for name in ("datalist_unfiltered.json", "datalist.json"):
             write_json(output / name, content | {"training": [*train, new, *test]})
