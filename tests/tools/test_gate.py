@@ -156,7 +156,9 @@ def test_unknown_source_and_answers_that_do_not_fit_are_refused(gate, unseen):
         gate.measure("x", "phantom005", hu, label, label > 1)
     with pytest.raises(InputError, match="answer of phantom005, which is not a training case"):
         gate.calibrate_faithfulness([("phantom005", label)])
-    with pytest.raises(InputError, match=r"answer of phantom000 has shape \(144, 144\), but its map has \(144, 144, 6\)"):
+    with pytest.raises(
+        InputError, match=r"answer of phantom000 has shape \(144, 144\), but its map has \(144, 144, 6\)"
+    ):
         gate.calibrate_faithfulness([("phantom000", label[..., 0])])
 
 

@@ -18,7 +18,7 @@ from tools.scheme import tissue_labels
 LABELS = tissue_labels()
 GLASS = LABELS["ground_glass"]
 EDGE = 32  # of a patch, voxels
-STEPS = 600
+STEPS = 450
 PLANTED = 3  # patches that are memorised
 
 
