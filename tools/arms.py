@@ -49,9 +49,9 @@ ARMS = {
     "class_weighted": Arm(weighted=True),
     **_METHODS,
     **{f"{name}_oversampled": replace(arm, oversampled=True) for name, arm in _METHODS.items()},
+    **{f"{name}_weighted": replace(arm, weighted=True) for name, arm in _METHODS.items()},
     "synthetic_only": Arm("cbmat", filtered=True, alone=True),
 }
-FREE_RIVALS = ("oversampled", "class_weighted", "copy_paste")
 
 
 def arm_key(name: str, ratio: float = 1.0) -> str:

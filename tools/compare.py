@@ -50,7 +50,7 @@ def compare(
         datalist: datalist.json of the real cases.
         output: folder for the runs, results.csv and summary.json; new, or begun with the same settings.
         arms: of real, oversampled, class_weighted, copy_paste, no_ablation, konz, cbmat, cbmat_filter, each of the
-            last five with _oversampled, and synthetic_only; real must be among them.
+            last five with _oversampled or _weighted, and synthetic_only; real must be among them.
         folds: to hold out, one after the other; default all.
         seeds: of the segmenter; each is a training run of its own. A verdict needs two.
         ratios: of synthetic to real cases as the segmenter draws them, for example 0.25,0.5,1,2.

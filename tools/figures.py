@@ -35,12 +35,13 @@ def arm_title(key: str) -> str:
     """Return an arm's key in words.
 
     Example:
-        >>> arm_title("cbmat_filter_oversampled_x0.5")
-        'painted, CBMAT, filtered + oversampled, ratio 0.5'
+        >>> arm_title("cbmat_filter_oversampled_x0.5"), arm_title("cbmat_weighted")
+        ('painted, CBMAT, filtered + oversampled, ratio 0.5', 'painted, CBMAT + class-weighted loss')
     """
     name, _, ratio = key.partition("_x")
-    base = name.removesuffix("_oversampled")
-    title = ARM_TITLES.get(base, words(base)) + " + oversampled" * (base != name)
+    base = name.removesuffix("_oversampled").removesuffix("_weighted") if name not in ARM_TITLES else name
+    added = {"": "", "_oversampled": " + oversampled", "_weighted": " + class-weighted loss"}[name.removeprefix(base)]
+    title = ARM_TITLES.get(base, words(base)) + added
     return f"{title}, ratio {ratio}" if ratio else title
 
 

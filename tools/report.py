@@ -5,7 +5,6 @@ import csv
 from pathlib import Path
 
 from tools import evidence, figures, sweeps
-from tools.arms import FREE_RIVALS
 from tools.figures import arm_title, is_painted, sentence, words
 from tools.files import InputError, check_writable, read_json, write_text
 from tools.sweeps import tissue_mean
@@ -178,7 +177,7 @@ def overall(records: list[dict], rows: list[dict], pathological: list[str]) -> d
     if set(means) <= {REFERENCE}:
         return None
     best = {"painted": [arm for arm in means if is_painted(arm)]}
-    best["rival"] = [arm for arm in means if arm.partition("_x")[0] in FREE_RIVALS]
+    best["rival"] = [arm for arm in means if arm != REFERENCE and not is_painted(arm)]
     found: dict = {name: max(arms, key=means.get) if arms else None for name, arms in best.items()}
     found |= {"real": REFERENCE, "means": means, "tissues": tissues}
     if found["painted"] is None:

@@ -140,6 +140,17 @@ def test_an_arm_with_one_finished_seed_gets_no_claim():
     assert row_of(verdicts.summarise(data, ["fibrosis"], ["real", "arm1"]), "arm1")["verdict"] == "one seed only"
 
 
+def test_the_table_for_the_terminal_holds_what_the_rows_hold():
+    data = experiment(np.random.default_rng(3), 20, 2, 2, gain=0.3)
+    rows = verdicts.summarise(data, ["fibrosis"], ["real", "arm1"])
+    head, _, real, arm = verdicts.format_table(rows).splitlines()
+    assert head.split()[:4] == ["tissue", "arm", "n", "mean"]
+    assert real.split()[:4] == ["fibrosis", "real", "20", f"{rows[0]['mean']:.3f}"]
+    assert (
+        f"{rows[1]['difference']:+.3f}" in arm and f"{rows[1]['interval'][0]:+.3f} .. " in arm and arm.endswith("gain")
+    )
+
+
 def test_holm_runs_over_all_tissues_and_arms_and_matches_the_hand_computed_values():
     assert verdicts.holm([0.01, 0.02, 0.03, 0.04]) == pytest.approx([0.04, 0.06, 0.06, 0.06])
     assert verdicts.holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
