@@ -11,7 +11,7 @@ import numpy as np
 import pandas
 import pytest
 
-from tools import arms, compare, leaks, results
+from tools import arms, compare, leaks, results, verdicts
 from tools.files import InputError, RunError, read_json, write_json
 from tools.nifti import case_name
 from tools.scheme import tissue_labels
@@ -113,6 +113,7 @@ def standin(monkeypatch):
     bundle = types.SimpleNamespace(run_bundle=standin.run_bundle, check_overrides=lambda *_: None)
     monkeypatch.setitem(sys.modules, "tools.bundle", bundle)
     monkeypatch.setitem(sys.modules, "tools.augment", types.SimpleNamespace(augment=standin.augment))
+    monkeypatch.setattr(verdicts, "RESAMPLES", 400)  # the statistics have tests of their own
     return standin
 
 

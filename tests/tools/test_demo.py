@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from tools import arms, demo, leaks, results
+from tools import arms, demo, leaks, results, verdicts
 from tools.files import InputError, read_json, write_json
 from tools.nifti import case_name
 from tools.scheme import tissue_labels
@@ -41,6 +41,7 @@ def calls(monkeypatch):
     bundle = types.SimpleNamespace(run_bundle=run_bundle, check_overrides=lambda *_: None)
     monkeypatch.setitem(sys.modules, "tools.bundle", bundle)
     monkeypatch.setitem(sys.modules, "tools.augment", types.SimpleNamespace(augment=augment))
+    monkeypatch.setattr(verdicts, "RESAMPLES", 400)
     for name, value in {"PATIENTS": 6, "SIZE": (64, 64, 4), "FOLDS": 2, "SEGMENTER_ITERATIONS": 7}.items():
         monkeypatch.setattr(demo, name, value)
     return calls
