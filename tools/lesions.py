@@ -78,8 +78,12 @@ def canonical_spacing(file: nib.Nifti1Image) -> np.ndarray:
 
 def pleura_distance(lung: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     """Return each lung voxel's distance in mm to the lung's border within its slice, shape (W, H, D)."""
-    slices = [ndimage.distance_transform_edt(lung[..., k], sampling=spacing[:2]) for k in range(lung.shape[2])]
-    return np.stack(slices, axis=-1).astype(np.float32)
+    distance = np.zeros(lung.shape, np.float32)
+    for box in ndimage.find_objects(lung.astype(np.uint8)):
+        near = tuple(slice(max(axis.start - 1, 0), axis.stop + 1) for axis in box[:2])  # the border lies in there
+        for k in range(box[2].start, box[2].stop):
+            distance[*near, k] = ndimage.distance_transform_edt(lung[*near, k], sampling=spacing[:2])
+    return distance
 
 
 def lung_height(lung: np.ndarray) -> np.ndarray:
@@ -176,6 +180,31 @@ def touched_by(lesion: Lesion, plane: np.ndarray) -> np.ndarray:
     return ndimage.map_coordinates(lesion.outline.astype(np.float32), plane, order=1) > 0.5
 
 
+def bilinear(index: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the four neighbours of points in a slice and their weights, to interpolate many slices at the same points.
+
+    The sum of neighbours times weights, in this order, is ``map_coordinates`` of order 1 to the last bit.
+
+    Args:
+        index: of the points, shape (2, n).
+        shape: of the slice.
+
+    Returns:
+        Indices into the flat slice and weights, shape (4, n) each; points outside the slice have weights of zero.
+    """
+    first = np.floor(index).astype(int)
+    after = index - first
+    limits = np.array(shape)[:, None] - 1
+    inside = ((index >= 0) & (index <= limits)).all(axis=0)
+    corners, weights = [], []
+    for down in (0, 1):
+        for right in (0, 1):
+            x, y = np.clip(first + [[down], [right]], 0, limits)
+            corners.append(x * shape[1] + y)
+            weights.append((after[0] if down else 1 - after[0]) * (after[1] if right else 1 - after[1]) * inside)
+    return np.stack(corners), np.stack(weights)
+
+
 def deform(
     lesion: Lesion, spacing: np.ndarray, plane: np.ndarray, with_hu: bool = True
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
@@ -188,20 +217,24 @@ def deform(
         with_hu: whether its HU are wanted too.
 
     Returns:
-        Mask and HU (or None) in the receiving CT's voxels, shape (w, h, d), and the corner's offset from the lesion's
-        centre.
+        Mask and, in it, HU (or None) in the receiving CT's voxels, shape (w, h, d), and the corner's offset from the
+        lesion's centre.
     """
     donors, size = donor_slices(lesion, spacing), plane.shape[1:]
-    donor_mask, touched = lesion.mask.astype(np.float32), touched_by(lesion, plane)
-    mask = np.zeros((*size, len(donors)), bool)
+    touched = touched_by(lesion, plane)
+    corners, weights = bilinear(plane[:, touched], lesion.shape[:2])
+    donor_mask = np.moveaxis(lesion.mask, 2, 0).reshape(lesion.shape[2], -1)
+    mask = np.zeros((len(donors), *size), bool)
     for k, donor in enumerate(donors):
-        share = ndimage.map_coordinates(donor_mask[..., donor], plane[:, touched], order=1)
-        mask[touched, k] = share > 0.5
+        share = sum(donor_mask[donor][corner] * weight for corner, weight in zip(corners, weights))
+        mask[k, touched] = share.astype(np.float32) > 0.5
     hu = None
     if with_hu:
-        donor_hu = lesion.hu.astype(np.float32)
-        slices = (donor_hu[..., donor] for donor in donors)
-        hu = np.stack([ndimage.map_coordinates(one, plane, order=1, mode="nearest") for one in slices], axis=-1)
+        hu, donor_hu = np.zeros(mask.shape, np.float32), np.moveaxis(lesion.hu, 2, 0).astype(np.float32)
+        for k, donor in enumerate(donors):
+            hu[k, mask[k]] = ndimage.map_coordinates(donor_hu[donor], plane[:, mask[k]], order=1, mode="nearest")
+        hu = np.moveaxis(hu, 0, 2)
+    mask = np.moveaxis(mask, 0, 2)
     return mask, hu, np.array([-(size[0] // 2), -(size[1] // 2), -(len(donors) // 2)])
 
 

@@ -5,9 +5,11 @@ import itertools
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from tools.host import Host
 from tools.lesions import (
+    bilinear,
     canonical,
     canonical_spacing,
     deform,
@@ -15,6 +17,7 @@ from tools.lesions import (
     find_lesions,
     lung_height,
     original,
+    pleura_distance,
     source_plane,
 )
 
@@ -91,6 +94,31 @@ def test_size_is_kept_in_millimetres_within_the_scaling():
 def test_shapes_differ_from_the_donors_and_from_each_other():
     (lesion,) = donor()
     assert len({deformed(lesion, lesion.spacing, seed)[0].sum() for seed in range(6)}) > 3
+
+
+def test_bilinear_is_map_coordinates_to_the_last_bit():
+    rng = np.random.default_rng(0)
+    slice_ = rng.random((9, 7)) < 0.5
+    points = np.concatenate([rng.uniform(-2, 10, (2, 4000)), rng.integers(-1, 10, (2, 200)) / 2], axis=1)
+    corners, weights = bilinear(points, slice_.shape)
+    found = sum(slice_.ravel()[corner] * weight for corner, weight in zip(corners, weights))
+    assert np.array_equal(found, ndimage.map_coordinates(slice_.astype(float), points, order=1))
+
+
+def test_distance_to_the_pleura_is_that_of_the_whole_slice():
+    lung = np.random.default_rng(0).random((30, 20, 3)) < 0.9
+    lung[:8], lung[:, 15:], lung[..., 2] = False, False, False
+    whole = [ndimage.distance_transform_edt(lung[..., k], sampling=(0.7, 0.9)) for k in range(3)]
+    distance = pleura_distance(lung, np.array([0.7, 0.9, 2.0]))
+    assert np.array_equal(distance, np.stack(whole, axis=-1).astype(np.float32)) and distance.max() > 1
+
+
+def test_lesion_larger_than_the_room_is_not_placed():
+    (lesion,) = donor()
+    ct = host()
+    ct.room = lesion.mask.sum() // 4
+    assert ct.place(lesion, 5, np.random.default_rng(0)) == 0
+    assert np.array_equal(ct.target, ct.label)
 
 
 def test_lung_without_room_takes_nothing():
