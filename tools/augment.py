@@ -33,6 +33,7 @@ from tools.synthesizer import (
 
 METHODS = (*CONFIGS, "copy_paste")
 MANIFEST_SCHEMA = 2
+SMALLEST_REGION = 64  # voxels; one cell of the shipped synthesizer's coarsest level, below which it refuses to paint
 
 
 def augment(
@@ -116,6 +117,8 @@ def augment(
         pasted = work / "painted" if method == "copy_paste" else None
         plan, _ = draw_bank(training, output / "maps", balance, seed, max_cases or len(training), procedural, pasted)
     made_by: dict = {"method": method, "seed": seed, "steps": None, "checkpoint_sha256": None}
+    if method != "copy_paste":
+        plan = large_enough(plan)
     if plan and method != "copy_paste":
         overrides["attributes"] = known_attributes(training, synthesizer, overrides)
         weights = Path(synthesizer) if synthesizer else train_synthesizer(training, output, seed, method, overrides)
@@ -181,6 +184,19 @@ def split_fold(datalist: Path, fold: int) -> tuple[list[dict], list[dict]]:
     if both:
         raise InputError(f"patient {sorted(both)[0]} is in fold {fold} and in another; folds must keep patients whole")
     return training, held_out
+
+
+def large_enough(plan: list[dict]) -> list[dict]:
+    """Return the maps with a region that the synthesizer can paint, and name those left out."""
+    kept = []
+    for row in plan:
+        label, target = (load_labels(row[key], tissue_labels())[0] for key in ("label", "map"))
+        voxels = int((label != target).sum())
+        if voxels >= SMALLEST_REGION:
+            kept.append(row)
+        else:
+            print(f"map {row['case']} is left out: {voxels} voxels to paint, fewer than {SMALLEST_REGION}")
+    return kept
 
 
 def with_patients(plan: list[dict], training: list[dict]) -> list[dict]:

@@ -12,13 +12,10 @@ from tools.lesions import (
     MIN_LESION_VOXELS,
     Lesion,
     deform,
-    donor_slices,
     draw_deformation,
     lung_height,
     overlap,
     pleura_distance,
-    source_plane,
-    touched_by,
 )
 
 PLACES_TRIED = 12  # attempts to place one lesion before another is drawn
@@ -102,10 +99,7 @@ class Host:
         for _ in range(PLACES_TRIED if len(likely) else 0):
             centre = likely[rng.integers(len(likely))]
             deformation = draw_deformation(lesion, self.spacing, rng)
-            plane = source_plane(lesion, self.spacing, deformation)
-            if MIN_INSIDE * self._fewest_voxels(lesion, plane, centre) > self.room:
-                continue  # far too large, which is known without deforming every slice
-            mask, hu, corner = deform(lesion, self.spacing, plane, self.pasted is not None)
+            mask, hu, corner = deform(lesion, self.spacing, deformation, self.pasted is not None)
             inside, window = overlap(mask.shape, corner + centre, self.target.shape)
             free = mask[window] & (self.target[inside] == self.healthy)
             voxels = int(free.sum())
@@ -118,14 +112,3 @@ class Host:
             self.donors.append({"case": lesion.case, "tissue": lesion.tissue, "voxels": voxels})
             return voxels
         return 0
-
-    def _fewest_voxels(self, lesion: Lesion, plane: np.ndarray, centre: np.ndarray) -> float:
-        """Return what a deformed lesion's voxels in the CT do not go below: half its area, less what is cut off."""
-        donors = donor_slices(lesion, self.spacing)
-        first = centre[2] - len(donors) // 2
-        donors = donors[max(0, -first) : self.target.shape[2] - first]
-        touched = touched_by(lesion, plane)
-        corner = centre[:2] - np.array(touched.shape) // 2
-        cut = touched.sum() - touched[overlap(touched.shape, corner, self.target.shape[:2])[1]].sum()
-        areas = 0.5 * lesion.areas_mm2[donors] / np.prod(self.spacing[:2])
-        return float(np.maximum(areas - cut, 0).sum())

@@ -41,8 +41,6 @@ class Lesion:
         measures: dict[str, float],
     ) -> None:
         self.case, self.tissue, self.spacing, self.measures, self.shape = case, tissue, spacing, measures, mask.shape
-        self.areas_mm2 = mask.sum(axis=(0, 1)) * spacing[0] * spacing[1]  # per slice
-        self.outline = mask.any(axis=2)
         self._mask = zlib.compress(mask.tobytes(), 1)
         near = None if hu is None else ndimage.binary_dilation(mask, np.ones((3, 3, 1)))
         self._hu = None if hu is None else zlib.compress(np.where(near, hu, 0).astype(np.int16).tobytes(), 1)
@@ -148,12 +146,6 @@ def _radius_mm(lesion: Lesion, scale: float) -> float:
     return np.linalg.norm((np.array(lesion.shape) * lesion.spacing)[:2]) / 2 * scale
 
 
-def donor_slices(lesion: Lesion, spacing: np.ndarray) -> list[int]:
-    """Return which of a lesion's slices each slice of a CT with another spacing (in mm) gets, from the lowest."""
-    depth = max(1, round((np.array(lesion.shape) * lesion.spacing)[2] / spacing[2]))
-    return [min(int((k + 0.5) / depth * lesion.shape[2]), lesion.shape[2] - 1) for k in range(depth)]
-
-
 def source_plane(lesion: Lesion, spacing: np.ndarray, deformation: Deformation) -> np.ndarray:
     """Return where in the lesion's slices each voxel of a deformed slice comes from: indices, shape (2, w, h).
 
@@ -173,11 +165,6 @@ def source_plane(lesion: Lesion, spacing: np.ndarray, deformation: Deformation) 
     source = np.einsum("ij,jxy->ixy", turn, position + bend)
     source[0] *= deformation.mirror
     return source / lesion.spacing[:2, None, None] + (np.array(lesion.shape[:2])[:, None, None] - 1) / 2
-
-
-def touched_by(lesion: Lesion, plane: np.ndarray) -> np.ndarray:
-    """Return which voxels of a deformed slice belong to the lesion in any slice, shape (w, h)."""
-    return ndimage.map_coordinates(lesion.outline.astype(np.float32), plane, order=1) > 0.5
 
 
 def bilinear(index: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -206,25 +193,28 @@ def bilinear(index: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.
 
 
 def deform(
-    lesion: Lesion, spacing: np.ndarray, plane: np.ndarray, with_hu: bool = True
+    lesion: Lesion, spacing: np.ndarray, deformation: Deformation, with_hu: bool = True
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """Turn, scale, mirror and bend a lesion in its axial plane.
 
     Args:
         lesion: the donor.
         spacing: voxel size in mm of the CT that receives it.
-        plane: of :func:`source_plane`.
+        deformation: from :func:`draw_deformation` with the same lesion and spacing.
         with_hu: whether its HU are wanted too.
 
     Returns:
         Mask and, in it, HU (or None) in the receiving CT's voxels, shape (w, h, d), and the corner's offset from the
         lesion's centre.
     """
-    donors, size = donor_slices(lesion, spacing), plane.shape[1:]
-    touched = touched_by(lesion, plane)
+    plane = source_plane(lesion, spacing, deformation)
+    size, depth = plane.shape[1:], max(1, round(lesion.shape[2] * lesion.spacing[2] / spacing[2]))
+    donors = [min(int((k + 0.5) / depth * lesion.shape[2]), lesion.shape[2] - 1) for k in range(depth)]
+    donor_mask = np.moveaxis(lesion.mask, 2, 0)
+    touched = ndimage.map_coordinates(donor_mask.any(axis=0).astype(np.float32), plane, order=1) > 0.5
     corners, weights = bilinear(plane[:, touched], lesion.shape[:2])
-    donor_mask = np.moveaxis(lesion.mask, 2, 0).reshape(lesion.shape[2], -1)
-    mask = np.zeros((len(donors), *size), bool)
+    donor_mask = donor_mask.reshape(lesion.shape[2], -1)
+    mask = np.zeros((depth, *size), bool)
     for k, donor in enumerate(donors):
         share = sum(donor_mask[donor][corner] * weight for corner, weight in zip(corners, weights))
         mask[k, touched] = share.astype(np.float32) > 0.5
@@ -235,7 +225,7 @@ def deform(
             hu[k, mask[k]] = ndimage.map_coordinates(donor_hu[donor], plane[:, mask[k]], order=1, mode="nearest")
         hu = np.moveaxis(hu, 0, 2)
     mask = np.moveaxis(mask, 0, 2)
-    return mask, hu, np.array([-(size[0] // 2), -(size[1] // 2), -(len(donors) // 2)])
+    return mask, hu, np.array([-(size[0] // 2), -(size[1] // 2), -(depth // 2)])
 
 
 def overlap(shape: tuple, corner: np.ndarray, room: tuple) -> tuple[tuple, tuple]:

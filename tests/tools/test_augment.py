@@ -297,3 +297,13 @@ def test_cohort_without_pathology_is_refused(tmp_path, stand_in):
     (tmp_path / "cohort/datalist.json").write_text(json.dumps({"training": items}))
     with pytest.raises(InputError, match="no pathological tissue"):
         augment(datalist=tmp_path / "cohort/datalist.json", fold=0, output=tmp_path / "out", method="copy_paste")
+
+
+def test_a_map_too_small_to_paint_is_left_out_by_name(datalist, stand_in, tmp_path, monkeypatch, capsys):
+    augment(datalist=datalist, fold=0, output=tmp_path / "all")
+    sizes = {row["case"]: sum(t["voxels"] for t in row["checks"].values()) for row in manifest(tmp_path / "all")}
+    smallest = min(sizes, key=sizes.get)
+    monkeypatch.setattr(module, "SMALLEST_REGION", sizes[smallest] + 1)
+    augment(datalist=datalist, fold=0, output=tmp_path / "out")
+    assert {row["case"] for row in manifest(tmp_path / "out")} == set(sizes) - {smallest}
+    assert f"map {smallest} is left out: {sizes[smallest]} voxels to paint" in capsys.readouterr().out

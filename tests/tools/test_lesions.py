@@ -18,7 +18,6 @@ from tools.lesions import (
     lung_height,
     original,
     pleura_distance,
-    source_plane,
 )
 
 TISSUES = {"ground_glass": 2, "consolidation": 5}
@@ -46,8 +45,7 @@ def host():
 
 
 def deformed(lesion, spacing, seed):
-    deformation = draw_deformation(lesion, spacing, np.random.default_rng(seed))
-    return deform(lesion, spacing, source_plane(lesion, spacing, deformation))
+    return deform(lesion, spacing, draw_deformation(lesion, spacing, np.random.default_rng(seed)))
 
 
 def test_lesion_knows_where_it_lay():
