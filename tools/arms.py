@@ -65,6 +65,16 @@ def arm_key(name: str, ratio: float = 1.0) -> str:
     return f"{name}_x{ratio:g}" if mixed and ratio != 1 else name
 
 
+def arm_name(key: str) -> str:
+    """Return the name of the arm behind a key, without its ratio.
+
+    Example:
+        >>> arm_name("cbmat_filter_x0.5"), arm_name("real")
+        ('cbmat_filter', 'real')
+    """
+    return key.partition("_x")[0]
+
+
 def arm_of(key: str) -> tuple[Arm, float]:
     """Return the arm and the ratio behind a key.
 
@@ -75,7 +85,7 @@ def arm_of(key: str) -> tuple[Arm, float]:
         >>> arm_of("cbmat_x0.5")[1], arm_of("real")[1]
         (0.5, 1.0)
     """
-    name, _, ratio = key.partition("_x")
+    name, ratio = arm_name(key), key.partition("_x")[2]
     if name not in ARMS:
         raise InputError(f"there is no arm {name!r}; there are {', '.join(ARMS)}")
     return ARMS[name], float(ratio or 1)

@@ -27,13 +27,13 @@ from tools.synthesizer import (
     known_conditions,
     paint,
     painting_overrides,
+    smallest_region,
     train_synthesizer,
     write_conditions,
 )
 
 METHODS = (*CONFIGS, "copy_paste")
 MANIFEST_SCHEMA = 2
-SMALLEST_REGION = 64  # voxels; one cell of the shipped synthesizer's coarsest level, below which it refuses to paint
 
 
 def augment(
@@ -117,16 +117,18 @@ def augment(
         pasted = work / "painted" if method == "copy_paste" else None
         plan, _ = draw_bank(training, output / "maps", balance, seed, max_cases or len(training), procedural, pasted)
     made_by: dict = {"method": method, "seed": seed, "steps": None, "checkpoint_sha256": None}
+    if not plan:
+        print("the tissues are balanced already, so nothing was painted")
     if method != "copy_paste":
-        plan = large_enough(plan)
+        plan = large_enough(plan, smallest_region(overrides))
     if plan and method != "copy_paste":
         overrides["attributes"] = known_attributes(training, synthesizer, overrides)
         weights = Path(synthesizer) if synthesizer else train_synthesizer(training, output, seed, method, overrides)
         made_by |= {"steps": steps, "checkpoint": relative(weights, output), "checkpoint_sha256": sha256(weights)}
         made_by |= {"painting": painting_overrides(overrides, steps, seed), "threads": torch.get_num_threads()}
-        told = {row["case"]: known_conditions(row, overrides["attributes"]) for row in with_patients(plan, training)}
+        items, told = {item["image"]: item for item in training}, {}
         for row in plan:
-            row["conditions"] = told[row["case"]]
+            row["conditions"] = told[row["case"]] = known_conditions(items[row["image"]], overrides["attributes"])
             lay_out(row, work)
         write_conditions(told, overrides["attributes"], work / "conditions.csv")
         print(f"painting; the log is {output / 'paint.log'}", flush=True)
@@ -135,8 +137,6 @@ def augment(
     rows = collect(plan, checks, output, work, made_by)
     write_datalists(Path(datalist), training, held_out, rows, fold, output)
     shutil.rmtree(work, ignore_errors=True)
-    if not plan:
-        print("the tissues are balanced already, so nothing was painted")
     accepted = sum(row["accepted"] for row in rows)
     print(
         f"painted {len(rows)} cases in {output}, {accepted} accepted (manifest.jsonl says why any was not); "
@@ -186,23 +186,17 @@ def split_fold(datalist: Path, fold: int) -> tuple[list[dict], list[dict]]:
     return training, held_out
 
 
-def large_enough(plan: list[dict]) -> list[dict]:
-    """Return the maps with a region that the synthesizer can paint, and name those left out."""
+def large_enough(plan: list[dict], least: int) -> list[dict]:
+    """Return the maps with at least so many voxels to paint, and name those left out."""
     kept = []
     for row in plan:
         label, target = (load_labels(row[key], tissue_labels())[0] for key in ("label", "map"))
-        voxels = int((label != target).sum())
-        if voxels >= SMALLEST_REGION:
+        voxels = np.count_nonzero(label != target)
+        if voxels >= least:
             kept.append(row)
         else:
-            print(f"map {row['case']} is left out: {voxels} voxels to paint, fewer than {SMALLEST_REGION}")
+            print(f"map {row['case']} is left out: {voxels} voxels to paint, fewer than {least}")
     return kept
-
-
-def with_patients(plan: list[dict], training: list[dict]) -> list[dict]:
-    """Return the rows of a plan with what is known of their patients."""
-    items = {item["image"]: item for item in training}
-    return [items[row["image"]] | row for row in plan]
 
 
 def lay_out(row: dict, work: Path) -> None:

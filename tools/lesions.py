@@ -167,31 +167,6 @@ def source_plane(lesion: Lesion, spacing: np.ndarray, deformation: Deformation) 
     return source / lesion.spacing[:2, None, None] + (np.array(lesion.shape[:2])[:, None, None] - 1) / 2
 
 
-def bilinear(index: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the four neighbours of points in a slice and their weights, to interpolate many slices at the same points.
-
-    The sum of neighbours times weights, in this order, is ``map_coordinates`` of order 1 to the last bit.
-
-    Args:
-        index: of the points, shape (2, n).
-        shape: of the slice.
-
-    Returns:
-        Indices into the flat slice and weights, shape (4, n) each; points outside the slice have weights of zero.
-    """
-    first = np.floor(index).astype(int)
-    after = index - first
-    limits = np.array(shape)[:, None] - 1
-    inside = ((index >= 0) & (index <= limits)).all(axis=0)
-    corners, weights = [], []
-    for down in (0, 1):
-        for right in (0, 1):
-            x, y = np.clip(first + [[down], [right]], 0, limits)
-            corners.append(x * shape[1] + y)
-            weights.append((after[0] if down else 1 - after[0]) * (after[1] if right else 1 - after[1]) * inside)
-    return np.stack(corners), np.stack(weights)
-
-
 def deform(
     lesion: Lesion, spacing: np.ndarray, deformation: Deformation, with_hu: bool = True
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
@@ -212,12 +187,10 @@ def deform(
     donors = [min(int((k + 0.5) / depth * lesion.shape[2]), lesion.shape[2] - 1) for k in range(depth)]
     donor_mask = np.moveaxis(lesion.mask, 2, 0)
     touched = ndimage.map_coordinates(donor_mask.any(axis=0).astype(np.float32), plane, order=1) > 0.5
-    corners, weights = bilinear(plane[:, touched], lesion.shape[:2])
-    donor_mask = donor_mask.reshape(lesion.shape[2], -1)
+    donor_share, points = donor_mask.astype(np.float32), plane[:, touched]
     mask = np.zeros((depth, *size), bool)
     for k, donor in enumerate(donors):
-        share = sum(donor_mask[donor][corner] * weight for corner, weight in zip(corners, weights))
-        mask[k, touched] = share.astype(np.float32) > 0.5
+        mask[k, touched] = ndimage.map_coordinates(donor_share[donor], points, order=1) > 0.5
     hu = None
     if with_hu:
         hu, donor_hu = np.zeros(mask.shape, np.float32), np.moveaxis(lesion.hu, 2, 0).astype(np.float32)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas
 
-from tools.arms import ARMS, arm_of
+from tools.arms import ARMS, arm_name, arm_of
 from tools.files import InputError, RunError, atomic_file, read_json, write_json
 from tools.nifti import case_name
 from tools.verdicts import MEASURES, summarise
@@ -75,8 +75,7 @@ def find_results(output: Path) -> list[dict]:
 
 
 def _order(key: str) -> tuple[int, float]:
-    name = key.partition("_x")[0]
-    return list(ARMS).index(name), arm_of(key)[1]
+    return list(ARMS).index(arm_name(key)), arm_of(key)[1]
 
 
 def collect(output: Path, real: dict) -> dict:

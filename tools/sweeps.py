@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tools.arms import arm_of
+from tools.arms import arm_name, arm_of
 from tools.figures import INK, PANEL, RULE, arm_title, calm, is_painted, new_figure, png_bytes, sentence, signed, words
 from tools.verdicts import REFERENCE
 
@@ -91,7 +91,7 @@ def ratio_sweep(rows: list[dict], pathological: list[str]) -> dict | None:
     """
     keys: dict[str, list[str]] = {}
     for row in rows:
-        keys.setdefault(row["arm"].partition("_x")[0], []).append(row["arm"])
+        keys.setdefault(arm_name(row["arm"]), []).append(row["arm"])
     arms = [name for name, own in keys.items() if len(set(own)) > 1]
     if not arms:
         return None
@@ -100,7 +100,7 @@ def ratio_sweep(rows: list[dict], pathological: list[str]) -> dict | None:
     for tissue in pathological:
         series: dict[str, list[tuple]] = {}
         for row in rows:
-            name = row["arm"].partition("_x")[0]
+            name = arm_name(row["arm"])
             if row["tissue"] == tissue and name in arms and row["difference"] is not None:
                 point = (arm_of(row["arm"])[1], row["difference"], *(row["interval"] or (None, None)))
                 series.setdefault(name, []).append(point)

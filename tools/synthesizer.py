@@ -111,6 +111,17 @@ def train_synthesizer(training: list[dict], output: Path, seed: int, method: str
     return folder / "model.pt"
 
 
+def smallest_region(overrides: dict) -> int:
+    """Return the voxels of the network's size that a region needs: one cell of the coarsest level, as painting does.
+
+    Args:
+        overrides: config ids of the synthesizer.
+    """
+    config = read_json(BUNDLES / SYNTHESIZER / "configs/train.json") | overrides
+    dims = 2 if config["patch_size"][2] == 1 else 3
+    return (2 ** (len(config["network_channels"]) - 1)) ** dims
+
+
 def painting_overrides(overrides: dict, steps: int, seed: int) -> dict:
     """Return the config ids of a painting: what inference shares with training, the steps and the seed."""
     shared = read_json(BUNDLES / SYNTHESIZER / "configs/inference.json")

@@ -303,7 +303,13 @@ def test_a_map_too_small_to_paint_is_left_out_by_name(datalist, stand_in, tmp_pa
     augment(datalist=datalist, fold=0, output=tmp_path / "all")
     sizes = {row["case"]: sum(t["voxels"] for t in row["checks"].values()) for row in manifest(tmp_path / "all")}
     smallest = min(sizes, key=sizes.get)
-    monkeypatch.setattr(module, "SMALLEST_REGION", sizes[smallest] + 1)
+    monkeypatch.setattr(module, "smallest_region", lambda overrides: sizes[smallest] + 1)
     augment(datalist=datalist, fold=0, output=tmp_path / "out")
     assert {row["case"] for row in manifest(tmp_path / "out")} == set(sizes) - {smallest}
     assert f"map {smallest} is left out: {sizes[smallest]} voxels to paint" in capsys.readouterr().out
+
+
+def test_the_smallest_region_is_a_cell_of_the_coarsest_level():
+    assert synthesizer.smallest_region({}) == 64
+    assert synthesizer.smallest_region({"network_channels": [8, 16, 16]}) == 16
+    assert synthesizer.smallest_region({"patch_size": [48, 48, 16]}) == 512

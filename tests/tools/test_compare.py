@@ -1,120 +1,25 @@
-"""The comparison with a stand-in segmenter and a stand-in synthesizer: what is trained on what, leaks, resuming."""
+"""The comparison with a stand-in segmenter and a stand-in synthesizer: what is trained on what, resuming, refusals."""
 
 import csv
 import json
 import sys
-import types
-import zlib
 
-import nibabel as nib
 import numpy as np
-import pandas
 import pytest
 
-from tools import arms, compare, leaks, results, verdicts
+from tests.tools.standin import LABELS, TISSUES, install, make_case, twelve_patients
+from tools import arms, compare, results
 from tools.files import InputError, RunError, read_json, write_json
-from tools.nifti import case_name
-from tools.scheme import tissue_labels
-
-LABELS = tissue_labels()
-TISSUES = [name for name in LABELS if name != "background"]
-GAIN = {"oversampled": 0.05, "cbmat": 0.1, "cbmat_filter": 0.1}
-
-
-def save(array, path, size=0.7):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(array, np.diag([size, size, 5.0, 1.0])), path)
-
-
-def make_case(folder, case, values, size=0.7):
-    label = np.ones((8, 8, 2), np.int16)
-    for row, value in enumerate(values):
-        label[row] = value
-    save(label, folder / "labels" / f"{case}.nii.gz", size)
-    save(
-        np.full((8, 8, 2), -800 - zlib.crc32(case.encode()) % 200, np.int16), folder / "images" / f"{case}.nii.gz", size
-    )
-    return {"image": f"images/{case}.nii.gz", "label": f"labels/{case}.nii.gz"}
 
 
 @pytest.fixture
 def datalist(tmp_path):
-    """Twelve patients with two cases each in two folds; consolidation in one patient of each fold only."""
-    folder, items = tmp_path / "data", []
-    for number in range(12):
-        values = [2, 3, 4, 5] if number < 2 else [2, 3, 4]
-        for visit in range(2):
-            case = make_case(folder, f"case{number:02d}{'ab'[visit]}", values, size=0.6 if number % 2 else 0.8)
-            items.append(case | {"fold": number % 2, "patient": f"p{number:02d}"})
-    write_json(folder / "datalist.json", {"labels": LABELS, "training": items})
-    return folder / "datalist.json"
-
-
-class Standin:
-    """Stands in for tools.augment and for tools.bundle, and remembers what it was asked to do."""
-
-    def __init__(self):
-        self.trained, self.augmented, self.dies_at, self.settings = [], [], None, {}
-        self.planted = {}  # card -> a case added to those it names
-        self.held_out, self.planted_items, self.donor = None, [], None
-        self.accepts = True
-
-    def augment(self, datalist, fold, output, method, segmenter, balance, steps, max_cases, seed, overrides):
-        self.augmented.append((fold, method, seed))
-        assert (segmenter is None) == (method == "copy_paste")
-        assert segmenter is None or (segmenter.is_file() and segmenter.parent.name == "real")
-        real = arms.read_datalist(datalist)
-        train, test = arms.split(real, fold)
-        cases = leaks.witness(train)
-        for card in (leaks.SYNTHESIZER_CARD, leaks.MAPS_CARD, leaks.GATE_CARD):
-            write_json(output / card, {"cases": cases + [row for at, row in self.planted.items() if at == card]})
-        source = train[0]
-        new = make_case(output, f"painted_{method}", [5, 5])
-        new |= {"fold": -1, "patient": source["patient"], "synthetic": True, "source": case_name(source["image"])}
-        line = {"case": f"painted_{method}", "source": new["source"], "tissues": ["consolidation"]}
-        line |= {"accepted": self.accepts, "donors": [{"case": self.donor or new["source"]}]}
-        (output / "manifest.jsonl").write_text(json.dumps(line) + "\n")
-        content = {"labels": real["labels"], "held_out_fold": fold if self.held_out is None else self.held_out}
-        for name, kept in (("datalist_unfiltered.json", [new]), ("datalist.json", [new] * self.accepts)):
-            write_json(output / name, content | {"training": train + kept + self.planted_items + test})
-
-    def run_bundle(self, bundle, config_files, overrides, log, variables=None):
-        external = config_files == ["train.json", "evaluate.json"]
-        assert bundle == "lung_tissue_seg" and (external or config_files == ["train.json", "scores.yaml"])
-        folder = log.parent
-        if self.dies_at == len(self.trained):
-            self.dies_at = None
-            (folder / "half").write_text("half")
-            raise KeyboardInterrupt
-        if not external:
-            self.trained.append(folder.relative_to(next(up for up in folder.parents if up.name == "out")).as_posix())
-            (folder / "model.pt").write_text("weights")
-            self.settings[self.trained[-1]] = overrides
-        content = read_json(overrides["datalist"])
-        for item in content["training"]:
-            assert (folder / item["image"]).is_file() and (folder / item["label"]).is_file()
-        rows = []
-        for item in content["training"]:
-            number, case = int(item["patient"][1:]), case_name(item["image"])
-            for tissue in TISSUES if item["fold"] == overrides["fold"] else []:
-                dice = 0.5 + 0.01 * number
-                if tissue == "fibrosis":
-                    dice += GAIN.get(folder.name, 0) + (0.02 if case.endswith("b") else 0)
-                if tissue == "consolidation" and number >= 2:
-                    dice = None
-                row = {"case": case, "tissue": tissue, "dice": dice, "surface_dice": dice}
-                rows.append(row | {"percent_error": -3.0 if folder.name == "real" else 1.0})
-        pandas.DataFrame(rows).to_csv(folder / results.SCORES_FILE, index=False)
+    return twelve_patients(tmp_path)
 
 
 @pytest.fixture
 def standin(monkeypatch):
-    standin = Standin()
-    bundle = types.SimpleNamespace(run_bundle=standin.run_bundle, check_overrides=lambda *_: None)
-    monkeypatch.setitem(sys.modules, "tools.bundle", bundle)
-    monkeypatch.setitem(sys.modules, "tools.augment", types.SimpleNamespace(augment=standin.augment))
-    monkeypatch.setattr(verdicts, "RESAMPLES", 400)  # the statistics have tests of their own
-    return standin
+    return install(monkeypatch)
 
 
 def test_all_arms_run_and_the_known_gain_is_called_a_gain(datalist, standin, tmp_path, capsys):
@@ -143,68 +48,6 @@ def test_all_arms_run_and_the_known_gain_is_called_a_gain(datalist, standin, tmp
     assert f"python -m tools report --directory {output}" in printed
 
 
-def test_train_and_test_patients_are_disjoint_in_every_stage_of_every_run(datalist, standin, tmp_path):
-    output = tmp_path / "out"
-    compare.compare(datalist, output, arms="real,oversampled,copy_paste,cbmat_filter", seeds=0, iterations=10)
-    found = sorted(output.glob("fold*/seed*/*"))
-    assert len(found) == 8
-    for folder in found:
-        result, own = read_json(folder / "result.json"), read_json(folder / "datalist.json")
-        test = {item["patient"] for item in own["training"] if item["fold"] == result["fold"]}
-        train = {item["patient"] for item in own["training"] if item["fold"] != result["fold"]}
-        assert test == set(result["test_patients"]) and train == set(result["train_patients"])
-        assert len(test) == 6 and len(train) == 6 and not test & train
-        assert all(not test & set(names) for names in result["fitted_on"].values())
-    stages = set(read_json(output / "fold0/seed0/cbmat_filter/result.json")["fitted_on"])
-    assert stages == {"segmenter", "synthesizer", "quality gate", "masks and tissue frequencies"}
-
-
-@pytest.mark.parametrize("card", [leaks.SYNTHESIZER_CARD, leaks.MAPS_CARD, leaks.GATE_CARD])
-@pytest.mark.parametrize("disguised", [False, True])
-def test_a_planted_leak_is_refused_with_stage_and_patient(datalist, standin, tmp_path, card, disguised):
-    items = arms.read_datalist(datalist)["training"]
-    seen = leaks.witness([next(item for item in items if item["patient"] == "p04")])[0]  # in fold 0
-    standin.planted = {card: seen | {"patient": "somebody", "case": "x"} if disguised else seen}
-    message = "x of patient somebody, which is the same CT as test case case04a" if disguised else "test patients p04"
-    with pytest.raises(InputError, match=f"leak in .*fitted on {message}"):
-        compare.compare(datalist, tmp_path / "out", arms="real,cbmat", folds=0, seeds=0, iterations=1)
-    assert standin.trained == ["fold0/seed0/real"]
-
-
-def test_a_stage_that_does_not_say_what_it_read_is_refused(datalist, standin, tmp_path, monkeypatch):
-    honest = standin.augment
-
-    def secretive(**given):
-        honest(**given)
-        (given["output"] / leaks.GATE_CARD).unlink()
-
-    sys.modules["tools.augment"].augment = secretive
-    with pytest.raises(InputError, match="gate.json does not say which cases were read; a leak cannot be ruled out"):
-        compare.compare(datalist, tmp_path / "out", arms="real,cbmat", folds=0, seeds=0, iterations=1)
-
-
-def test_one_ct_under_two_patients_is_refused(datalist, standin, tmp_path):
-    folder = datalist.parent / "images"
-    (folder / "case05a.nii.gz").write_bytes((folder / "case02b.nii.gz").read_bytes())
-    with pytest.raises(InputError, match="case02b of patient p02 and case05a of patient p05 are the same CT"):
-        compare.compare(datalist, tmp_path / "out", iterations=1)
-
-
-def test_a_painted_test_case_is_refused_under_any_patient_name(datalist, standin, tmp_path):
-    real = arms.read_datalist(datalist)
-    leaked = next(item for item in real["training"] if item["patient"] == "p04")
-    for planted, message in (
-        (leaked | {"fold": -1}, "stage segmenter was fitted on test patients p04"),
-        (leaked | {"fold": -1, "patient": "p01", "synthetic": True}, "which is the same CT as test case case04a"),
-        (real["training"][2] | {"fold": 0, "synthetic": True, "patient": "p04"}, "same CT as test case|differ"),
-    ):
-        standin.planted_items = [planted]
-        with pytest.raises(InputError, match=message):
-            compare.compare(
-                datalist, tmp_path / message[-9:] / "out", arms="real,cbmat", folds=0, seeds=0, iterations=1
-            )
-
-
 def test_an_arm_whose_training_is_that_of_a_finished_run_is_not_trained_again(datalist, standin, tmp_path):
     output = tmp_path / "out"
     compare.compare(datalist, output, arms="real,cbmat,cbmat_filter", folds=0, seeds=0, iterations=1)
@@ -212,12 +55,6 @@ def test_an_arm_whose_training_is_that_of_a_finished_run_is_not_trained_again(da
     result = read_json(output / "fold0/seed0/cbmat_filter/result.json")
     assert (result["arm"], result["same_as"], result["synthetic_items"]) == ("cbmat_filter", "cbmat", 1)
     assert {row["arm"] for row in read_json(output / "summary.json")["rows"]} == {"real", "cbmat", "cbmat_filter"}
-
-
-def test_an_augmentation_for_another_fold_is_refused(datalist, standin, tmp_path):
-    standin.held_out = 1
-    with pytest.raises(InputError, match="was made with fold 1 held out, not fold 0"):
-        compare.compare(datalist, tmp_path / "out", arms="real,cbmat", folds=0, iterations=1)
 
 
 def test_an_arm_without_an_accepted_case_is_said_to_equal_real(datalist, standin, tmp_path, capsys):
@@ -228,30 +65,6 @@ def test_an_arm_without_an_accepted_case_is_said_to_equal_real(datalist, standin
             ("cbmat", "cbmat_filter")] == [1, 0]  # fmt: skip
     with pytest.raises(RunError, match="fold 1, seed 0, arm synthetic_only"):
         compare.compare(datalist, tmp_path / "out", arms="real,synthetic_only", folds=1, seeds=0, iterations=1)
-
-
-def test_a_lesion_donated_by_a_test_patient_is_refused(datalist, standin, tmp_path):
-    standin.donor = "case04b"
-    with pytest.raises(InputError, match="painted_cbmat has the test case case04b as its donor"):
-        compare.compare(datalist, tmp_path / "out", arms="real,cbmat", folds=0, iterations=1)
-    file = tmp_path / "manifest.jsonl"
-    with pytest.raises(InputError, match="manifest.jsonl does not exist"):
-        arms.read_manifest(file)
-    file.write_text('{"case": "a"}\n')
-    with pytest.raises(InputError, match="line 1 is damaged: KeyError.*source"):
-        arms.read_manifest(file)
-
-
-def test_a_leak_in_a_finished_run_is_found_when_the_results_are_gathered(datalist, standin, tmp_path):
-    compare.compare(datalist, tmp_path / "out", arms="real", folds=0, seeds=0, iterations=1)
-    file = tmp_path / "out/fold0/seed0/real/result.json"
-    result = read_json(file)
-    write_json(file, result | {"fitted_on": {"masks": ["p02"]}})
-    with pytest.raises(InputError, match="masks was fitted on test patients p02"):
-        results.collect(tmp_path / "out", arms.read_datalist(datalist))
-    write_json(file, result | {"schema": 1})
-    with pytest.raises(InputError, match="holds runs of another version"):
-        results.collect(tmp_path / "out", arms.read_datalist(datalist))
 
 
 def test_real_and_painted_cases_are_drawn_in_the_ratio_asked_for(datalist, standin, tmp_path):

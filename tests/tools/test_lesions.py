@@ -9,7 +9,6 @@ from scipy import ndimage
 
 from tools.host import Host
 from tools.lesions import (
-    bilinear,
     canonical,
     canonical_spacing,
     deform,
@@ -92,15 +91,6 @@ def test_size_is_kept_in_millimetres_within_the_scaling():
 def test_shapes_differ_from_the_donors_and_from_each_other():
     (lesion,) = donor()
     assert len({deformed(lesion, lesion.spacing, seed)[0].sum() for seed in range(6)}) > 3
-
-
-def test_bilinear_is_map_coordinates_to_the_last_bit():
-    rng = np.random.default_rng(0)
-    slice_ = rng.random((9, 7)) < 0.5
-    points = np.concatenate([rng.uniform(-2, 10, (2, 4000)), rng.integers(-1, 10, (2, 200)) / 2], axis=1)
-    corners, weights = bilinear(points, slice_.shape)
-    found = sum(slice_.ravel()[corner] * weight for corner, weight in zip(corners, weights))
-    assert np.array_equal(found, ndimage.map_coordinates(slice_.astype(float), points, order=1))
 
 
 def test_distance_to_the_pleura_is_that_of_the_whole_slice():
