@@ -16,8 +16,17 @@ METHODS = ("cbmat", "konz", "no_ablation", "copy_paste")  # in the order of the 
 MEASURES = {
     "hu_wasserstein": ("HU distance", "Wasserstein-1 distance between painted and real HU values"),
     "texture_distance": ("texture distance", "Fréchet distance between features of the texture"),
-    "laa950_difference": ("low attenuation", "difference in the share of voxels below −950 HU"),
+    "hu_q05": ("5 % quantile", "HU that 5 % of the tissue's voxels do not exceed, all cases together"),
+    "hu_q50": ("median", "of all the tissue's voxels"),
+    "hu_q95": ("95 % quantile", "of all the tissue's voxels"),
+    "laa950": ("low attenuation", "share of voxels below −950 HU"),
+    "median_hu": ("median of a case", "middle case"),
+    "spread_hu": ("spread of a case", "standard deviation of its voxels, middle case"),
+    "seam_ratio": ("border", "how abrupt it is: a third is a ramp, one a jump"),
+    "ood": ("unlikeness", "texture's distance from real tiles in their standard deviations"),
     "region_distance": ("nearest real lesion", "distance to it (1 − correlation); far below the floor means a copy"),
+    "patch_distance": ("nearest with surroundings", "the same with what lies around the tissue, other patients only"),
+    "earlier_distance": ("nearest painted case", "the same among the painted cases; near 0 means painted twice"),
     "recall": ("recall", "share of the painted tissue that a segmenter trained on real tissue finds; higher is better"),
 }
 
