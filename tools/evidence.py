@@ -102,6 +102,14 @@ def _reasons(line: dict, tissue: str) -> list[str]:
     return ["another tissue of the case" if spoiled else str(line.get("reason") or "no reason given")]
 
 
+def _is_card(card: object) -> bool:
+    """Return whether a tissue's entry in quality.json holds counts of cases, and measures with what was painted."""
+    return isinstance(card, dict) and all(
+        isinstance(value, int) if name.endswith("_cases") else isinstance(value, dict) and "painted" in value
+        for name, value in card.items()
+    )
+
+
 def _mean(values: list) -> float | None:
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     return float(np.mean(numbers)) if numbers else None
@@ -126,7 +134,7 @@ def quality(folders: list[dict]) -> dict | None:
         path = folder["path"] / "quality.json"
         if path.is_file():
             tissues = read_json(path).get("tissues")
-            if not isinstance(tissues, dict) or not all(isinstance(card, dict) for card in tissues.values()):
+            if not isinstance(tissues, dict) or not all(_is_card(card) for card in tissues.values()):
                 raise InputError(f"{path} holds no tissues; run augment again")
             cards.setdefault(folder["method"], []).append(tissues)
     if not cards:

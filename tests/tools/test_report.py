@@ -261,9 +261,10 @@ def test_the_quality_card_shows_the_floor_beside_the_mean_of_the_folds(finished)
     assert rows["HU distance"] == {"title": "HU distance", "unit": "HU", "floor": 13.75, "values": [12.75, 12.25]}
     assert rows["odd measure"]["values"] == [None, None] and rows["recall"]["values"] == [0.7, None]
     assert rows["cases"]["values"] == [2, 1] and rows["cases"]["floor"] == 7
-    write_json(other["path"] / "quality.json", {"tissues": [1]})
-    with pytest.raises(InputError, match="other/quality.json holds no tissues"):
-        evidence.quality([*folders, other])
+    for damaged in ([1], {"fibrosis": {"painted": {"cases": 3}, "hu_wasserstein": 12.0}}):
+        write_json(other["path"] / "quality.json", {"tissues": damaged})
+        with pytest.raises(InputError, match="other/quality.json holds no tissues"):
+            evidence.quality([*folders, other])
 
 
 def test_a_test_patient_that_a_stage_was_fitted_on_is_named(finished):
