@@ -1,17 +1,24 @@
-# make demo: the whole chain on drawn patients.  make test: everything.  make check: the quick part.
+# make demo: the whole chain on drawn patients.  make test: everything but integrations.  make check: the quick part.
+# make test-integrations: install MONAI Label, MONAI Deploy, Triton's client, NVFlare and nnU-Net, and prove each.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check lint clean
+# each is installed in a .venv-NAME of its own from tests/integrations/requirements-NAME.txt
+INTEGRATIONS := label deploy triton federated nnunet
+
+.PHONY: demo test check lint clean test-integrations
 
 demo: .venv/.run
 	$(BIN)/python -m tools demo --output demo
 
 test: .venv/.dev lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not integration"
 
 check: .venv/.dev lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow and not integration"
+
+test-integrations: .venv/.dev $(INTEGRATIONS:%=.venv-%/.ready)
+	$(BIN)/pytest tests/integrations -m integration
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -26,5 +33,11 @@ lint: .venv/.dev
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
+.venv-%/.ready: tests/integrations/requirements-%.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 setuptools wheel
+	PIP_CONSTRAINT=$< .venv-$*/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
 clean:
-	rm -rf .venv demo
+	rm -rf .venv .venv-* demo

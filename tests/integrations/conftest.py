@@ -1,0 +1,42 @@
+"""Every test below this folder is an integration: left out of `make test`, run by `make test-integrations`."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.integrations.consumers import trained
+from tools.dataset import dataset
+from tools.phantom import phantom
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.integration)
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory) -> Path:
+    """A data set of six small drawn patients in two folds: ``datalist.json``, and ``images`` and ``labels`` beside it."""
+    folder = tmp_path_factory.mktemp("cohort")
+    phantom(folder / "phantom", patients=6, size=(96, 96, 12))
+    for name in ("images", "labels"):
+        (folder / "phantom" / name).rename(folder / name)
+    patients = folder / "phantom/patients.csv"
+    dataset(folder / "images", folder / "labels", folder / "dataset", patients=patients, folds=2)
+    return folder / "dataset"
+
+
+@pytest.fixture(scope="session")
+def segmenter(cohort, tmp_path_factory) -> Path:
+    """A copy of the segmenter's bundle, trained for 60 steps: its answers hold several tissues."""
+    folder = tmp_path_factory.mktemp("bundles")
+    return trained("lung_tissue_seg", folder, cohort, max_epochs=3, epoch_length=20, val_interval=3)
+
+
+@pytest.fixture(scope="session")
+def synthesizer(cohort, tmp_path_factory) -> Path:
+    """A copy of the synthesizer's bundle, trained for 20 steps: enough to paint, not to paint well."""
+    folder = tmp_path_factory.mktemp("bundles")
+    small = {"batch_size": 2, "marginal_probability": 0.0, "measured_patches": 64, "val_interval": 1}
+    return trained("difflung_synthesis", folder, cohort, max_epochs=1, epoch_length=20, **small)

@@ -1,0 +1,48 @@
+"""What the tests of other people's programs share: where those programs are, and trained bundles to give them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.scheme import BUNDLES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def environment(name: str) -> Path:
+    """Return the Python in which a consumer is installed; the test is skipped where it is not."""
+    python = ROOT / f".venv-{name}/bin/python"
+    if not python.is_file():
+        pytest.skip(f"{name} is not installed; make .venv-{name}/.ready installs it")
+    return python
+
+
+def run(*command: object, cwd: Path | None = None, check: bool = True, **variables: str) -> subprocess.CompletedProcess:
+    """Run a program and return what it printed; a failure fails the test with the end of its output."""
+    line = [str(word) for word in command]
+    done = subprocess.run(line, cwd=cwd, capture_output=True, text=True, env=os.environ | variables)
+    assert not check or done.returncode == 0, f"{line}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    return done
+
+
+def trained(name: str, folder: Path, dataset_dir: Path, **overrides: object) -> Path:
+    """Return a copy of a bundle with the weights of a short training on a data set."""
+    root = folder / name
+    shutil.copytree(BUNDLES / name, root, ignore=shutil.ignore_patterns("__pycache__", "eval", "*.pt"))
+    run_workflow(root, ["train.json"], dataset_dir=dataset_dir, **overrides)
+    shutil.rmtree(root / "eval", ignore_errors=True)
+    (root / "models/training.pt").unlink(missing_ok=True)
+    return root
+
+
+def run_workflow(root: Path, configs: list[str], **overrides: object) -> subprocess.CompletedProcess:
+    """Run a workflow of a bundle as its page says, in a process of its own, on the CPU."""
+    files = [str(root / "configs" / name) for name in configs]
+    words = ["--bundle_root", root, "--config_file", files[0] if len(files) == 1 else files, "--device", "cpu"]
+    for key, value in overrides.items():
+        words += [f"--{key}", value]
+    return run(sys.executable, "-m", "monai.bundle", "run", *words, PYTHONWARNINGS="ignore")
