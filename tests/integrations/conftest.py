@@ -17,7 +17,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory) -> Path:
-    """A data set of six small drawn patients in two folds: ``datalist.json``, and ``images`` and ``labels`` beside it."""
+    """``datalist.json`` of six small drawn patients in two folds, with ``images`` and ``labels`` next to its folder."""
     folder = tmp_path_factory.mktemp("cohort")
     phantom(folder / "phantom", patients=6, size=(96, 96, 12))
     for name in ("images", "labels"):
