@@ -14,6 +14,7 @@ REQUIREMENTS = """\
 torch==2.13.0
 monai-deploy-app-sdk==4.0.0
 holoscan-cli==3.11.0
+holoscan-cu13==3.11.0
 monai==1.6.1
 highdicom==0.28.2
 pydicom==3.0.2

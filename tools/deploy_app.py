@@ -150,7 +150,7 @@ def segmentation(tissues: np.ndarray, slices: list[Dataset], labels: dict[str, i
     )
 
 
-def extents(hu: np.ndarray, tissues: np.ndarray, affine: np.ndarray, labels: dict[str, int]) -> dict | None:
+def measure_extents(hu: np.ndarray, tissues: np.ndarray, affine: np.ndarray, labels: dict[str, int]) -> dict | None:
     """Return region to measure to value as ``python -m tools quantify`` does, or None where there is no lung.
 
     Args:
@@ -171,21 +171,22 @@ def report(found: dict | None, seg: Dataset, slices: list[Dataset], version: str
     """Return the extents as a DICOM SR (TID 1500): a group per tissue, which names its segment, and one for the lung.
 
     Args:
-        found: of :func:`extents`.
+        found: of :func:`measure_extents`.
         seg: of :func:`segmentation`.
         slices: the CT's DICOM slices.
         version: of the bundle.
     """
     rows = found or {"whole": {"lung_ml": 0.0}}
-    shown = {item.SegmentIdentificationSequence[0].ReferencedSegmentNumber for item in _frames(seg)} if found else set()
     groups = [_group("lung", codes.SCT.Lung, rows, {
         "lung_ml": (codes.SCT.Volume, ML), "below_950_percent": DARK,
         "mean_hu": (codes.DCM.MeanAttenuationCoefficient, codes.UCUM.HounsfieldUnit),
     })]  # fmt: skip
     for segment in seg.SegmentSequence if found else []:
-        name, number = segment.SegmentLabel.replace(" ", "_"), segment.SegmentNumber
+        name = segment.SegmentLabel.replace(" ", "_")
         measures = {f"{name}_ml": (codes.SCT.Volume, ML), f"{name}_percent": SHARE}
-        reference = hd.sr.ReferencedSegment.from_segmentation(seg, number) if number in shown else None
+        reference = None
+        if rows["whole"][f"{name}_ml"]:
+            reference = hd.sr.ReferencedSegment.from_segmentation(seg, segment.SegmentNumber)
         groups.append(_group(segment.SegmentLabel, FINDINGS[name][0], rows, measures, reference))
     device = hd.sr.DeviceObserverIdentifyingAttributes(
         uid=generate_uid(entropy_srcs=[MODEL, version]), name=MODEL, manufacturer_name=MAKER, model_name=version
@@ -206,10 +207,6 @@ def report(found: dict | None, seg: Dataset, slices: list[Dataset], version: str
         is_complete=True,
         series_description=DESCRIPTION,
     )
-
-
-def _frames(seg: Dataset) -> list[Dataset]:
-    return seg.PerFrameFunctionalGroupsSequence
 
 
 def _group(name: str, finding: Code, rows: dict, measures: dict, segment: hd.sr.ReferencedSegment | None = None):
@@ -257,7 +254,7 @@ class ResultsOperator(Operator):
         series = op_input.receive("study_selected_series_list")[0].selected_series[0].series
         slices = [instance.get_native_sop_instance() for instance in series.get_sop_instances()]
         seg = segmentation(tissues, slices, self.labels, self.version)
-        found = extents(image.asnumpy(), tissues, image.metadata()["affine"], self.labels)
+        found = measure_extents(image.asnumpy(), tissues, image.metadata()["affine"], self.labels)
         self.folder.mkdir(parents=True, exist_ok=True)
         seg.save_as(self.folder / "tissues.dcm")
         report(found, seg, slices, self.version).save_as(self.folder / "measurements.dcm")
@@ -267,14 +264,12 @@ class ResultsOperator(Operator):
 class TissueApp(Application):
     """Load the series, label it with the bundle, write the results."""
 
-    def __init__(self, context: AppContext, series: Path, model: Path) -> None:
-        self.app_context, self.series, self.model = context, series, model
+    def __init__(self, context: AppContext, series: Path, model: Path, labels: dict[str, int], version: str) -> None:
         super().__init__()
+        self.app_context, self.series, self.model = context, series, model
+        self.labels, self.bundle_version = labels, version  # an Application has a version of its own
 
     def compose(self) -> None:
-        config = get_bundle_config(self.model, "inference")
-        labels, version = config["labels"], config["_meta_"]["version"]
-        describe(labels, version)
         once = CountCondition(self, 1)  # else the folder is read again and again
         load = DICOMDataLoaderOperator(self, once, input_folder=self.series, name="load")
         select = DICOMSeriesSelectorOperator(self, name="select")
@@ -288,7 +283,7 @@ class TissueApp(Application):
             name="infer",
         )
         folder = Path(self.app_context.output_path)
-        results = ResultsOperator(self, folder=folder, labels=labels, version=version, name="results")
+        results = ResultsOperator(self, folder=folder, labels=self.labels, version=self.bundle_version, name="results")
         chosen = {("study_selected_series_list", "study_selected_series_list")}
         self.add_flow(load, select, {("dicom_study_list", "dicom_study_list")})
         self.add_flow(select, volume, chosen)
@@ -303,10 +298,13 @@ def main() -> None:
     context = Application.init_app_context(sys.argv)
     try:
         series, model = find_series(Path(context.input_path)), find_model(Path(context.model_path))
+        config = get_bundle_config(model, "inference")
+        labels, version = config["labels"], config["_meta_"]["version"]
+        describe(labels, version)
     except ValueError as error:
         sys.exit(str(error))
     context.update({"model": str(model)})
-    TissueApp(context, series, model).run()
+    TissueApp(context, series, model, labels, version).run()
 
 
 if __name__ == "__main__":

@@ -59,10 +59,12 @@ REFUSALS = """
 import runpy, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-find_series = runpy.run_path(sys.argv[1] + "/__main__.py", run_name="app")["find_series"]
-for folder in sys.argv[2:]:
+app = runpy.run_path(sys.argv[1] + "/__main__.py", run_name="app")
+calls = [(app["find_series"], Path(folder)) for folder in sys.argv[2:]]
+calls += [(app["describe"], {"background": 0, "nodule": 1}, "1"), (app["describe"], {"healthy": 1, "fibrosis": 3}, "1")]
+for function, *given in calls:
     try:
-        print("accepted", find_series(Path(folder)))
+        print("accepted", function(*given))
     except ValueError as error:
         print("refused", error)
 """
@@ -228,7 +230,11 @@ def test_what_dicom_seg_cannot_hold_is_refused_before_anything_runs(app, cohort,
     }
     done = run(environment("deploy"), "-c", REFUSALS, app, *(tmp_path / name for name in wanted))
     lines = [line for line in done.stdout.splitlines() if line.startswith(("refused", "accepted"))]
-    for line, message in zip(lines, wanted.values(), strict=True):
+    of_labels = [
+        "label nodule has no code in the app, which knows healthy, ground_glass",
+        "segments are numbered 1, 2, 3",
+    ]
+    for line, message in zip(lines, [*wanted.values(), *of_labels], strict=True):
         assert line.startswith("refused") and message in line
     done = label(app, tmp_path / "tilted", tmp_path / "out", check=False)
     assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].endswith("resample them first")

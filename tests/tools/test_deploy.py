@@ -1,5 +1,6 @@
 """The folder of the MONAI Deploy app: what it holds and what it is refused for; running it is tests/integrations."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -33,7 +34,8 @@ def test_the_folder_holds_all_that_the_app_imports(tmp_path):
     held = {path.name for path in (tmp_path / "app").iterdir()}
     assert held == {"__main__.py", "extents.py", "scripts", "models", "requirements.txt", "app.yaml", "LICENSE"}
     assert (tmp_path / "app/scripts/lungs.py").read_text() == (root / "scripts/lungs.py").read_text()
-    assert 'version: "0.2.0"' in (tmp_path / "app/app.yaml").read_text()
+    version = json.loads((SEGMENTER / "configs/metadata.json").read_text())["version"]
+    assert f'version: "{version}"' in (tmp_path / "app/app.yaml").read_text()
     extra = {"inference.json": ""}
     torch.jit.load(tmp_path / "app/models/model.ts", _extra_files=extra)
     assert b"scripts.lungs.LungInferer" in extra["inference.json"]
