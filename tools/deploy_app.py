@@ -34,8 +34,8 @@ MODEL, MAKER = "lung_tissue_seg", "The DiffLung bundle developers"
 DESCRIPTION = "Lung tissue, research use only"
 REPEATED = ("FrameOfReferenceUID", "StudyInstanceUID", "StudyID", "StudyDate", "StudyTime", "AccessionNumber")
 REPEATED += ("PatientID", "PatientName", "PatientBirthDate", "PatientSex")
-# Tissue: what the segment is and its colour, that of the tools' figures. DCM, and SCT but for the last two codes, are
-# in DICOM PS3.16 (pydicom's dictionary); those two are SNOMED CT's own.
+# What a tissue's segment is, and its colour in the tools' figures. pydicom's dictionary (DICOM PS3.16) has no emphysema
+# and no consolidation of the lung: these are SNOMED CT's disorders.
 FINDINGS = {
     "healthy": (codes.SCT.Lung, "#8a8a8a"),
     "ground_glass": (codes.DCM.GroundGlassOpacity, "#56b4e9"),
@@ -54,7 +54,7 @@ SITES = {
     "peripheral": {"anatomic_location": codes.SCT.Lung, "topographical_modifier": codes.SCT.Peripheral},
 }
 ML = Code("ml", "UCUM", "milliliter")
-# DICOM and SNOMED CT have no code for the two percentages: these are private, as 99 says.
+# The dictionary has no code for the two percentages: these are private, as 99 says.
 SHARE = (Code("tissue_percent", "99DIFFLUNG", "Share of the volume of lung"), codes.UCUM.Percent)
 DARK = (Code("below_950_percent", "99DIFFLUNG", "Share of the lung below -950 HU"), codes.UCUM.Percent)
 
