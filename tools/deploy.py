@@ -9,7 +9,7 @@ from tools.bundle import first_error
 from tools.files import InputError, RunError, new_directory, read_json
 
 HERE = Path(__file__).parent
-# What the app runs with; the tests install the same. holoscan-cli 4 and 5 cannot package for MONAI Deploy any more.
+# What the app runs with; the tests install the same. pip would take holoscan-cli 5.0, which cannot make a MAP any more.
 REQUIREMENTS = """\
 torch==2.13.0
 monai-deploy-app-sdk==4.0.0
