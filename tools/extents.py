@@ -1,13 +1,14 @@
 """How much of each lung, third and zone each tissue takes: the regions of a lung and what is measured in them.
 
 Everything here works in voxels of canonical (RAS) orientation: the first axis runs to the patient's right, the last
-to the head.
+to the head. Nothing else of the project is imported: the app of `tools/deploy.py` carries a copy of this file.
 """
+
+import csv
+from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
-
-from tools.lesions import pleura_distance
 
 REGIONS = ("whole", "right", "left", "upper", "middle", "lower", "central", "peripheral")
 PERIPHERY_MM = 15.0
@@ -77,6 +78,16 @@ def _right_of_part(part: np.ndarray, right_side: np.ndarray, spacing: np.ndarray
     return part & right_side
 
 
+def pleura_distance(lung: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """Return each lung voxel's distance in mm to the lung's border within its slice, shape (W, H, D)."""
+    distance = np.zeros(lung.shape, np.float32)
+    for box in ndimage.find_objects(lung.astype(np.uint8)):
+        near = tuple(slice(max(axis.start - 1, 0), axis.stop + 1) for axis in box[:2])  # the border lies in there
+        for k in range(box[2].start, box[2].stop):
+            distance[*near, k] = ndimage.distance_transform_edt(lung[*near, k], sampling=spacing[:2])
+    return distance
+
+
 def regions(
     lung: np.ndarray, spacing: np.ndarray, middle: float, periphery_mm: float = PERIPHERY_MM
 ) -> dict[str, np.ndarray]:
@@ -138,3 +149,17 @@ def measure(
         row["mean_hu"] = float(inside.mean()) if total else None
         result[name] = row
     return result
+
+
+def write_rows(path: Path, cases: dict[str, dict | None], labels: dict[str, int]) -> None:
+    """Write a row per case and region; a case without lung has a row with no numbers."""
+    tissues = [name for name, value in labels.items() if value]
+    measures = ["lung_ml", *(f"{name}_{unit}" for name in tissues for unit in ("ml", "percent"))]
+    columns = ["case", "region", *measures, "below_950_percent", "mean_hu"]
+    with open(path, "w", newline="") as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        for case, found in cases.items():
+            for region, row in (found or {"whole": {"lung_ml": 0.0}}).items():
+                numbers = {key: value if value is None else round(value, 3) for key, value in row.items()}
+                writer.writerow({"case": case, "region": region} | numbers)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import ndimage
 
+from tools.extents import pleura_distance
 from tools.lesions import (
     MIN_LESION_VOXELS,
     Lesion,
@@ -15,7 +16,6 @@ from tools.lesions import (
     draw_deformation,
     lung_height,
     overlap,
-    pleura_distance,
 )
 
 PLACES_TRIED = 12  # attempts to place one lesion before another is drawn

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
+from tools.extents import pleura_distance
 from tools.lesion_shape import measures
 from tools.nifti import case_name, check_same_geometry, load_ct, load_labels, spacing_mm
 from tools.scheme import pathological_tissues, tissue_labels
@@ -72,16 +73,6 @@ def canonical_spacing(file: nib.Nifti1Image) -> np.ndarray:
     for axis, (out, _) in enumerate(nib.io_orientation(file.affine)):
         spacing[int(out)] = spacing_mm(file)[axis]
     return spacing
-
-
-def pleura_distance(lung: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """Return each lung voxel's distance in mm to the lung's border within its slice, shape (W, H, D)."""
-    distance = np.zeros(lung.shape, np.float32)
-    for box in ndimage.find_objects(lung.astype(np.uint8)):
-        near = tuple(slice(max(axis.start - 1, 0), axis.stop + 1) for axis in box[:2])  # the border lies in there
-        for k in range(box[2].start, box[2].stop):
-            distance[*near, k] = ndimage.distance_transform_edt(lung[*near, k], sampling=spacing[:2])
-    return distance
 
 
 def lung_height(lung: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
 """How much of a lung is ill, and where: extents of each tissue per CT, as a table and a picture."""
 
-import csv
 import math
 from pathlib import Path
 
@@ -47,7 +46,7 @@ def quantify(images: Path, tissues: Path, output: Path, periphery_mm: float = ex
             cases[case] = extents.measure(hu, label, spacing, labels, float(periphery_mm))
             (folder / f"{case}.png").write_bytes(draw(hu, label, spacing, cases[case], labels))
         write_json(folder / "quantification.json", {"labels": labels, "periphery_mm": periphery_mm, "cases": cases})
-        write_rows(folder / "quantification.csv", cases, labels)
+        extents.write_rows(folder / "quantification.csv", cases, labels)
     pictures = sum(found is not None for found in cases.values())
     print(f"wrote quantification.csv, quantification.json and {pictures} pictures in {output}")
 
@@ -76,20 +75,6 @@ def load(image_path: Path, map_path: Path, labels: dict[str, int]) -> tuple[np.n
     check_same_geometry(image, label_image, image_path, map_path)
     turned = [nib.as_closest_canonical(nib.Nifti1Image(array, image.affine)) for array in (hu, label)]
     return *(np.asarray(file.dataobj) for file in turned), np.array(spacing_mm(turned[0]))
-
-
-def write_rows(path: Path, cases: dict[str, dict | None], labels: dict[str, int]) -> None:
-    """Write a row per case and region; a case without lung has a row with no numbers."""
-    tissues = [name for name, value in labels.items() if value]
-    measures = ["lung_ml", *(f"{name}_{unit}" for name in tissues for unit in ("ml", "percent"))]
-    columns = ["case", "region", *measures, "below_950_percent", "mean_hu"]
-    with open(path, "w", newline="") as stream:
-        writer = csv.DictWriter(stream, columns)
-        writer.writeheader()
-        for case, found in cases.items():
-            for region, row in (found or {"whole": {"lung_ml": 0.0}}).items():
-                numbers = {key: value if value is None else round(value, 3) for key, value in row.items()}
-                writer.writerow({"case": case, "region": region} | numbers)
 
 
 def draw(hu, label, spacing, found: dict[str, dict], labels: dict[str, int]) -> bytes:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from tools.extents import pleura_distance
 from tools.host import Host
 from tools.lesions import (
     canonical,
@@ -16,7 +17,6 @@ from tools.lesions import (
     find_lesions,
     lung_height,
     original,
-    pleura_distance,
 )
 
 TISSUES = {"ground_glass": 2, "consolidation": 5}
