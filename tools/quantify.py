@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from tools import extents, figures
 from tools.files import InputError, new_directory, write_json
-from tools.nifti import check_same_geometry, list_nifti, load_ct, load_labels, spacing_mm
+from tools.nifti import check_same_geometry, list_cts, list_nifti, load_ct, load_labels, spacing_mm, turned
 from tools.scheme import tissue_labels
 
 SHOWN_SLICES = 5
@@ -25,8 +25,9 @@ def quantify(images: Path, tissues: Path, output: Path, periphery_mm: float = ex
     mean HU.
 
     Args:
-        images: folder of CTs in HU, NIfTI.
-        tissues: folder of their tissue maps, named as the CTs, or with _tissues after the name as the segmenter does.
+        images: folder of CTs in HU: NIfTI files, and subfolders that each hold one DICOM series.
+        tissues: folder of their tissue maps (NIfTI), named as the CTs (a series as its folder), or with _tissues after
+            the name as the segmenter does.
         output: new folder for quantification.csv (a row per case and region), quantification.json and CASE.png.
         periphery_mm: depth of the periphery.
 
@@ -58,7 +59,7 @@ def pair(images: Path, tissues: Path) -> dict[str, tuple[Path, Path]]:
     Raises:
         InputError: if a CT has no map or a map has no CT.
     """
-    found, maps = list_nifti(images), list_nifti(tissues)
+    found, maps = list_cts(images), list_nifti(tissues)
     named = {name.removesuffix(POSTFIX) if name not in found else name: path for name, path in maps.items()}
     if len(named) < len(maps):
         raise InputError(f"{tissues} holds two maps of one CT, with and without {POSTFIX}")
@@ -73,9 +74,12 @@ def load(image_path: Path, map_path: Path, labels: dict[str, int]) -> tuple[np.n
     """Return HU, label values and voxel size in mm, axes to the patient's right, front and head."""
     hu, image = load_ct(image_path)
     label, label_image = load_labels(map_path, labels)
+    if image_path.is_dir():
+        image = turned(image, label_image)
+        hu = np.asarray(image.dataobj, np.float32)
     check_same_geometry(image, label_image, image_path, map_path)
-    turned = [nib.as_closest_canonical(nib.Nifti1Image(array, image.affine)) for array in (hu, label)]
-    return *(np.asarray(file.dataobj) for file in turned), np.array(spacing_mm(turned[0]))
+    upright = [nib.as_closest_canonical(nib.Nifti1Image(array, image.affine)) for array in (hu, label)]
+    return *(np.asarray(file.dataobj) for file in upright), np.array(spacing_mm(upright[0]))
 
 
 def write_rows(path: Path, cases: dict[str, dict | None], labels: dict[str, int]) -> None:

@@ -11,54 +11,11 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from tests.dicom import ct, write_series
 from tests.segmenter.bundle import BUNDLE, load
 
 cases = load("cases")
-TURN = 0.15  # rad about the patient's axis
-SPACING_MM = (0.8, 0.9, 2.5)  # columns, rows, slices
-
-
-def ct(slices=6):
-    """HU of columns, rows and slices, and the affine to RAS of a CT that is turned a little."""
-    hu = np.random.default_rng(0).integers(-1000, 200, (40, 36, slices)).astype(np.int16)
-    affine = np.eye(4)
-    turned = np.array([[np.cos(TURN), np.sin(TURN), 0], [-np.sin(TURN), np.cos(TURN), 0], [0, 0, 1]])
-    affine[:3, :3] = np.diag([-1, -1, 1]) @ turned @ np.diag(SPACING_MM)  # DICOM is LPS
-    affine[:3, 3] = [-10, 20, 300]
-    return hu, affine
-
-
-def write_series(folder, hu, affine, backwards=False, changes=()):
-    """Write a CT as DICOM slices, whose numbers go up or down the patient; ``changes`` sets tags of single slices."""
-    folder.mkdir(parents=True)
-    lps = np.diag([-1, -1, 1, 1]) @ affine
-    series, study = generate_uid(entropy_srcs=[str(folder)]), generate_uid(entropy_srcs=["study"])
-    count = hu.shape[2]
-    for place in range(count):
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
-        meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[str(folder), str(place)])
-        slice_ = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
-        slice_.SOPClassUID, slice_.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
-        slice_.Modality, slice_.SeriesInstanceUID, slice_.StudyInstanceUID = "CT", series, study
-        slice_.SeriesDescription = "chest"
-        slice_.InstanceNumber = count - place if backwards else place + 1
-        slice_.ImagePositionPatient = [round(float(value), 6) for value in (lps @ [0, 0, place, 1])[:3]]
-        slice_.ImageOrientationPatient = (lps[:3, :2] / SPACING_MM[:2]).T.ravel().round(9).tolist()
-        slice_.PixelSpacing, slice_.SliceThickness = [SPACING_MM[1], SPACING_MM[0]], SPACING_MM[2]
-        slice_.Columns, slice_.Rows = hu.shape[:2]
-        slice_.RescaleSlope, slice_.RescaleIntercept = 1, -1024
-        slice_.SamplesPerPixel, slice_.PhotometricInterpretation = 1, "MONOCHROME2"
-        slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit, slice_.PixelRepresentation = 16, 16, 15, 1
-        slice_.PixelData = (hu[..., place].T + 1024).astype(np.int16).tobytes()
-        for where, tag, value in changes:
-            if where in (place, "all"):
-                setattr(slice_, tag, value)
-        slice_.save_as(folder / f"IM{place:04d}", enforce_file_format=True)
-    return folder
 
 
 @pytest.mark.parametrize("backwards", [False, True])
