@@ -63,3 +63,12 @@ def read_series(folder: Path) -> nib.Nifti1Image:
     file.set_sform(file.affine, "scanner")
     file.header.set_xyzt_units("mm")
     return file
+
+
+def refuse_series(items: list[dict], datalist: Path) -> None:
+    """Raise InputError if a datalist names a folder as CT: a file's hash is what proves that nothing leaked."""
+    for item in items:
+        if Path(item["image"]).is_dir():
+            raise InputError(
+                f"{datalist}: {item['image']} is a folder; python -m tools dataset makes a NIfTI file of a DICOM series"
+            )
