@@ -9,7 +9,8 @@ import numpy as np
 from tqdm import tqdm
 
 from tools import extents, figures
-from tools.files import InputError, new_directory, write_json
+from tools.colour_table import FILE_NAME, colour_table
+from tools.files import InputError, new_directory, write_json, write_text
 from tools.nifti import check_same_geometry, list_cts, list_nifti, load_ct, load_labels, spacing_mm, turned
 from tools.scheme import tissue_labels
 
@@ -28,7 +29,8 @@ def quantify(images: Path, tissues: Path, output: Path, periphery_mm: float = ex
         images: folder of CTs in HU: NIfTI files, and subfolders that each hold one DICOM series.
         tissues: folder of their tissue maps (NIfTI), named as the CTs (a series as its folder), or with _tissues after
             the name as the segmenter does.
-        output: new folder for quantification.csv (a row per case and region), quantification.json and CASE.png.
+        output: new folder for quantification.csv (a row per case and region), quantification.json, CASE.png, and
+            lung_tissues.ctbl, a colour table with which 3D Slicer shows the maps in the pictures' colours.
         periphery_mm: depth of the periphery.
 
     Raises:
@@ -49,8 +51,9 @@ def quantify(images: Path, tissues: Path, output: Path, periphery_mm: float = ex
             (folder / f"{case}.png").write_bytes(draw(hu, label, spacing, cases[case], labels))
         write_json(folder / "quantification.json", {"labels": labels, "periphery_mm": periphery_mm, "cases": cases})
         write_rows(folder / "quantification.csv", cases, labels)
+        write_text(folder / FILE_NAME, colour_table(labels))
     pictures = sum(found is not None for found in cases.values())
-    print(f"wrote quantification.csv, quantification.json and {pictures} pictures in {output}")
+    print(f"wrote quantification.csv, quantification.json, {FILE_NAME} and {pictures} pictures in {output}")
 
 
 def pair(images: Path, tissues: Path) -> dict[str, tuple[Path, Path]]:
