@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -305,6 +306,11 @@ def test_files_without_a_partner_are_named(tmp_path):
     assert [case["image"] for case in painting_cases(*given)] == [str(tmp_path / "images/a.nii.gz")]
     with pytest.raises(ValueError, match="images holds no .nii"):
         painting_cases(str(tmp_path / "images"), *given[1:])
+
+
+def test_files_are_paired_without_pydicom(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    assert len(painting_cases(*folders(tmp_path))) == 1
 
 
 def test_a_series_is_a_case_with_its_folders_name_if_it_is_whole(tmp_path):

@@ -6,7 +6,6 @@ Both bundles have this file, letter by letter, since neither may read from the o
 from pathlib import Path
 
 import numpy as np
-import pydicom
 
 TOLERANCE = 0.01  # of the distance of two slices, in which it may vary
 TAGS = ["SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesDescription", "InstanceNumber", "NumberOfFrames"]
@@ -22,6 +21,10 @@ def find_series(folder: Path) -> list[Path]:
 def dicom_files(folder: Path) -> list[Path]:
     """Return the files of a folder that are DICOM by their content."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.endswith((".nii", ".nii.gz")))
+    if not files:
+        return []
+    import pydicom.misc  # not needed where all CTs are NIfTI
+
     return [path for path in files if path.name != "DICOMDIR" and pydicom.misc.is_dicom(path)]
 
 
@@ -32,6 +35,8 @@ def check_series(folder: Path) -> None:
     files = dicom_files(folder)
     if not files:
         raise ValueError(f"{folder} holds no DICOM file")
+    import pydicom
+
     headers = [pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS) for path in files]
     series: dict[str, list] = {}
     for header in headers:
