@@ -1,4 +1,4 @@
-"""nnU-Net v2 takes what `tools dataset --format nnunet` writes: its own check is content, its planner keeps our folds."""
+"""nnU-Net v2 takes what `tools dataset --format nnunet` writes: its check is content, its planner keeps our folds."""
 
 import json
 import sys
