@@ -13,10 +13,22 @@ import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation
 
-from tests.dicom import ct, write_series
+from tests.dicom import write_series
 from tests.segmenter.bundle import BUNDLE, TINY, load, read_rows, run
 
 cases = load("cases")
+TURN = 0.15  # rad about the patient's axis
+SPACING_MM = (0.8, 0.9, 2.5)  # columns, rows, slices
+
+
+def ct(slices=6):
+    """HU of columns, rows and slices, and the affine to RAS of a CT that is turned a little."""
+    hu = np.random.default_rng(0).integers(-1000, 200, (40, 36, slices)).astype(np.int16)
+    affine = np.eye(4)
+    turned = np.array([[np.cos(TURN), np.sin(TURN), 0], [-np.sin(TURN), np.cos(TURN), 0], [0, 0, 1]])
+    affine[:3, :3] = np.diag([-1, -1, 1]) @ turned @ np.diag(SPACING_MM)  # DICOM is LPS
+    affine[:3, 3] = [-10, 20, 300]
+    return hu, affine
 
 
 @pytest.mark.parametrize("backwards", [False, True])
@@ -99,6 +111,7 @@ def test_training_and_validation_read_series(tmp_path):
     ([(3, "PixelSpacing", [1, 1])], "the slices differ in PixelSpacing"),
     ([(0, "InstanceNumber", 4), (3, "InstanceNumber", 1)], "InstanceNumber does not follow their position"),
     ([(5, "ImagePositionPatient", [0, 0, 0])], "InstanceNumber does not follow their position"),
+    ([("all", "ImageOrientationPatient", [1, 0, 0, 0.1, 0.9, 0])], "rows and columns are not at right angles"),
 ])  # fmt: skip
 def test_what_is_not_one_series_is_refused(tmp_path, changes, message):
     folder = write_series(tmp_path / "series", *ct(), changes=changes)

@@ -15,7 +15,7 @@ from scripts.condition import DENSITY_GAIN, UNKNOWN
 from scripts.network import TissueDenoiser
 from scripts.painting import PaintInferer, window_corners
 
-from tests.dicom import ct, write_series
+from tests.dicom import write_series
 
 LABELS = {"background": 0, "healthy": 1, "ground_glass": 2, "emphysema": 4}
 
@@ -316,7 +316,7 @@ def test_files_are_paired_without_pydicom(tmp_path, monkeypatch):
 def test_a_series_is_a_case_with_its_folders_name_if_it_is_whole(tmp_path):
     given = folders(tmp_path)
     (tmp_path / "images/a.nii.gz").unlink()
-    series = write_series(tmp_path / "images/a", *ct())
+    series = write_series(tmp_path / "images/a", np.zeros((8, 9, 6), np.int16), np.diag([-0.8, -0.8, 2.5, 1]))
     assert [case["image"] for case in painting_cases(*given)] == [str(series)]
     (tmp_path / "images/a.nii").touch()
     with pytest.raises(ValueError, match="images holds both a.nii and a; remove one"):

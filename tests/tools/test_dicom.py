@@ -10,7 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from tests import dicom
+from tests.dicom import write_series
 from tests.tools.cases import LABELS
 from tools.arms import read_datalist
 from tools.augment import split_fold
@@ -22,6 +22,7 @@ from tools.nifti import list_cts, load_ct
 from tools.quantify import quantify
 from tools.scheme import BUNDLES
 
+SPACING_MM = (0.8, 0.9, 2.5)  # columns, rows, slices
 TURNED = np.array([[0.96, -0.28, 0], [0.28, 0.96, 0], [0, 0, 1]]) @ np.array([[1, 0, 0], [0, 0.8, -0.6], [0, 0.6, 0.8]])
 AXES = {
     "LPS": np.diag([-1, -1, 1]),
@@ -31,6 +32,13 @@ AXES = {
     "oblique": TURNED,
     "oblique, flipped": TURNED @ np.diag([-1, 1, -1]),
 }
+
+
+def ct() -> tuple[np.ndarray, np.ndarray]:
+    """Return HU, shape (columns, rows, slices), and the affine of a CT in the scanner's axes."""
+    affine = np.diag([-SPACING_MM[0], -SPACING_MM[1], SPACING_MM[2], 1])
+    affine[:3, 3] = [-10, 20, 300]
+    return np.random.default_rng(0).integers(-1000, 200, (40, 36, 6)).astype(np.int16), affine
 
 
 def world(slice_) -> tuple[np.ndarray, np.ndarray]:
@@ -45,9 +53,9 @@ def world(slice_) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("backwards", [False, True])
 @pytest.mark.parametrize("axes", AXES)
 def test_every_voxel_keeps_its_place_and_its_hu(tmp_path, axes, backwards):
-    hu, affine = dicom.ct()
-    affine[:3, :3] = AXES[axes] @ np.diag(dicom.SPACING_MM)
-    folder = dicom.write_series(tmp_path / "series", hu, affine, backwards)
+    hu, affine = ct()
+    affine[:3, :3] = AXES[axes] @ np.diag(SPACING_MM)
+    folder = write_series(tmp_path / "series", hu, affine, backwards)
     file = read_series(folder)
     nib.save(file, tmp_path / "ct.nii.gz")
     file = nib.load(tmp_path / "ct.nii.gz")
@@ -61,8 +69,8 @@ def test_every_voxel_keeps_its_place_and_its_hu(tmp_path, axes, backwards):
 
 
 def test_hu_that_are_no_whole_numbers_are_kept(tmp_path):
-    hu, affine = dicom.ct()
-    folder = dicom.write_series(tmp_path / "series", hu, affine, changes=[("all", "RescaleSlope", 1.5)])
+    hu, affine = ct()
+    folder = write_series(tmp_path / "series", hu, affine, changes=[("all", "RescaleSlope", 1.5)])
     array, file = load_ct(folder)
     assert file.get_data_dtype() == np.float32
     np.testing.assert_allclose(array, (hu.astype(np.float32) + 1024) * 1.5 - 1024)
@@ -75,7 +83,7 @@ class Patients:
         self.images, self.labels, self.output = root / "images", root / "labels", root / "out"
         self.maps = {}
         for number, name in enumerate(("a", "b", "c", "d")):
-            hu, affine = dicom.ct()
+            hu, affine = ct()
             hu = hu - 10 * number
             label = np.full(hu.shape, 1, np.uint8)
             label[:10], label[20:30, :20, :3], label[5:15, 25:] = 0, 2 + number, 3
@@ -83,7 +91,7 @@ class Patients:
             self.maps[name] = nib.Nifti1Image(label, affine)
             if number < 2:
                 nib.save(nib.as_closest_canonical(self.maps[name]), self.labels / f"{name}.nii.gz")
-                dicom.write_series(self.images / name, hu, affine, backwards=bool(number))
+                write_series(self.images / name, hu, affine, backwards=bool(number))
             else:
                 nib.save(self.maps[name], self.labels / f"{name}.nii.gz")
                 nib.save(nib.Nifti1Image(hu, affine), self.images / f"{name}.nii.gz")
@@ -140,14 +148,14 @@ def test_foreign_maps_of_series_are_mapped_too(patients):
 
 
 def test_dataset_names_every_unusable_series(patients):
-    affine = dicom.ct()[1]
+    affine = ct()[1]
     for tag, value in (("Modality", "MR"), ("NumberOfFrames", 30), ("SeriesInstanceUID", "1.2.3")):
-        hu, _ = dicom.ct()
-        dicom.write_series(patients.images / tag, hu, affine, changes=[(1, tag, value)])
+        hu, _ = ct()
+        write_series(patients.images / tag, hu, affine, changes=[(1, tag, value)])
         shutil.copy(patients.labels / "c.nii.gz", patients.labels / f"{tag}.nii.gz")
     tilted = affine.copy()
     tilted[:3, 2] += [0, 1, 0]
-    dicom.write_series(patients.images / "tilted", dicom.ct()[0], tilted)
+    write_series(patients.images / "tilted", ct()[0], tilted)
     shutil.copy(patients.labels / "c.nii.gz", patients.labels / "tilted.nii.gz")
     (patients.images / "a/IM0003").unlink()
     told = patients.refusal()
@@ -187,7 +195,7 @@ def test_other_mistakes_with_series_are_told(patients):
 
 def test_a_slice_that_cannot_be_decoded_is_told(tmp_path):
     changes = [(2, "PixelData", b"\0\0"), (2, "Rows", 36)]
-    folder = dicom.write_series(tmp_path / "series", *dicom.ct(), changes=changes)
+    folder = write_series(tmp_path / "series", *ct(), changes=changes)
     with pytest.raises(
         InputError, match="series cannot be read as DICOM: .*; convert it to NIfTI, by dcm2niix for one"
     ):
@@ -233,5 +241,5 @@ def test_the_checks_are_the_same_everywhere():
 
 def test_reading_a_series_leaves_the_name_scripts_free(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "scripts", raising=False)
-    load_ct(dicom.write_series(tmp_path / "series", *dicom.ct()))
+    load_ct(write_series(tmp_path / "series", *ct()))
     assert "scripts" not in sys.modules

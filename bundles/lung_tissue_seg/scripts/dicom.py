@@ -62,6 +62,8 @@ def check_series(folder: Path) -> None:
         if not np.allclose(values, values[0], atol=1e-4):
             raise ValueError(f"{folder}: the slices differ in {tag}")
     row, column = np.array(headers[0].ImageOrientationPatient, float).reshape(2, 3)
+    if not np.allclose([row @ row, column @ column, row @ column], [1, 1, 0], atol=1e-3):
+        raise ValueError(f"{folder}: rows and columns are not at right angles (sheared); resample them first")
     positions = np.array([header.ImagePositionPatient for header in headers], float)
     steps = np.diff(positions @ np.cross(row, column))
     usual = np.median(steps)
