@@ -35,12 +35,15 @@ def export(datalist: Path, output: Path) -> None:
     output = check_dataset_name(output)
     content = read_datalist(datalist)
     names: dict[str, str] = {}  # case in nnU-Net's dataset to image
+    synthetic: list[str] = []
     for item in content["training"]:
-        name = "synthetic_" * is_synthetic(item, datalist) + case_name(item["image"])
+        name = case_name(item["image"])
+        if is_synthetic(item, datalist):
+            name = f"synthetic_{name}"
+            synthetic.append(name)
         if name in names:
             raise InputError(f"{datalist}: {names[name]} and {item['image']} would both be named {name}")
         names[name] = item["image"]
-    synthetic = [name for name in names if name.startswith("synthetic_")]
     fitted_fold = content.get("held_out_fold")
     if synthetic and fitted_fold is None:
         raise InputError(

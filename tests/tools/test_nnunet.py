@@ -87,6 +87,15 @@ def test_synthetic_cases_are_marked_and_trained_on_in_their_fold_alone(augmented
         assert {name for name in marks if marks[name]} == {f"{name}{suffix}.nii.gz" for name in synthetic}
 
 
+def test_a_real_case_is_not_synthetic_for_its_name(data, tmp_path):
+    for folder in (data.images, data.labels):
+        (folder / "case0.nii.gz").rename(folder / "synthetic_0.nii.gz")
+    data.run()
+    export(data.output / "datalist.json", tmp_path / "Dataset001_lung")
+    description, splits = read(tmp_path / "Dataset001_lung")
+    assert description["synthetic"] == [] and any("synthetic_0" in split["val"] for split in splits)
+
+
 def test_unlabelled_voxels_get_the_label_that_nnunet_ignores(data, tmp_path):
     output = tmp_path / "Dataset001_lung"
     words = ["--images", str(data.images), "--labels", str(data.labels), "--label_map", "{0: unlabelled, 1: healthy, "]
