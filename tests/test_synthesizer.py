@@ -1,6 +1,7 @@
 """The synthesizer bundle run as its users run it: train, paint, evaluate, from another folder, on oblique CTs."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata, verify_net_in_out
 from monai.utils import set_determinism
 from scripts.network import TissueDenoiser
+
+from tests.dicom import write_series
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles/difflung_synthesis"
@@ -221,6 +224,25 @@ def test_what_the_network_paints_lands_where_it_was_asked(painting, tmp_path):
         label = np.asarray(nib.load(painting / f"labels/{name}.nii.gz").dataobj)
         region = label == 1  # the fixture turns healthy lung into ground glass
         assert np.array_equal(after[region], before[region].clip(-1024, 300))
+
+
+@pytest.mark.slow
+def test_a_dicom_series_is_painted_as_the_file_of_the_same_ct(trained, painting, tmp_path):
+    folder = tmp_path / "series"
+    for kind in ("labels", "targets"):
+        (folder / kind).mkdir(parents=True)
+        shutil.copy(painting / kind / "case0.nii.gz", folder / kind)
+    image = nib.load(painting / "images/case0.nii.gz")
+    write_series(folder / "images/case0", np.asarray(image.dataobj), image.affine)
+    settings = {key: value for key, value in TINY.items() if key.startswith(("network", "patch_size", "num", "device"))}
+    settings |= {"checkpoint": str(trained / "model.pt")}
+    for dataset_dir, output in ((painting, tmp_path / "of_file"), (folder, tmp_path / "of_series")):
+        places = {"dataset_dir": str(dataset_dir), "output_dir": str(output)}
+        result = bundle(["inferring"], ["inference.json"], tmp_path, **settings, **places)
+        assert result.returncode == 0, result.stderr[-3000:]
+    of_file, of_series = (nib.load(tmp_path / name / "case0.nii.gz") for name in ("of_file", "of_series"))
+    assert np.allclose(of_series.affine, image.affine, atol=1e-4)
+    assert np.abs(np.asarray(of_series.dataobj) - np.asarray(of_file.dataobj)).max() <= 1
 
 
 @pytest.mark.slow

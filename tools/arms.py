@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tools.dicom import refuse_series
 from tools.files import InputError, read_json
 from tools.nifti import case_name, load_labels, relative
 from tools.verdicts import REFERENCE
@@ -113,6 +114,7 @@ def read_datalist(path: Path) -> dict:
         if missing:
             raise InputError(f"{path}: item {number} ({item.get('image', 'no image')}) lacks {', '.join(missing)}")
         files = {key: (path.parent / item[key]).resolve() for key in ("image", "label")}
+        refuse_series([files], path)
         for file in files.values():
             if not file.is_file():
                 raise InputError(f"{path}: item {number} names {file}, which does not exist")

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from tools import replay as replay_module
 from tools.bundle import check_overrides
 from tools.checks import check_painted
+from tools.dicom import refuse_series
 from tools.files import InputError, RunError, open_run, read_json, sha256, write_json, write_text
 from tools.leaks import MAPS_CARD, digest
 from tools.masks import draw_bank, maps_card, read_maps
@@ -175,6 +176,7 @@ def split_fold(datalist: Path, fold: int) -> tuple[list[dict], list[dict]]:
             raise InputError(f"{datalist}: training item {number} has no {lacking[0]}; make it with tools dataset")
         folder = Path(datalist).absolute().parent
         items.append(item | {"image": str(folder / item["image"]), "label": str(folder / item["label"])})
+    refuse_series(items, datalist)
     training = [item for item in items if item["fold"] != fold]
     held_out = [item for item in items if item["fold"] == fold]
     if not held_out or not training:

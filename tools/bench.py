@@ -67,7 +67,7 @@ def bench(
         device: cpu or cuda; the GPU if there is one by default.
         paint: also paint 5 % of the lung of a drawn CT of 512 x 512 x 64 with the inference bundle; takes minutes.
         repeats: how often each network has its turn (synthesis).
-        ct: the CT to segment; a drawn one of 512 x 512 x 300 if not given.
+        ct: the CT to segment, NIfTI or the folder of a DICOM series; a drawn one of 512 x 512 x 300 if not given.
         datalist: of ``dataset``, to compare accuracy.
         nnunet: Python interpreter of an environment with nnunetv2 (pip install nnunetv2==2.8.1), apart from this one.
         steps: optimizer steps of each training, a multiple of 25.
@@ -84,8 +84,8 @@ def bench(
     for name, value in (("ct", ct), ("datalist", datalist), ("nnunet", nnunet)):
         if value is not None and part != "segmentation":
             raise InputError(f"{name} is for bench segmentation, not for {part}")
-    if ct is not None and (datalist is not None or not Path(ct).is_file()):
-        raise InputError(f"ct is a NIfTI file whose labelling is timed; {ct} cannot be used")
+    if ct is not None and (datalist is not None or not Path(ct).exists()):
+        raise InputError(f"ct is a NIfTI file or DICOM folder whose labelling is timed; {ct} cannot be used")
     if datalist is not None and nnunet is None:
         raise InputError("datalist compares with nnU-Net; name the Python in which nnunetv2 is by --nnunet")
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:

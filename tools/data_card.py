@@ -73,7 +73,14 @@ class TissueStatistics:
         return self.low_attenuation / max(1, sum(int(self.histograms[value].sum()) for value in self.labels.values()))
 
 
-def data_card(name: str, statistics: TissueStatistics, items: list[dict], folds: int, warnings: list[str]) -> dict:
+def data_card(
+    name: str,
+    statistics: TissueStatistics,
+    items: list[dict],
+    folds: int,
+    warnings: list[str],
+    converted: list[str],
+) -> dict:
     """Return the card of a data set, ready for JSON.
 
     Args:
@@ -82,6 +89,7 @@ def data_card(name: str, statistics: TissueStatistics, items: list[dict], folds:
         items: one per case, with ``case``, ``patient`` and ``fold``.
         folds: number of folds.
         warnings: sentences to keep with the data.
+        converted: cases that came as DICOM series.
 
     Returns:
         Counts, volumes in ml, HU quantiles, spacings in mm, shapes in voxels.
@@ -122,6 +130,7 @@ def data_card(name: str, statistics: TissueStatistics, items: list[dict], folds:
         ],
         "spacing_mm": extent(statistics.spacings),
         "shape": extent(statistics.shapes),
+        "from_dicom": converted,
         "warnings": warnings,
     }
 
@@ -143,12 +152,14 @@ def card_text(card: dict) -> str:
         " to ".join(" × ".join(f"{size:.4g}" for size in card[key][end]) for end in ("min", "max"))
         for key in ("spacing_mm", "shape")
     )
+    converted = ", ".join(card["from_dicom"])
+    origin = f"\nConverted from DICOM series to NIfTI, in HU and voxel by voxel: {converted}.\n" if converted else ""
     warnings = "\n".join(f"- {warning}" for warning in card["warnings"]) or "None."
     return f"""# Data card: {card["name"]}
 
 {card["cases"]} cases of {card["patients"]} patients in {len(card["folds"])} folds.
 Voxel size, smallest to largest along each axis: {spacing} mm. Shape: {shape} voxels.
-
+{origin}
 ## Warnings
 
 {warnings}

@@ -3,52 +3,55 @@
 import hashlib
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
+from tools import nnunet
 from tools.data_card import TissueStatistics, card_text, data_card
 from tools.files import InputError, check_new_directory, new_directory, read_json, write_json, write_text
 from tools.folds import assign_folds, scarce_tissues
-from tools.nifti import (
-    check_same_geometry,
-    list_nifti,
-    load_ct,
-    load_labels,
-    relative,
-    save_nifti,
-    spacing_mm,
-)
+from tools.nifti import relative, save_nifti, spacing_mm
+from tools.pairs import check_case, pair_files, refuse
 from tools.patients import read_patients
 from tools.scheme import tissue_labels, unlabelled_value
 
-PROBLEMS_SHOWN = 20
 HEALTHY_MEDIAN_AT_MOST_HU = -500
 UNLABELLED = "unlabelled"
+FORMATS = ("datalist", "nnunet")
+CONVERTED = "HU from DICOM by python -m tools dataset"
 
 
 def dataset(
-    images: Path,
-    labels: Path,
-    output: Path,
+    images: Path | None = None,
+    labels: Path | None = None,
+    output: Path | None = None,
     label_map: Path | dict | None = None,
     patients: Path | None = None,
     folds: int = 5,
     seed: int = 0,
+    datalist: Path | None = None,
+    format: str = "datalist",
 ) -> None:
     """Check CT and tissue maps, divide the patients into folds, and write a datalist and a data card.
 
     An image and its label have the same file name in their folders. Every file is checked and all problems are
     reported together; nothing is written unless all is well. Writes datalist.json (as MONAI's Auto3DSeg reads it),
-    data_card.json, data_card.md and, with a label map, the mapped labels; images are never copied.
+    data_card.json, data_card.md, with a label map the mapped labels, and each DICOM series as a NIfTI file; NIfTI
+    images are never copied.
+
+    With --format nnunet it writes a raw dataset of nnU-Net v2 with these folds instead, from the same folders or from
+    a datalist: imagesTr, labelsTr, dataset.json and splits_final.json. Synthetic cases are named synthetic_CASE and
+    are only ever trained on; voxels without a label get nnU-Net's ignore label.
 
     Args:
-        images: folder of CT in HU, .nii or .nii.gz, each 3D (a single slice has the shape (W, H, 1)).
-        labels: folder of tissue maps of the same names, shapes and affines.
-        output: folder to create.
+        images: folder of CT in HU: .nii or .nii.gz, each 3D (a single slice has the shape (W, H, 1)), and subfolders
+            that each hold one DICOM series, whose case has the subfolder's name.
+        labels: folder of tissue maps, NIfTI, of the same names, shapes and affines.
+        output: folder to create; with --format nnunet its name is as nnU-Net wants it, such as Dataset001_lung.
         label_map: for maps of another label scheme: a JSON file {"foreign value": "tissue name", ...}, or the same on
             the command line, "{1: ground_glass, 3: consolidation}". 0 is background unless it says otherwise. The
             name unlabelled is for voxels of which nothing is known, as {0: unlabelled} where only infections were
@@ -58,9 +61,58 @@ def dataset(
             is ignored); other columns are not used. Without it every file counts as a patient of its own.
         folds: number of folds, at least 2 and at most the number of patients.
         seed: for the folds.
+        datalist: with --format nnunet, datalist.json of `dataset` or `augment` instead of images and labels.
+        format: datalist or nnunet.
 
     Raises:
         InputError: if anything about the input is wrong, or ``output`` holds something or cannot be written.
+    """
+    check_call(images, labels, output, label_map, patients, datalist, format)
+    given = images, labels, label_map, patients, folds, seed
+    if datalist is not None:
+        nnunet.export(datalist, output)
+    elif format == "nnunet":
+        nnunet.check_dataset_name(output)
+        with tempfile.TemporaryDirectory() as folder:
+            write_datalist(Path(folder, "dataset"), *given)
+            nnunet.export(Path(folder, "dataset/datalist.json"), output)
+    else:
+        output = Path(output)
+        held = write_datalist(output, *given)
+        written, following = output / "datalist.json", output.with_name(f"{output.absolute().name}_augmented")
+        print(f"wrote {written} ({held}) and {output / 'data_card.md'}")
+        command = ["--datalist", str(written), "--fold", "0", "--output", str(following)]
+        print(f"next: python -m tools augment {shlex.join(command)}")
+
+
+def check_call(images, labels, output, label_map, patients, datalist, format) -> None:
+    """Raise InputError unless the flags of ``dataset`` go together."""
+    if format not in FORMATS:
+        raise InputError(f"format must be one of {', '.join(FORMATS)}, not {format}")
+    if datalist is not None and format == "datalist":
+        raise InputError(f"{datalist} is a datalist already; --format nnunet writes it in nnU-Net's form")
+    described = {"images": images, "labels": labels, "label_map": label_map, "patients": patients}
+    both = [f"--{name}" for name, value in described.items() if value is not None]
+    if datalist is not None and both:
+        raise InputError(f"{', '.join(both)} and --datalist exclude each other: the datalist names its files and folds")
+    needed = {"output": output} if datalist is not None else {"images": images, "labels": labels, "output": output}
+    missing = [f"--{name}" for name, value in needed.items() if value is None]
+    if missing:
+        raise InputError(f"dataset needs {', '.join(missing)}; python -m tools dataset --help explains")
+
+
+def write_datalist(
+    output: Path,
+    images: Path,
+    labels: Path,
+    label_map: Path | dict | None,
+    patients: Path | None,
+    folds: int,
+    seed: int,
+) -> str:
+    """Check the cases, write datalist.json and the data card, and return how much there is.
+
+    The arguments are those of ``dataset``.
     """
     output = check_new_directory(output)
     scheme = tissue_labels()
@@ -81,6 +133,7 @@ def dataset(
     statistics = TissueStatistics(scheme)
     owners: dict[str, str] = {}  # hash of the voxels to case
     partly: list[str] = []
+    converted: list[str] = []
     with new_directory(output) as partial:
         for case, (image_path, label_path) in tqdm(pairs.items(), desc="checking", unit="case"):
             checked = check_case(image_path, label_path, named_values if foreign else scheme, foreign, problems)
@@ -100,6 +153,9 @@ def dataset(
             statistics.add(case, hu, np.where(unknown, 0, tissue), spacing_mm(file))
             if foreign is not None:
                 save_nifti(tissue.astype(np.uint8), file, partial / "labels" / f"{case}.nii.gz")
+            if image_path.is_dir():
+                save_nifti(hu.astype(file.get_data_dtype()), file, partial / "images" / f"{case}.nii.gz", CONVERTED)
+                converted.append(case)
         refuse(problems)
 
         tissues: dict[str, set[str]] = {}
@@ -124,13 +180,15 @@ def dataset(
             image, label = (relative(path, output) for path in pairs[case])
             if foreign is not None:
                 label = f"labels/{case}.nii.gz"
+            if case in converted:
+                image = f"images/{case}.nii.gz"
             training.append({"image": image, "label": label} | item | {"fold": fold_of[item["patient"]]})
         name = output.absolute().name
         rows = [{"case": case, **item} for case, item in zip(items, training)]
-        card = data_card(name, statistics, rows, folds, warnings)
+        card = data_card(name, statistics, rows, folds, warnings, converted)
         write_json(partial / "data_card.json", card)
         write_text(partial / "data_card.md", card_text(card))
-        datalist = {
+        content = {
             "name": name,
             "description": f"CT in HU with tissue maps; {folds} folds of whole patients",
             "modality": "CT",
@@ -138,24 +196,11 @@ def dataset(
             "numTraining": len(training),
             "training": training,
         }
-        write_json(partial / "datalist.json", datalist)
+        write_json(partial / "datalist.json", content)
 
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    written, following = output / "datalist.json", output.with_name(f"{output.absolute().name}_augmented")
-    print(f"wrote {written} ({len(items)} cases, {len(tissues)} patients, {folds} folds) and {output / 'data_card.md'}")
-    command = ["--datalist", str(written), "--fold", "0", "--output", str(following)]
-    print(f"next: python -m tools augment {shlex.join(command)}")
-
-
-def refuse(problems: list[str]) -> None:
-    """Raise InputError with all problems, at most 20 of them in full, if there are any."""
-    if len(problems) == 1:
-        raise InputError(problems[0])
-    if problems:
-        more = len(problems) - PROBLEMS_SHOWN
-        lines = problems[:PROBLEMS_SHOWN] + ([f"... and {more} more"] if more > 0 else [])
-        raise InputError("\n  ".join([f"{len(problems)} problems", *lines]))
+    return f"{len(items)} cases, {len(tissues)} patients, {folds} folds"
 
 
 def named(things: Iterable[str], shown: int = 5) -> str:
@@ -197,61 +242,6 @@ def read_label_map(label_map: Path | dict, scheme: dict[str, int]) -> dict[int, 
             raise InputError(f"{source} maps {value} to {name!r}, but the tissues are {', '.join(scheme)}")
         mapping[number] = name
     return mapping
-
-
-def pair_files(images: Path, labels: Path, problems: list[str]) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
-    """Return case to its image and label file, and the cases that lack one; each of those is added to ``problems``.
-
-    Raises:
-        InputError: if a folder is missing or empty, or holds one case twice; both folders are reported.
-    """
-    found, unusable = [], []
-    for directory in (images, labels):
-        try:
-            found.append(list_nifti(directory))
-        except InputError as error:
-            unusable.append(str(error))
-    refuse(unusable)
-    image_of, label_of = found
-    unpaired = sorted(image_of.keys() ^ label_of.keys())
-    for case in unpaired:
-        if case in image_of:
-            problems.append(f"{image_of[case]} has no label {Path(labels) / case}.nii.gz")
-        else:
-            problems.append(f"{label_of[case]} has no image {Path(images) / case}.nii.gz")
-    return {case: (image_of[case], label_of[case]) for case in image_of if case in label_of}, unpaired
-
-
-def check_case(
-    image_path: Path, label_path: Path, scheme: dict[str, int], foreign: dict[int, str] | None, problems: list[str]
-) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Image] | None:
-    """Load and check one case.
-
-    Args:
-        image_path: CT in HU.
-        label_path: tissue map.
-        scheme: tissue name to value.
-        foreign: foreign value to tissue name, or None if the map holds the scheme's values.
-        problems: receives what is wrong.
-
-    Returns:
-        HU, label values and the image's geometry; None if something is wrong.
-    """
-    loaded = []
-    for load, arguments in ((load_ct, (image_path,)), (load_labels, (label_path, scheme, foreign))):
-        try:
-            loaded.append(load(*arguments))
-        except InputError as error:
-            problems.append(str(error))
-    if len(loaded) < 2:
-        return None
-    (hu, image), (tissue, label) = loaded
-    try:
-        check_same_geometry(image, label, image_path, label_path)
-    except InputError as error:
-        problems.append(str(error))
-        return None
-    return hu, tissue, image
 
 
 def content_warnings(statistics: TissueStatistics, tissues: dict[str, set[str]]) -> list[str]:

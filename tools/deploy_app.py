@@ -28,7 +28,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
-from scripts.cases import check_series, dicom_files
+from scripts.dicom import check_series, dicom_files
 
 MODEL, MAKER = "lung_tissue_seg", "The DiffLung bundle developers"
 DESCRIPTION = "Lung tissue, research use only"
@@ -64,7 +64,7 @@ def find_series(root: Path) -> Path:
 
     Raises:
         ValueError: if there is not exactly one folder of DICOM files, if they are not one whole series of CT (see
-            ``scripts.cases``), or if they lack what a DICOM SEG repeats of them.
+            ``scripts.dicom``), or if they lack what a DICOM SEG repeats of them.
     """
     folders = [folder for folder in (root, *sorted(root.rglob("*"))) if folder.is_dir()]
     held = {folder: files for folder in folders if (files := dicom_files(folder))}
@@ -72,7 +72,7 @@ def find_series(root: Path) -> Path:
         names = f" ({', '.join(map(str, held))})" if held else ""
         raise ValueError(f"{root} holds {len(held)} folders with DICOM files{names}; the app labels one series")
     folder, files = held.popitem()
-    check_series(folder, files)
+    check_series(folder)
     header = dcmread(files[0], stop_before_pixels=True)
     missing = [tag for tag in REPEATED if tag not in header]
     if missing:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas
 from tqdm import tqdm
 
+from tools.dicom import refuse_series
 from tools.files import InputError, new_directory, read_json, sha256, write_json
 from tools.host import Host
 from tools.leaks import MAPS_CARD, digest, witness
@@ -324,4 +325,6 @@ def known_items(datalist: Path, fold: int | None) -> list[dict]:
     items, folder = read_json(datalist).get("training", []), datalist.absolute().parent
     if not items or any("image" not in item or "label" not in item or "patient" not in item for item in items):
         raise InputError(f"{datalist} lists no cases with image, label and patient; make it with tools dataset")
-    return [item | {"image": str(folder / item["image"]), "label": str(folder / item["label"])} for item in items]
+    items = [item | {"image": str(folder / item["image"]), "label": str(folder / item["label"])} for item in items]
+    refuse_series(items, datalist)
+    return items

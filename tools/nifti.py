@@ -6,6 +6,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from tools.dicom import find_series, read_series
 from tools.files import InputError, atomic_file
 from tools.scheme import unlabelled_value
 
@@ -20,18 +21,44 @@ def list_nifti(directory: Path) -> dict[str, Path]:
     Raises:
         InputError: if the folder is missing, holds no NIfTI file, or holds one case as .nii and as .nii.gz.
     """
+    cases = _by_name(directory, _nifti_files(directory))
+    if not cases:
+        raise InputError(f"{directory} holds no .nii or .nii.gz file")
+    return cases
+
+
+def list_cts(directory: Path) -> dict[str, Path]:
+    """Return case name to path for the CTs of a folder, sorted by name: NIfTI files and folders with a DICOM series.
+
+    A series' case has its folder's name. The folder itself counts if DICOM files lie in it; nothing is read yet.
+
+    Raises:
+        InputError: if the folder is missing, holds no CT, or holds one case twice.
+    """
+    files = _nifti_files(directory)
+    cases = _by_name(directory, files + find_series(Path(directory).absolute()))
+    if not cases:
+        raise InputError(f"{directory} holds no .nii or .nii.gz file and no folder with a DICOM series")
+    return cases
+
+
+def _nifti_files(directory: Path) -> list[Path]:
     directory = Path(directory)
     if not directory.is_dir():
         raise InputError(f"{directory} is not a folder" if directory.exists() else f"{directory} does not exist")
+    return [
+        path
+        for path in directory.iterdir()  # ._case.nii.gz is macOS's, .partial-*.nii.gz is what a killed run of ours left
+        if path.name.endswith((".nii", ".nii.gz")) and not path.name.startswith(".") and path.is_file()
+    ]
+
+
+def _by_name(directory: Path, paths: list[Path]) -> dict[str, Path]:
     cases: dict[str, Path] = {}
-    for path in sorted(directory.iterdir()):
-        if path.name.startswith(".") or not path.name.endswith((".nii", ".nii.gz")) or not path.is_file():
-            continue  # ._case.nii.gz is macOS's, .partial-*.nii.gz is what a killed run of ours left
+    for path in sorted(paths, key=lambda path: path.name):
         if case_name(path) in cases:
             raise InputError(f"{directory} holds both {cases[case_name(path)].name} and {path.name}; remove one")
         cases[case_name(path)] = path
-    if not cases:
-        raise InputError(f"{directory} holds no .nii or .nii.gz file")
     return cases
 
 
@@ -47,11 +74,13 @@ def case_name(path: Path) -> str:
 
 def _load(path: Path) -> tuple[np.ndarray, nib.Nifti1Image]:
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path} does not exist")
     try:
-        file = nib.load(path)
+        file = read_series(path) if path.is_dir() else nib.load(path)
         array = np.asarray(file.dataobj)
+    except InputError:
+        raise
     except Exception as error:  # nibabel, gzip and zlib each raise their own on a damaged file
         raise InputError(f"{path} cannot be read as NIfTI, it may be truncated: {error}") from None
     if array.dtype.kind not in "iuf":
@@ -78,13 +107,13 @@ def load_ct(path: Path) -> tuple[np.ndarray, nib.Nifti1Image]:
     """Load a CT in HU.
 
     Args:
-        path: NIfTI file.
+        path: NIfTI file, or folder that holds one DICOM series.
 
     Returns:
         HU as float32, shape (W, H, slices), and the nibabel image for its geometry.
 
     Raises:
-        InputError: if the file cannot be read, is not 3D, holds NaN or infinity, or cannot be HU.
+        InputError: if the file or series cannot be read, is not 3D, holds NaN or infinity, or cannot be HU.
     """
     array, file = _load(path)
     array = array.astype(np.float32, copy=False)
@@ -138,6 +167,12 @@ def load_labels(
     for value in values:
         mapped[array == value] = labels[names[int(value)]]
     return mapped, file
+
+
+def turned(image: nib.Nifti1Image, like: nib.Nifti1Image) -> nib.Nifti1Image:
+    """Return an image with its axes in the order and directions of another's; every voxel stays where it was."""
+    own, wanted = (nib.io_orientation(file.affine) for file in (image, like))
+    return image.as_reoriented(nib.orientations.ornt_transform(own, wanted))
 
 
 def check_same_geometry(image: nib.Nifti1Image, label: nib.Nifti1Image, image_path: Path, label_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 DATASET, CONFIGURATION = "Dataset001_lung", "2d"
 STEPS_PER_EPOCH = 25  # the learning rate falls once per epoch
 GPU_GB, SHRINK = 8.0, 0.8  # the memory for which nnU-Net plans by default
+SMALLEST_PATCH = 32  # pixels; planning for less takes ever longer, and ends in an overflow
 
 
 def prepare(folder: Path, voxels_per_step: int | None) -> dict:
@@ -22,7 +23,13 @@ def prepare(folder: Path, voxels_per_step: int | None) -> dict:
 
     Returns:
         Of the plan for 2D: ``patch_size``, ``batch_size``, ``spacing`` and ``architecture``.
+
+    Raises:
+        ValueError: if so few voxels are allowed that no patch can be planned.
     """
+    least = 2 * SMALLEST_PATCH**2
+    if voxels_per_step is not None and voxels_per_step < least:
+        raise ValueError(f"a step of {voxels_per_step} voxels is too small for nnU-Net; allow {least} at least")
     from nnunetv2.experiment_planning.plan_and_preprocess_api import (
         extract_fingerprints,
         plan_experiments,

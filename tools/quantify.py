@@ -8,8 +8,9 @@ import numpy as np
 from tqdm import tqdm
 
 from tools import extents, figures
-from tools.files import InputError, new_directory, write_json
-from tools.nifti import check_same_geometry, list_nifti, load_ct, load_labels, spacing_mm
+from tools.colour_table import FILE_NAME, colour_table
+from tools.files import InputError, new_directory, write_json, write_text
+from tools.nifti import check_same_geometry, list_cts, list_nifti, load_ct, load_labels, spacing_mm, turned
 from tools.scheme import tissue_labels
 
 SHOWN_SLICES = 5
@@ -24,9 +25,11 @@ def quantify(images: Path, tissues: Path, output: Path, periphery_mm: float = ex
     mean HU.
 
     Args:
-        images: folder of CTs in HU, NIfTI.
-        tissues: folder of their tissue maps, named as the CTs, or with _tissues after the name as the segmenter does.
-        output: new folder for quantification.csv (a row per case and region), quantification.json and CASE.png.
+        images: folder of CTs in HU: NIfTI files, and subfolders that each hold one DICOM series.
+        tissues: folder of their tissue maps (NIfTI), named as the CTs (a series as its folder), or with _tissues after
+            the name as the segmenter does.
+        output: new folder for quantification.csv (a row per case and region), quantification.json, CASE.png, and
+            lung_tissues.ctbl, a colour table with which 3D Slicer shows the maps in the pictures' colours.
         periphery_mm: depth of the periphery.
 
     Raises:
@@ -47,8 +50,9 @@ def quantify(images: Path, tissues: Path, output: Path, periphery_mm: float = ex
             (folder / f"{case}.png").write_bytes(draw(hu, label, spacing, cases[case], labels))
         write_json(folder / "quantification.json", {"labels": labels, "periphery_mm": periphery_mm, "cases": cases})
         extents.write_rows(folder / "quantification.csv", cases, labels)
+        write_text(folder / FILE_NAME, colour_table(labels))
     pictures = sum(found is not None for found in cases.values())
-    print(f"wrote quantification.csv, quantification.json and {pictures} pictures in {output}")
+    print(f"wrote quantification.csv, quantification.json, {FILE_NAME} and {pictures} pictures in {output}")
 
 
 def pair(images: Path, tissues: Path) -> dict[str, tuple[Path, Path]]:
@@ -57,7 +61,7 @@ def pair(images: Path, tissues: Path) -> dict[str, tuple[Path, Path]]:
     Raises:
         InputError: if a CT has no map or a map has no CT.
     """
-    found, maps = list_nifti(images), list_nifti(tissues)
+    found, maps = list_cts(images), list_nifti(tissues)
     named = {name.removesuffix(POSTFIX) if name not in found else name: path for name, path in maps.items()}
     if len(named) < len(maps):
         raise InputError(f"{tissues} holds two maps of one CT, with and without {POSTFIX}")
@@ -72,9 +76,12 @@ def load(image_path: Path, map_path: Path, labels: dict[str, int]) -> tuple[np.n
     """Return HU, label values and voxel size in mm, axes to the patient's right, front and head."""
     hu, image = load_ct(image_path)
     label, label_image = load_labels(map_path, labels)
+    if image_path.is_dir():
+        image = turned(image, label_image)
+        hu = np.asarray(image.dataobj, np.float32)
     check_same_geometry(image, label_image, image_path, map_path)
-    turned = [nib.as_closest_canonical(nib.Nifti1Image(array, image.affine)) for array in (hu, label)]
-    return *(np.asarray(file.dataobj) for file in turned), np.array(spacing_mm(turned[0]))
+    upright = [nib.as_closest_canonical(nib.Nifti1Image(array, image.affine)) for array in (hu, label)]
+    return *(np.asarray(file.dataobj) for file in upright), np.array(spacing_mm(upright[0]))
 
 
 def draw(hu, label, spacing, found: dict[str, dict], labels: dict[str, int]) -> bytes:

@@ -1,5 +1,6 @@
 """A folder of DICOM slices is labelled as the NIfTI file of the same CT; a series that is not whole is refused."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation
 
 from tests.dicom import write_series
-from tests.segmenter.bundle import BUNDLE, load
+from tests.segmenter.bundle import BUNDLE, TINY, load, read_rows, run
 
 cases = load("cases")
 TURN = 0.15  # rad about the patient's axis
@@ -71,6 +72,37 @@ def test_a_series_gets_the_labels_of_the_nifti_file(tmp_path):
     assert np.array_equal(nifti.dataobj, dicom.dataobj) and len(np.unique(nifti.dataobj)) > 1
 
 
+def datalist_of_series(folder):
+    """Write a datalist of two folders that hold series, one to train on and one to validate."""
+    items = []
+    for number in range(2):
+        hu, affine = ct()
+        label = np.where(hu < -400, 1, 2).astype(np.uint8)
+        write_series(folder / f"images/p{number}", hu, affine)
+        (folder / "labels").mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(label, affine), folder / f"labels/p{number}.nii.gz")
+        items.append({"image": f"images/p{number}", "label": f"labels/p{number}.nii.gz", "fold": number})
+    (folder / "datalist.json").write_text(json.dumps({"training": items}))
+    return folder / "datalist.json"
+
+
+def test_a_datalist_may_name_series_if_they_are_whole(tmp_path):
+    path = datalist_of_series(tmp_path)
+    assert [item["image"] for item in cases.datalist_cases(str(path))] == [f"{tmp_path}/images/p{n}" for n in (0, 1)]
+    (tmp_path / "images/p1/IM0002").unlink()
+    with pytest.raises(ValueError, match="images/p1: slices 2 and 4 lie 5 mm apart, the others 2.5 mm"):
+        cases.datalist_cases(str(path))
+
+
+@pytest.mark.slow
+def test_training_and_validation_read_series(tmp_path):
+    datalist_of_series(tmp_path)
+    places = {"dataset_dir": str(tmp_path), "model_dir": str(tmp_path / "out"), "output_dir": str(tmp_path / "out")}
+    run(["run", "training"], ["train"], tmp_path, **places, **TINY)
+    assert (tmp_path / "out/model.pt").is_file()
+    assert set(read_rows(tmp_path / "out/val_mean_dice_raw.csv")) == {"p0"}
+
+
 @pytest.mark.parametrize(("changes", "message"), [
     ([(2, "SeriesInstanceUID", "1.2.3")], r"holds 2 series: chest \(1 files\), chest \(5 files\); give each a folder"),
     ([(1, "Modality", "MR")], "IM0001 is MR, not CT"),
@@ -104,6 +136,13 @@ def test_a_tilted_gantry_and_a_single_slice_are_refused(tmp_path):
     write_series(tmp_path / "single/series", hu[..., :1], affine)
     with pytest.raises(ValueError, match="holds one slice; a series needs two"):
         cases.find_cts(str(tmp_path / "single"))
+
+
+def test_a_folder_whose_name_would_be_cut_is_refused(tmp_path):
+    """MONAI's SaveImaged would write 1.2.3 and 1.2.4 into one file, 1.2_tissues.nii.gz."""
+    write_series(tmp_path / "1.2.3", *ct())
+    with pytest.raises(ValueError, match="1.2.3: MONAI would cut the case's name at its last dot; rename the folder"):
+        cases.find_cts(str(tmp_path))
 
 
 def test_other_files_are_left_alone_and_nothing_to_label_is_said(tmp_path):

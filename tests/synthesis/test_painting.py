@@ -1,6 +1,8 @@
 """Painting: only the region changes, windows leave no seams, and a case's noise is its own."""
 
+import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -8,10 +10,12 @@ import torch
 from monai.data import MetaTensor
 from scripts.attributes import Attributes
 from scripts.autoencoder import TissueAutoencoder
-from scripts.cases import painting_cases
+from scripts.cases import datalist_cases, painting_cases
 from scripts.condition import DENSITY_GAIN, UNKNOWN
 from scripts.network import TissueDenoiser
 from scripts.painting import PaintInferer, window_corners
+
+from tests.dicom import write_series
 
 LABELS = {"background": 0, "healthy": 1, "ground_glass": 2, "emphysema": 4}
 
@@ -302,6 +306,29 @@ def test_files_without_a_partner_are_named(tmp_path):
     assert [case["image"] for case in painting_cases(*given)] == [str(tmp_path / "images/a.nii.gz")]
     with pytest.raises(ValueError, match="images holds no .nii"):
         painting_cases(str(tmp_path / "images"), *given[1:])
+
+
+def test_files_are_paired_without_pydicom(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    assert len(painting_cases(*folders(tmp_path))) == 1
+
+
+def test_a_series_is_a_case_with_its_folders_name_if_it_is_whole(tmp_path):
+    given = folders(tmp_path)
+    (tmp_path / "images/a.nii.gz").unlink()
+    series = write_series(tmp_path / "images/a", np.zeros((8, 9, 6), np.int16), np.diag([-0.8, -0.8, 2.5, 1]))
+    assert [case["image"] for case in painting_cases(*given)] == [str(series)]
+    (tmp_path / "images/a.nii").touch()
+    with pytest.raises(ValueError, match="images holds both a.nii and a; remove one"):
+        painting_cases(*given)
+    (tmp_path / "images/a.nii").unlink()
+    (series / "IM0002").unlink()
+    with pytest.raises(ValueError, match="images/a: slices 2 and 4 lie 5 mm apart, the others 2.5 mm"):
+        painting_cases(*given)
+    item = {"image": "images/a", "label": "labels/a.nii.gz", "fold": 1}
+    (tmp_path / "datalist.json").write_text(json.dumps({"training": [item]}))
+    with pytest.raises(ValueError, match="images/a: slices 2 and 4 lie 5 mm apart, the others 2.5 mm"):
+        datalist_cases(str(tmp_path / "datalist.json"), 0, False)
 
 
 def test_conditions_of_a_case_are_encoded_and_others_are_unknown(tmp_path):

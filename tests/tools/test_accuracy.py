@@ -125,6 +125,11 @@ def test_nnunets_dataset_holds_our_maps_with_unlabelled_voxels_ignored(tmp_path)
     assert splits == [{"train": ["0001"], "val": ["0000", "0002"]}, {"train": ["0000", "0002"], "val": ["0001"]}]
 
 
+def test_a_step_too_small_to_plan_for_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="a step of 100 voxels is too small for nnU-Net; allow 2048 at least"):
+        nnunet_peer.prepare(tmp_path, 100)
+
+
 def test_a_python_without_nnunet_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot import nnunetv2"):
         nnunet.check(stand_in(tmp_path, code=1))

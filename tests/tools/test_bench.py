@@ -92,7 +92,11 @@ def test_command_writes_what_it_measured(tmp_path, monkeypatch, capsys):
         (["--part", "synthesis"], 2, "bench has no flag --part"),
         (["synthesis", "--device", "tpu"], 1, "device must be cpu or cuda, not 'tpu'"),
         (["synthesis", "--ct", "ct.nii"], 1, "ct is for bench segmentation, not for synthesis"),
-        (["segmentation", "--ct", "ct.nii"], 1, "ct is a NIfTI file whose labelling is timed; ct.nii cannot be used"),
+        (
+            ["segmentation", "--ct", "ct.nii"],
+            1,
+            "ct is a NIfTI file or DICOM folder whose labelling is timed; ct.nii cannot",
+        ),
         (["synthesis", "--repeats", "0"], 1, "repeats must be an integer of at least 1, not 0"),
     ],
 )

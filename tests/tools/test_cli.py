@@ -20,13 +20,15 @@ def calls(monkeypatch) -> list[dict]:
     recorded = []
 
     def dataset(
-        images: Path,
-        labels: Path,
-        output: Path,
+        images: Path | None = None,
+        labels: Path | None = None,
+        output: Path | None = None,
         label_map: Path | dict | None = None,
         patients: Path | None = None,
         folds: int = 5,
         seed: int = 0,
+        datalist: Path | None = None,
+        format: str = "datalist",
     ) -> None:
         """Record."""
         recorded.append({key: value for key, value in locals().items() if key != "recorded"})
@@ -81,9 +83,9 @@ def test_help_of_a_command_shows_its_flags_and_runs_nothing(words, calls, capsys
     assert calls == []
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith(
-        "usage: python -m tools dataset --images IMAGES --labels LABELS --output OUTPUT [--label_map"
+        "usage: python -m tools dataset [--images IMAGES] [--labels LABELS] [--output OUTPUT] [--label_map"
     )
-    assert first.endswith("[--folds 5] [--seed 0]")
+    assert first.endswith("[--folds 5] [--seed 0] [--datalist DATALIST] [--format datalist]")
 
 
 def test_help_of_a_command_explains_each_flag(capsys):
@@ -103,6 +105,8 @@ def test_values_reach_the_command(calls):
             "patients": None,
             "folds": 3,
             "seed": 7,
+            "datalist": None,
+            "format": "datalist",
         }
     ]
 
@@ -131,7 +135,7 @@ def test_paths_that_look_like_numbers_or_lists_stay_text(calls):
         ([*CALL, "--patients"], "dataset got no value for --patients"),
         ([*CALL, "--patients="], "dataset got no value for --patients"),
         (["dataset", "--images", "--labels", "b", "--output", "c"], "dataset got no value for --images"),
-        (["dataset", "--images", "a"], "dataset needs --labels, --output; python -m tools dataset --help explains"),
+        (["quantify", "--images", "a"], "quantify needs --tissues, --output; python -m tools quantify --help explains"),
         ([*CALL, "--folds", "many"], "dataset --folds needs a whole number, not 'many'"),
         ([*CALL, "--folds", "2.5"], "dataset --folds needs a whole number, not '2.5'"),
     ],

@@ -11,6 +11,7 @@ import numpy
 from monai.data import load_decathlon_datalist
 
 from .attributes import Attributes
+from .dicom import check_case, find_series
 
 
 def datalist_cases(
@@ -28,9 +29,13 @@ def datalist_cases(
         Items with image, label and attributes, float32, shape (size,).
 
     Raises:
-        ValueError: if an item has no fold, or an attribute is out of range.
+        ValueError: if an item has no fold, an attribute is out of range, or an image is a folder that is not one whole
+            DICOM series.
     """
     items = load_decathlon_datalist(datalist)
+    for item in items:
+        if Path(item["image"]).is_dir():
+            check_case(Path(item["image"]))
     without = [str(item["image"]) for item in items if "fold" not in item]
     if without:
         raise ValueError(f"{datalist} gives no fold for {without[0]}; make it with `python -m tools dataset`")
@@ -55,6 +60,8 @@ def painting_cases(
 ) -> list[dict]:
     """Pair the files of ``images``, ``labels`` and ``targets`` by name; add each case's conditions and seed.
 
+    A folder in ``images`` is a CT too, if it holds one DICOM series.
+
     Conditions come from ``conditions.csv`` in the folder, if it is there: a column ``case`` and any of the attributes
     and ``density_<tissue>``, the mean HU wanted of a tissue. What is left empty is unknown. Cases with the same word in
     a column ``seed`` share their noise.
@@ -71,18 +78,18 @@ def painting_cases(
         float32, (tissues,)), sorted by name.
 
     Raises:
-        ValueError: if a folder is missing or empty, a file has no partner, or the conditions are unusable.
+        ValueError: if a folder is missing or empty, a file has no partner, a DICOM folder is not one whole series, or
+            the conditions are unusable.
     """
     kinds = {"image": "images", "label": "labels", "target": "targets"}
     files = {}
     for kind, folder in kinds.items():
         path = Path(dataset_dir) / folder
-        found = sorted(p for p in path.glob("*.nii*") if not p.name.startswith(".")) if path.is_dir() else []
-        if not found:
+        files[kind] = files_in(path, with_series=kind == "image")
+        if not files[kind]:
             raise ValueError(
                 f"{path} holds no .nii or .nii.gz file; {' / '.join(kinds.values())} hold same-named files"
             )
-        files[kind] = {p.name.removesuffix(".gz").removesuffix(".nii"): str(p) for p in found}
     names = sorted(set().union(*files.values()))
     for name in names:
         lacking = [kinds[kind] for kind in kinds if name not in files[kind]]
@@ -97,6 +104,26 @@ def painting_cases(
         | {"density": encode_density(rows[name], name, labels, hu_window)}
         for name in names
     ]
+
+
+def files_in(folder: Path, with_series: bool) -> dict[str, str]:
+    """Return case name to NIfTI file, and to folder with a DICOM series if those count; empty for a missing folder.
+
+    Raises:
+        ValueError: if two have one name, or a DICOM folder is not one whole series.
+    """
+    paths = sorted(path for path in folder.glob("*.nii*") if path.is_file() and not path.name.startswith("."))
+    if with_series and folder.is_dir():
+        paths += find_series(folder)
+    files: dict[str, str] = {}
+    for path in paths:
+        if path.is_dir():
+            check_case(path)
+        name = path.name.removesuffix(".gz").removesuffix(".nii")
+        if name in files:
+            raise ValueError(f"{folder} holds both {Path(files[name]).name} and {path.name}; remove one")
+        files[name] = str(path)
+    return files
 
 
 def read_conditions(path: Path, names: list[str], encoder: Attributes, labels: Mapping[str, int]) -> dict[str, dict]:

@@ -1,15 +1,10 @@
-"""Which CTs a folder holds: NIfTI files, and folders that each hold one DICOM series."""
+"""Which CTs to label or to learn from: NIfTI files, and folders that each hold one DICOM series."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import pydicom
+from monai.data import load_decathlon_datalist
 
-TOLERANCE = 0.01  # of the distance of two slices, in which it may vary
-TAGS = ["SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesDescription", "InstanceNumber", "NumberOfFrames"]
-OPTIONAL = ("SeriesDescription", "NumberOfFrames")
-TAGS += ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"]
+from .dicom import check_case, find_series
 
 
 def find_cts(dataset_dir: str) -> list[str]:
@@ -23,66 +18,28 @@ def find_cts(dataset_dir: str) -> list[str]:
 
     Raises:
         FileNotFoundError: if the folder does not exist, or holds no CT.
-        ValueError: if a DICOM folder is not one whole series of CT; see :func:`check_series`.
+        ValueError: if a DICOM folder is not one whole series of CT; see :func:`check_case`.
     """
     folder = Path(dataset_dir)
     if not folder.is_dir():
         raise FileNotFoundError(f"the folder {folder} does not exist")
     found = [path for path in folder.iterdir() if path.is_file() and path.name.endswith((".nii", ".nii.gz"))]
-    for place in (folder, *filter(Path.is_dir, folder.iterdir())):
-        files = dicom_files(place)
-        if files:
-            check_series(place, files)
-            found.append(place)
+    for place in find_series(folder):
+        check_case(place)
+        found.append(place)
     if not found:
         raise FileNotFoundError(f"{folder} holds neither NIfTI files (.nii, .nii.gz) nor DICOM series")
     return sorted(str(path) for path in found)
 
 
-def dicom_files(folder: Path) -> list[Path]:
-    """Return the files of a folder that are DICOM by their content."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.endswith((".nii", ".nii.gz")))
-    return [path for path in files if path.name != "DICOMDIR" and pydicom.misc.is_dicom(path)]
+def datalist_cases(datalist: str) -> list[dict]:
+    """Return the training items of a datalist, whose paths are relative to its own folder.
 
-
-def check_series(folder: Path, files: Sequence[Path]) -> None:
-    """Raise ValueError if DICOM files are not all slices of one CT, in the order of their numbers."""
-    headers = [pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS) for path in files]
-    series: dict[str, list] = {}
-    for header in headers:
-        series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append(header)
-    if len(series) > 1:
-        names = sorted(
-            f"{found[0].get('SeriesDescription', uid)} ({len(found)} files)" for uid, found in series.items()
-        )
-        raise ValueError(f"{folder} holds {len(series)} series: {', '.join(names)}; give each a folder of its own")
-    for path, header in zip(files, headers):
-        if header.get("Modality") != "CT":
-            raise ValueError(f"{path} is {header.get('Modality', 'of no modality')}, not CT")
-        if int(header.get("NumberOfFrames") or 1) > 1:
-            raise ValueError(f"{path} holds several frames (enhanced CT); convert it to NIfTI, by dcm2niix for one")
-        missing = [tag for tag in TAGS[1:] if tag not in OPTIONAL and header.get(tag) is None]
-        if missing:
-            raise ValueError(f"{path} lacks {', '.join(missing)}")
-    if len(headers) < 2:
-        raise ValueError(f"{folder} holds one slice; a series needs two to say how far they lie apart")
-    headers.sort(key=lambda header: int(header.InstanceNumber))
-    for tag in ("ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"):
-        values = np.array([np.ravel(header.get(tag)).astype(float) for header in headers])
-        if not np.allclose(values, values[0], atol=1e-4):
-            raise ValueError(f"{folder}: the slices differ in {tag}")
-    row, column = np.array(headers[0].ImageOrientationPatient, float).reshape(2, 3)
-    if not np.allclose([row @ row, column @ column, row @ column], [1, 1, 0], atol=1e-3):
-        raise ValueError(f"{folder}: rows and columns are not at right angles (sheared); resample them first")
-    positions = np.array([header.ImagePositionPatient for header in headers], float)
-    steps = np.diff(positions @ np.cross(row, column))
-    usual = np.median(steps)
-    if usual == 0 or (np.sign(steps) != np.sign(usual)).any():
-        raise ValueError(f"{folder}: the slices' InstanceNumber does not follow their position, or two have the same")
-    wrong = np.flatnonzero(np.abs(steps / usual - 1) > TOLERANCE)
-    if len(wrong):
-        one, other = (int(headers[wrong[0] + place].InstanceNumber) for place in (0, 1))
-        apart = f"{abs(steps[wrong[0]]):g} mm apart, the others {abs(usual):g} mm"
-        raise ValueError(f"{folder}: slices {one} and {other} lie {apart}: some are missing")
-    if not np.allclose(np.diff(positions, axis=0), np.cross(row, column) * steps[:, None], atol=0.01 * abs(usual)):
-        raise ValueError(f"{folder}: the slices are shifted against each other (a tilted gantry); resample them first")
+    Raises:
+        ValueError: if an image is a folder that is not one whole series of CT; see :func:`check_case`.
+    """
+    items = load_decathlon_datalist(datalist)
+    for item in items:
+        if Path(item["image"]).is_dir():
+            check_case(Path(item["image"]))
+    return items
