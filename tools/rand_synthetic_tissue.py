@@ -14,7 +14,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTransform
-from monai.utils import TransformBackends
+from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor
 from torch.utils.data import get_worker_info
 
 from tools.files import InputError
@@ -74,7 +74,7 @@ class RandSyntheticTissued(RandomizableTransform, MapTransform):
          "bundle_root": "bundles/difflung_synthesis", "lesions": "bank", "prob": 0.3}
     """
 
-    backend = [TransformBackends.TORCH]
+    backend = [TransformBackends.TORCH, TransformBackends.NUMPY]
 
     def __init__(
         self,
@@ -136,14 +136,13 @@ class RandSyntheticTissued(RandomizableTransform, MapTransform):
     def paint(self, data: Mapping, seed: int) -> dict:
         """Return the sample with the tissue that a seed draws, whatever ``prob`` says."""
         sample = dict(data)
-        image, label = (_tensor(sample[key]) for key in self.key_iterator(sample))
+        image, label = (sample[key] for key in self.key_iterator(sample))
         affine = self._affine(image, label)
-        hu, tissues = (_plain(tensor) for tensor in (image, label))
+        hu, tissues = (convert_to_tensor(given, track_meta=False) for given in (image, label))
         self._check(hu, tissues)
         own = tissues[0].cpu().numpy().astype(np.int16)
         target, tissue, lesions = self.draw(own, affine, np.random.default_rng(seed))
-        wanted = torch.from_numpy(target)[None]
-        painted = None
+        wanted, painted = torch.from_numpy(target)[None], None
         if lesions:
             if torch.device(self.device).type == "cuda" and get_worker_info() is not None:
                 raise InputError(f"device {self.device} paints in the main process only; set num_workers 0, or the cpu")
@@ -152,14 +151,13 @@ class RandSyntheticTissued(RandomizableTransform, MapTransform):
             painted = painter.paint(*volumes, seed, sample)
         if painted is None:
             return self._note(sample, NO_ROOM, seed, tissue)
-        region = (wanted != tissues.cpu()).to(hu.device)
-        voxels = int(region.sum())
-        for key, tensor, new in ((self.keys[0], image, painted), (self.keys[1], label, wanted)):
-            sample[key] = tensor.clone()
-            sample[key].copy_(torch.where(region, new.to(tensor.device, tensor.dtype), _plain(tensor)))
+        region = wanted != tissues.cpu()
+        for key, given, old, new in zip(self.keys, (image, label), (hu, tissues), (painted, wanted)):
+            changed = torch.where(region.to(old.device), new.to(old), old)
+            sample[key] = convert_to_dst_type(changed, given)[0]
         if isinstance(image, MetaTensor):
             sample[self.keys[0]].meta["synthetic"] = True
-        return self._note(sample, PAINTED, seed, tissue, lesions, voxels)
+        return self._note(sample, PAINTED, seed, tissue, lesions, int(region.sum()))
 
     def draw(self, label: np.ndarray, affine: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, str, int]:
         """Return the map with new lesions, shape (W, H, D), their tissue, and how many found a place.
@@ -236,11 +234,3 @@ def read_lesions(folder: Path, labels: Mapping[str, int]) -> dict[str, list[Lesi
     if not found:
         raise InputError(f"{folder} holds maps without any lesion; name a bank made by masks, or maps with lesions")
     return dict(sorted(found.items()))
-
-
-def _tensor(array: object) -> torch.Tensor:
-    return array if isinstance(array, torch.Tensor) else torch.as_tensor(array)
-
-
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor

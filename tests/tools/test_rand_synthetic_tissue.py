@@ -11,8 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.data import DataLoader, Dataset, MetaTensor
-from monai.transforms import Compose, ScaleIntensityRanged
+from monai.data import DataLoader, Dataset, MetaTensor, get_track_meta, set_track_meta
+from monai.transforms import Compose, Orientationd, ScaleIntensityRanged
 
 from tools import painter
 from tools.files import InputError, write_json
@@ -25,7 +25,7 @@ AFFINE = np.diag([2.0, 2.0, 5.0, 1.0])
 HU = torch.tensor([40.0, -860, -600, -500, -950, 10])
 
 
-def chest(shape=(64, 60, 6), lesions=True, seed=0):
+def chest(shape=(64, 60, 4), lesions=True, seed=0):
     """Return HU and tissue map of one lung with a lesion of each kind, shape (1, W, H, D)."""
     x, y, _ = np.meshgrid(*(np.arange(size) for size in shape), indexing="ij")
     label = (((x - 32) / 29) ** 2 + ((y - 30) / 27) ** 2 < 1).astype(np.uint8)
@@ -36,8 +36,8 @@ def chest(shape=(64, 60, 6), lesions=True, seed=0):
     return (HU[label.long()] + 30 * noise).round(), label
 
 
-def sample(**shape):
-    image, label = chest(**shape)
+def sample(**given):
+    image, label = chest(**given)
     return {"image": MetaTensor(image, affine=AFFINE), "label": MetaTensor(label, affine=AFFINE)}
 
 
@@ -117,7 +117,7 @@ def test_probability_and_what_happened_are_counted(make):
 
 
 def test_a_map_without_lung_is_returned_unchanged(make):
-    before = {"image": torch.full((1, 64, 60, 6), 40.0), "label": torch.zeros(1, 64, 60, 6)}
+    before = {"image": torch.full((1, 64, 60, 4), 40.0), "label": torch.zeros(1, 64, 60, 4)}
     after = make(spacing_mm=(2, 2, 5))(before)
     assert after["painted"]["outcome"] == "no room" and not after["synthetic"]
     assert after["image"] is before["image"] and after["label"] is before["label"]
@@ -132,34 +132,57 @@ def test_the_orientation_of_the_file_does_not_matter(make):
     assert all(torch.equal(painted[key].as_tensor(), other[key].as_tensor().flip(1)) for key in before)
 
 
-def test_a_slice_without_metadata_is_painted(make):
+@pytest.mark.parametrize("kind", ["array", "tensor"])
+def test_a_slice_without_metadata_is_painted(make, kind):
     image, label = chest((64, 60, 1), lesions=False)
-    painted = make(spacing_mm=(2, 2, 5)).set_random_state(1)({"image": image.numpy(), "label": label.numpy()})
-    assert painted["painted"]["outcome"] == "painted" and not isinstance(painted["image"], MetaTensor)
+    transform = make(spacing_mm=(2, 2, 5))
+    expected = transform.paint({"image": MetaTensor(image, affine=AFFINE), "label": label}, 1)
+    given = {"image": image.numpy(), "label": label.numpy()} if kind == "array" else {"image": image, "label": label}
+    set_track_meta(False)  # as the segmenter's Untracked does
+    try:
+        painted = transform.paint(given, 1)
+        assert not get_track_meta()
+    finally:
+        set_track_meta(True)
+    assert painted["painted"]["outcome"] == "painted" and painted["painted"] == expected["painted"]
+    for key in given:
+        assert type(painted[key]) is type(given[key]) and painted[key].dtype == given[key].dtype
+        assert np.array_equal(painted[key], expected[key])
+
+
+def test_what_came_before_can_still_be_undone(make):
+    chain = Compose([Orientationd(["image", "label"], "LPS", labels=None), make()])
+    before = sample()
+    painted = chain(before)
+    back = chain.inverse(painted)
+    assert torch.equal(back["image"].affine, before["image"].affine)
+    assert (back["label"] != before["label"]).sum() == painted["painted"]["voxels"] > 0
 
 
 def test_what_is_known_of_the_patient_is_told(make):
     before, transform = sample(), make()
-    young, old, unknown = (transform.paint(before | age, 3) for age in ({"age": 20}, {"age": 90}, {"age": 900}))
+    young, old, impossible, unknown = (transform.paint(before | {"age": age}, 3) for age in (20, 90, 900, None))
     assert torch.equal(young["label"], old["label"]) and not torch.equal(young["image"], old["image"])
-    assert same(unknown, transform.paint(before, 3))
+    assert same(impossible, unknown)
 
 
 def test_chosen_tissues_are_drawn_by_their_weights(make):
     transform = make(tissues={"fibrosis": 3, "emphysema": 1})
     label = sample()["label"][0].numpy().astype(np.int16)
-    drawn = [transform.draw(label, AFFINE, np.random.default_rng(seed))[1] for seed in range(60)]
-    assert 35 <= drawn.count("fibrosis") <= 54 and drawn.count("emphysema") == 60 - drawn.count("fibrosis")
+    drawn = [transform.draw(label, AFFINE, np.random.default_rng(seed))[1] for seed in range(40)]
+    assert 23 <= drawn.count("fibrosis") <= 37 and drawn.count("emphysema") == 40 - drawn.count("fibrosis")
 
 
-@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_paint_what_the_main_process_paints(make, method):
     transform = make(prob=0.8)
     scaled = ScaleIntensityRanged("image", -1024, 300, 0, 1)
     cases = Dataset([sample(seed=seed) for seed in range(4)], Compose([transform, scaled]))
     loader = DataLoader(cases, batch_size=2, num_workers=2, multiprocessing_context=method)
-    seeds = set()
+    seeds, threads = set(), torch.get_num_threads()
     torch.manual_seed(1)
+    torch.set_num_threads(1)  # as in a worker: with more, sums are rounded in another order
     for number, batch in enumerate(loader):
         for n in range(2):
             seed, before = int(batch["painted"]["seed"][n]), sample(seed=2 * number + n)
@@ -167,8 +190,9 @@ def test_workers_paint_what_the_main_process_paints(make, method):
                 seeds.add(seed)
                 expected = scaled(transform.paint(before, seed))
                 assert batch["synthetic"][n]
-                assert torch.allclose(batch["image"][n], expected["image"], rtol=0, atol=1 / 1324)  # a HU
+                assert torch.equal(batch["image"][n], expected["image"])
                 assert torch.equal(batch["label"][n], expected["label"])
+    torch.set_num_threads(threads)
     assert len(seeds) >= 2
 
 
@@ -225,7 +249,7 @@ def broken(**changes):
         (broken(image=lambda hu: hu * torch.nan), "image has a mean of nan"),
         (broken(label=lambda label: label + 3), "label holds label 6, but labels name only"),
         (broken(image=lambda hu: hu[..., 0]), r"image has shape \(1, 64, 60\); expected \(1, W, H, D\)"),
-        (broken(label=lambda label: label[:, :9]), r"label has shape \(1, 9, 60, 6\), but image has \(1, 64, 60, 6\)"),
+        (broken(label=lambda label: label[:, :9]), r"label has shape \(1, 9, 60, 4\), but image has \(1, 64, 60, 4\)"),
         (broken(image=lambda hu: hu.as_tensor(), label=lambda label: label.as_tensor()), "carries no metadata, so its"),
         (broken(label=lambda label: MetaTensor(label.as_tensor(), affine=np.eye(4))), "has another affine than image"),
     ],
