@@ -134,13 +134,14 @@ class Artist:
         for tissue in tissues:
             amount, failures = rng.choice(self.volumes[tissue]), 0
             while painted.get(tissue, 0.0) < amount and failures < FAILURES:
-                voxels = self._place(host, tissue, rng)
+                voxels = self.place(host, tissue, rng)
                 failures += voxels == 0
                 if voxels:
                     painted[tissue] = painted.get(tissue, 0.0) + voxels * voxel_ml
         return host, painted
 
-    def _place(self, host: Host, tissue: str, rng: np.random.Generator) -> int:
+    def place(self, host: Host, tissue: str, rng: np.random.Generator) -> int:
+        """Enter one lesion of a tissue into a host's map, moved or grown; return its voxels, 0 if it found no place."""
         if self.procedural and rng.random() < self.procedural:
             voxels = self.models[tissue].grow(host, self.labels[tissue], rng)
             if voxels:
