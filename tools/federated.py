@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from monai.bundle import ConfigParser
 
 from tools.arms import check_real, read_datalist, split
 from tools.bundle import check_overrides, first_error
-from tools.files import InputError, RunError, check_new_directory, sha256, write_json, write_text
+from tools.files import InputError, RunError, check_new_directory, read_json, sha256, write_json, write_text
 from tools.leaks import check_twins, witness
 from tools.nnunet import environment
 from tools.scheme import BUNDLES
@@ -19,6 +20,7 @@ from tools.scheme import BUNDLES
 CONFIGS = ["train.json", "federated.yaml"]
 OWN = ("max_epochs", "dataset_dir", "datalist", "fold", "seed", "model_dir", "output_dir", "bundle_root")
 PEER = Path(__file__).with_name("federated_peer.py")
+LOG_PREFIX = re.compile(r"^[-0-9]+ [:,0-9]+ - [A-Z]+ - ", re.MULTILINE)  # of what NVFlare logs of a site
 
 
 def federated(
@@ -91,9 +93,7 @@ def federated(
         "start": str(output / "start.pt"), "weights": str(output / "model.pt"), "export": str(output / "job"),
         "workspace": str(output / "nvflare"),
     }  # fmt: skip
-    print(
-        f"training {bundle} at {len(sites)} sites, {rounds} rounds; the log is {output / 'federated.log'}", flush=True
-    )
+    print(f"training at {len(sites)} sites for {rounds} rounds; the log is {output / 'federated.log'}", flush=True)
     run_peer(python, job, output)
     write_text(output / "rounds.csv", table([Path(file).parent for file in files.values()]).to_csv(index=False))
     write_json(output / "card.json", card(job, sites, fold))
@@ -167,8 +167,9 @@ def run_peer(python: Path, job: dict, output: Path) -> None:
     with open(log, "w") as stream:
         command = [python, str(PEER), str(output / "job.json")]
         failed = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment()).returncode
-    if failed or not Path(job["weights"]).is_file():
-        raise RunError(f"the federation failed: {first_error(log.read_text(errors='replace'))}; its log is {log}")
+    if failed:
+        cause = first_error(LOG_PREFIX.sub("", log.read_text(errors="replace")))
+        raise RunError(f"the federation failed: {cause}; its log is {log}")
 
 
 def table(sites: list[Path]) -> pandas.DataFrame:
@@ -190,6 +191,7 @@ def card(job: dict, sites: dict[str, dict], fold: int) -> dict:
         "bundle": job["name"],
         "sites": {name: [row["case"] for row in witness(items)] for name, items in training.items()},
         "cases": witness(list(itertools.chain(*training.values()))),
+        "attributes": read_json(BUNDLES / job["name"] / "configs/train.json").get("attributes"),
         "overrides": job["overrides"],
         "rounds": job["rounds"],
         "sha256": sha256(Path(job["weights"])),

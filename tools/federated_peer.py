@@ -1,5 +1,6 @@
 """Does the work of a federation where NVFlare is installed: ``PYTHON federated_peer.py JOB.json``.
 
+With ``FL_global_model.pt model.pt`` after it, it writes the weights for a bundle that a real federation came to.
 It imports nothing of this project, since NVFlare's environment does not hold it.
 """
 
@@ -56,21 +57,27 @@ def recipe(job: dict, python: str, site_files: dict[str, str] | str) -> FedAvgRe
     return made
 
 
-def write_weights(job: dict, source: Path) -> None:
+def write_weights(job: dict, source: Path, output: Path) -> None:
     """Turn the weights that the server wrote last into the weights that the bundle's inference loads."""
     both = shared(job)
     both.load_state_dict(torch.load(source, weights_only=True)["model"])
-    torch.save(both.average.state_dict(), job["weights"])
+    torch.save(both.average.state_dict(), output)
 
 
-def main() -> None:
+def simulate(job: dict) -> None:
     """Write starting weights and a job for real sites, then simulate the sites and write the weights they end with."""
-    job = json.loads(Path(sys.argv[1]).read_text())
     torch.save(shared(job).state_dict(), job["start"])
     recipe(job, "python3", job["site_file"]).export(job["export"])
     sites = SimEnv(clients=list(job["site_files"]), workspace_root=job["workspace"])
     recipe(job, sys.executable, job["site_files"]).run(sites)
-    write_weights(job, next(Path(job["workspace"]).rglob(GLOBAL_WEIGHTS)))
+    write_weights(job, next(Path(job["workspace"]).rglob(GLOBAL_WEIGHTS)), Path(job["weights"]))
+
+
+def main() -> None:
+    """Simulate a federation, or turn the weights that the server of a real one wrote into the bundle's."""
+    job, *files = map(Path, sys.argv[1:])
+    content = json.loads(job.read_text())
+    write_weights(content, *files) if files else simulate(content)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from scripts.ablation import ClassBalancedMaskAblation, MeasurePresence
 from scripts.autoencoder import TissueAutoencoder
 from scripts.federated import BINS, MeasureTogether, NetworkAndAverage, Shared
 from scripts.network import TissueDenoiser
+from scripts.patient import PatientWeights
 
 LABELS = {"background": 0, "healthy": 1, "ground_glass": 2, "fibrosis": 3, "emphysema": 4, "consolidation": 5}
 MEANS = [0.0, -0.7, -0.4, -0.2, -0.9, 0.1]  # of each label, in [-1, 1]
@@ -61,7 +62,8 @@ def sites():
     return [(both.network, handler, ablation) for (_, both), (handler, ablation) in zip(made, handlers)]
 
 
-def test_both_sites_get_the_prior_of_all_patients(sites):
+def test_both_sites_get_the_prior_of_all_patients(sites, monkeypatch):
+    monkeypatch.setattr(PatientWeights, "fit", lambda *given: None)  # takes seconds, and is not shared
     pooled = network()
     MeasurePresence(ONE + OTHER, ClassBalancedMaskAblation(LABELS), pooled, LABELS, num_patches=12)(
         Engine(lambda engine, batch: None)
