@@ -107,6 +107,8 @@ def test_what_travels_is_floating_point_tensors_of_network_and_average():
     assert all(value.is_floating_point() for value in state.values())
     assert {name.split(".")[0] for name in state} == {"network", "average", "histograms"}
     assert "network._extra_state" not in state and "average.tissue_mean" in state
+    counting = NetworkAndAverage(torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)).state_dict()
+    assert "network.running_mean" in counting and "network.num_batches_tracked" not in counting
 
 
 def test_the_network_answers_in_training_and_its_average_else():
