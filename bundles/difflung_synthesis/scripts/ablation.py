@@ -4,7 +4,7 @@ CBMAT is named by Diff-Lung (Khiati et al. 2025, arXiv 2501.02867) without a pub
 this project's own. ``gamma=0, q_max=0.5, rho=0`` is the ablation of Konz et al. (MICCAI 2024), drawn per sample.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import ignite.distributed as idist
 import torch
@@ -205,21 +205,14 @@ class MeasurePresence:
 
     def __call__(self, engine: Engine) -> None:
         """Draw patches, count, and hand the frequencies on; several processes average theirs."""
-        if len(self.dataset) == 0:
-            raise ValueError("the training dataset is empty; check datalist and fold")
-        present, seen, histograms, shares, index = [], [], [], [], 0
-        while len(present) < self.num_patches:
-            item = self.dataset[index % len(self.dataset)]
-            patches = item if isinstance(item, list) else [item]
-            images, maps = (torch.stack([torch.as_tensor(patch[key]) for patch in patches]) for key in KEYS)
+        present, seen, histograms, shares = [], [], [], []
+        for images, maps, vector in self.patches():
             present.extend(tissue_presence(maps, self.labels, self.min_voxels).float())
             found = tissue_intensities(images, maps, self.labels, self.network)
             seen.append(found)
-            vector = attribute_vector(patches[0])
             histograms += [(vector, tissue, values) for tissue, values in enumerate(found[:-1])]
             counts = torch.stack([(maps.abs() == value).sum() for value in tissue_values(self.labels)])
             shares.append((vector, int((maps < 0).any()), counts.unsqueeze(1)))  # of patches told, and not told at all
-            index += 1
         mean = torch.stack(present).mean(dim=0)
         presence = torch.as_tensor(idist.all_reduce(mean, op="SUM")).cpu() / idist.get_world_size()
         self.ablation.fit(presence)
@@ -236,6 +229,24 @@ class MeasurePresence:
             f"{n} {f:.2f}/{q:.2f}" for n, f, q in zip(names, presence.tolist(), self.ablation.keep.tolist())
         )
         engine.logger.info(f"tissue presence / keep probability: {shown}")
+
+    def patches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Yield items of the dataset, images and maps of shape (B, 1, H, W, D) and what is told of the patient.
+
+        They hold ``num_patches`` patches in all, or a few more.
+
+        Raises:
+            ValueError: if the dataset is empty.
+        """
+        if len(self.dataset) == 0:
+            raise ValueError("the training dataset is empty; check datalist and fold")
+        drawn = index = 0
+        while drawn < self.num_patches:
+            item = self.dataset[index % len(self.dataset)]
+            patches = item if isinstance(item, list) else [item]
+            images, maps = (torch.stack([torch.as_tensor(patch[key]) for patch in patches]) for key in KEYS)
+            yield images, maps, attribute_vector(patches[0])
+            drawn, index = drawn + len(patches), index + 1
 
     def set_prior(self, intensities: list[torch.Tensor]) -> None:
         """Store the mixture of each tissue, whose values and, last, the lung's are given; processes average theirs."""
