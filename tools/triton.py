@@ -45,7 +45,6 @@ def write_repository(bundle_root: Path, output: Path) -> None:
     texts = {kind: configuration(folder.name, kind, metadata) for kind, folder in folders.items()}
     with tempfile.TemporaryDirectory() as exported:
         export(root, metadata, Path(exported))
-        forget_paths(Path(exported) / "model.onnx")
         for kind, folder in folders.items():
             _, wanted, written = KINDS[kind]
             with new_directory(folder) as partial:
@@ -88,17 +87,6 @@ def export(root: Path, metadata: dict, folder: Path) -> None:
     names = {"input_names": ["image"], "output_names": ["pred"], "dynamic_axes": {"image": axes}}
     more = ["--input_shape", shape, "--converter_kwargs", names]
     _monai_bundle(root, "onnx_export", "network_def", *common, "--filepath", folder / "model.onnx", *more)
-
-
-def forget_paths(path: Path) -> None:
-    """Remove from an ONNX file what the exporter noted about the source code, with the paths of this machine."""
-    import onnx  # a package of development
-
-    model = onnx.load(path)
-    graph = model.graph
-    for part in (graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
-        del part.metadata_props[:]
-    onnx.save(model, path)
 
 
 def _monai_bundle(root: Path, *words: object) -> None:

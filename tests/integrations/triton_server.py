@@ -7,6 +7,7 @@ The server is NVIDIA's, only its backends ``onnxruntime`` and ``pytorch`` are th
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -39,13 +40,9 @@ def main(repository: str, grpc_port: str = "8001") -> int:
         options = [f"--model-repository={repository}", f"--backend-directory={folder}", f"--grpc-port={grpc_port}"]
         options += ["--grpc-address=127.0.0.1", "--allow-http=false", "--allow-metrics=false"]
         process = subprocess.Popen([SERVER / "bin/tritonserver", *options], env=os.environ | own)
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            return process.wait()  # it has been interrupted too
-        finally:
-            process.terminate()
-            process.wait()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: process.terminate())
+        return process.wait()
 
 
 if __name__ == "__main__":

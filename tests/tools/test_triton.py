@@ -8,7 +8,7 @@ import pytest
 
 from tools.bundle import BUNDLES
 from tools.files import InputError, RunError
-from tools.triton import KINDS, configuration, forget_paths, write_repository
+from tools.triton import KINDS, configuration, write_repository
 
 
 @pytest.fixture
@@ -60,15 +60,3 @@ def test_failed_export_leaves_no_repository_and_says_why(bundle, tmp_path):
     with pytest.raises(RunError, match=r"monai.bundle ckpt_export of .*lung_tissue_seg failed \(exit 1\): .*Error"):
         write_repository(bundle, tmp_path / "repository")
     assert not (tmp_path / "repository").exists()
-
-
-def test_onnx_file_forgets_the_paths_of_the_exporter(tmp_path):
-    onnx = pytest.importorskip("onnx")
-    node = onnx.helper.make_node("Relu", ["x"], ["y"])
-    node.metadata_props.add(key="stack_trace", value="/home/somebody/network.py")
-    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
-    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", ends[:1], ends[1:])), tmp_path / "model.onnx")
-    assert b"somebody" in (tmp_path / "model.onnx").read_bytes()
-    forget_paths(tmp_path / "model.onnx")
-    assert b"somebody" not in (tmp_path / "model.onnx").read_bytes()
-    assert onnx.load(tmp_path / "model.onnx").graph.node[0].op_type == "Relu"
