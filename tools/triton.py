@@ -14,7 +14,6 @@ from tools.files import InputError, RunError, check_new_directory, new_directory
 # kind of model: Triton's backend, the file that it looks for, and what the exports call it
 KINDS = {"onnx": ("onnxruntime", "model.onnx", "model.onnx"), "torchscript": ("pytorch", "model.pt", "model.ts")}
 MAX_BATCH = 16  # windows, what both bundles send at most as they come
-TYPES = {"float32": "TYPE_FP32"}
 
 
 def triton(bundle_root: Path, output: Path) -> None:
@@ -116,6 +115,9 @@ def configuration(name: str, kind: str, metadata: dict) -> str:
         name: of the model.
         kind: one of KINDS.
         metadata: the bundle's, whose ``network_data_format`` has the tensors.
+
+    Raises:
+        InputError: if a tensor is not float32.
     """
     backend, _, _ = KINDS[kind]
     tensors = metadata["network_data_format"]
@@ -141,6 +143,8 @@ instance_group [ {{ count: 1, kind: KIND_AUTO }} ]
 
 def _tensor(name: str, tensor: dict) -> str:
     dims = [tensor["num_channels"], *(-1 for _ in tensor["spatial_shape"])]
+    if tensor["dtype"] != "float32":
+        raise InputError(f"tensor {name} of metadata.json is {tensor['dtype']}, but the exported networks take float32")
     # the network takes one number a sample, shape (B,); Triton wants a second dimension in a request
     reshape = ", reshape: { shape: [ ] }" if dims == [1] else ""
-    return f'  {{ name: "{name}", data_type: {TYPES[tensor["dtype"]]}, dims: {dims}{reshape} }}'
+    return f'  {{ name: "{name}", data_type: TYPE_FP32, dims: {dims}{reshape} }}'

@@ -227,6 +227,7 @@ def test_ct_is_painted_by_a_triton_server_as_by_the_bundle(name, server, synthes
     half[half == labels["healthy"]] = labels["ground_glass"]
     (tmp_path / "targets").mkdir()
     nib.save(nib.Nifti1Image(target, label.affine), tmp_path / "targets" / case)
+    (tmp_path / "conditions.csv").write_text(f"case,severity,age\n{case.removesuffix('.nii.gz')},0.8,71\n")
     settings = {"dataset_dir": tmp_path, "num_steps": 3, "amp": False, "attribute_guidance": 2.0}
     run_workflow(synthesizer, ["inference.json"], output_dir=tmp_path / "here", **settings)
     overlay = [str(synthesizer / f"configs/{part}.json") for part in ("inference", "inference_triton")]

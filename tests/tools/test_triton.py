@@ -32,6 +32,15 @@ def test_configuration_holds_the_tensors_of_the_metadata():
     assert "# Sides of an image: 8*n x 8*n." in text
 
 
+def test_tensor_that_is_not_float32_is_refused():
+    metadata = json.loads((BUNDLES / "lung_tissue_seg/configs/metadata.json").read_text())
+    metadata["network_data_format"]["outputs"]["pred"]["dtype"] = "uint8"
+    with pytest.raises(
+        InputError, match="tensor pred of metadata.json is uint8, but the exported networks take float32"
+    ):
+        configuration("segment", "onnx", metadata)
+
+
 def test_bundle_without_weights_is_refused(bundle, tmp_path):
     (bundle / "models/model.pt").unlink()
     with pytest.raises(InputError, match=r"lung_tissue_seg has no weights in models/model.pt; train it first"):
