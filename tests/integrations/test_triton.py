@@ -25,13 +25,8 @@ pytestmark = pytest.mark.triton
 
 SEGMENTERS = ["lung_tissue_seg_onnx", "lung_tissue_seg_torchscript"]
 SYNTHESIZERS = ["difflung_synthesis_onnx", "difflung_synthesis_torchscript"]
-SIZES = [
-    (1, 64, 64),
-    (2, 96, 48),
-    (3, 32, 160),
-    (5, 16, 16),
-    (16, 64, 64),
-]  # batch and sides, none of them the export's
+# batch and sides, none of them the export's
+SIZES = [(1, 64, 64), (2, 96, 48), (3, 32, 160), (5, 16, 16), (16, 64, 64)]
 TYPES = {"TYPE_FP32": "tensor(float)"}
 PARSE = """
 import json, sys
@@ -92,6 +87,14 @@ def server(repository, tmp_path_factory):
     finally:
         process.terminate()
         process.wait()
+
+
+def run_client(root: Path, server: str, model: str, check: bool = True, **overrides) -> subprocess.CompletedProcess:
+    """Run a bundle's inference with a network that a server computes."""
+    configs = [str(root / f"configs/{name}.json") for name in ("inference", "inference_triton")]
+    words = ["--bundle_root", root, "--config_file", configs, "--device", "cpu", "--url", server, "--model_name", model]
+    words += [word for key, value in overrides.items() for word in (f"--{key}", value)]
+    return run(environment("triton"), "-m", "monai.bundle", "run", *words, check=check)
 
 
 def network(root: Path) -> torch.nn.Module:
@@ -187,25 +190,11 @@ def test_whole_ct_is_labelled_by_a_triton_server_as_by_the_bundle(name, server, 
     images.mkdir()
     for path in sorted((cohort.parent / "images").glob("*.nii.gz"))[:2]:
         ct = nib.load(path)
-        affine = ct.affine @ np.diag([1, 1, 1, 1.0])[:, [1, 0, 2, 3]]  # axes in another order
-        nib.save(
-            nib.Nifti1Image(np.swapaxes(ct.get_fdata(dtype=np.float32), 0, 1)[:, ::-1][:-3], affine), images / path.name
-        )
-    places = {"dataset_dir": images, "window_size": "[64,64]", "find_lung": False}
-    run_workflow(segmenter, ["inference.json"], output_dir=tmp_path / "here", **places)
-    overlay = [str(segmenter / f"configs/{part}.json") for part in ("inference", "inference_triton")]
-    words = [
-        "--bundle_root",
-        segmenter,
-        "--config_file",
-        overlay,
-        "--device",
-        "cpu",
-        "--output_dir",
-        tmp_path / "served",
-    ]
-    words += [word for key, value in places.items() for word in (f"--{key}", value)]
-    run(environment("triton"), "-m", "monai.bundle", "run", *words, "--url", server, "--model_name", name)
+        array = np.swapaxes(ct.get_fdata(dtype=np.float32), 0, 1)[:-3]  # axes in another order, odd sides
+        nib.save(nib.Nifti1Image(array, ct.affine @ np.eye(4)[:, [1, 0, 2, 3]]), images / path.name)
+    settings = {"dataset_dir": images, "window_size": "[64,64]", "find_lung": False}
+    run_workflow(segmenter, ["inference.json"], output_dir=tmp_path / "here", **settings)
+    run_client(segmenter, server, name, output_dir=tmp_path / "served", **settings)
     differing, tissues = 0, set()
     for path in sorted((tmp_path / "here").glob("*.nii.gz")):
         here, served = nib.load(path), nib.load(tmp_path / "served" / path.name)
@@ -230,17 +219,12 @@ def test_ct_is_painted_by_a_triton_server_as_by_the_bundle(name, server, synthes
     (tmp_path / "conditions.csv").write_text(f"case,severity,age\n{case.removesuffix('.nii.gz')},0.8,71\n")
     settings = {"dataset_dir": tmp_path, "num_steps": 3, "amp": False, "attribute_guidance": 2.0}
     run_workflow(synthesizer, ["inference.json"], output_dir=tmp_path / "here", **settings)
-    overlay = [str(synthesizer / f"configs/{part}.json") for part in ("inference", "inference_triton")]
-    words = ["--bundle_root", synthesizer, "--config_file", overlay, "--device", "cpu"]
-    words += [word for key, value in settings.items() for word in (f"--{key}", value)]
-    words += ["--output_dir", tmp_path / "served", "--url", server, "--model_name", name]
-    run(environment("triton"), "-m", "monai.bundle", "run", *words)
+    run_client(synthesizer, server, name, output_dir=tmp_path / "served", **settings)
     here, served = (nib.load(tmp_path / folder / case).get_fdata() for folder in ("here", "served"))
     original = nib.load(tmp_path / "images" / case).get_fdata()
-    print(
-        f"{name}: {int((here != original).sum())} voxels painted, largest difference {np.abs(here - served).max()} HU"
-    )
-    assert (here != original).sum() > 1000 and np.abs(here - served).max() <= 1
+    painted, difference = int((here != original).sum()), np.abs(here - served).max()
+    print(f"{name}: {painted} voxels painted, largest difference {difference} HU")
+    assert painted > 1000 and difference <= 1
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
@@ -250,10 +234,8 @@ def test_server_makes_one_batch_of_waiting_requests(name, server):
 
 
 def test_client_names_a_missing_model_and_a_missing_server(server, segmenter, cohort):
-    overlay = [str(segmenter / f"configs/{part}.json") for part in ("inference", "inference_triton")]
-    words = ["-m", "monai.bundle", "run", "--bundle_root", segmenter, "--config_file", overlay]
-    words += ["--dataset_dir", cohort.parent / "images"]
-    done = run(environment("triton"), *words, "--url", server, "--model_name", "other", check=False)
+    settings = {"dataset_dir": cohort.parent / "images", "check": False}
+    done = run_client(segmenter, server, "other", **settings)
     assert done.returncode and f"the Triton server at {server} has no model other ready" in done.stderr
-    done = run(environment("triton"), *words, "--url", "127.0.0.1:1", check=False)
+    done = run_client(segmenter, "127.0.0.1:1", "other", **settings)
     assert done.returncode and "no Triton server answers at 127.0.0.1:1 by gRPC" in done.stderr
