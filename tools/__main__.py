@@ -31,6 +31,7 @@ COMMANDS = (
     "bench",
     "import_weights",
     "federated",
+    "triton",
 )
 
 

@@ -24,6 +24,7 @@ WORKFLOWS = {
     "torchscript": ["inference", "inference_torchscript"],
     "onnx": ["inference", "inference_onnx"],
     "tensorrt": ["inference", "inference_trt"],
+    "triton": ["inference", "inference_triton"],
     "volume": ["train", "volume"],
     "multi_gpu_train": ["train", "multi_gpu_train"],
     "multi_gpu_evaluate": ["train", "evaluate", "multi_gpu_evaluate"],

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from scripts.autoencoder import TissueAutoencoder
+from scripts.export import export
 from scripts.network import TissueDenoiser, known_channels
+from scripts.triton_network import TritonDenoiser
 
 from tools.scheme import tissue_labels
 
@@ -11,12 +14,13 @@ LABELS = tissue_labels()
 ATTRIBUTES = {"severity": [0, 1], "history": ["none", "smoker"]}
 
 
-def denoiser() -> TissueDenoiser:
+def denoiser(objective: str = "flow") -> TissueDenoiser:
     """Return a small network with attention and random weights everywhere."""
     torch.manual_seed(0)
     network = TissueDenoiser(
         LABELS,
         attributes=ATTRIBUTES,
+        objective=objective,
         channels=(16, 32),
         attention_levels=(False, True),
         num_head_channels=16,
@@ -55,24 +59,36 @@ def test_traced_network_survives_its_file(tmp_path):
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_onnx_gives_the_same_for_other_inputs_and_batches(tmp_path):
+def test_exported_files_give_the_same_for_other_inputs_batches_and_sides(tmp_path):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
-    network, path = denoiser(), tmp_path / "model.onnx"
-    batch = torch.export.Dim("batch", min=1, max=64)
-    torch.onnx.export(
-        network, inputs(2), path, dynamo=True, input_names=["image", "timesteps"], output_names=["pred"],
-        dynamic_shapes={"image": {0: batch}, "timesteps": {0: batch}},
-    )  # fmt: skip
-    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    assert [entry.name for entry in session.get_inputs()] == ["image", "timesteps"]
+    network = denoiser(objective="few_step")
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    export(denoiser(objective="few_step"), *(str(tmp_path / name) for name in ("model.pt", "model.ts", "model.onnx")))
+    session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+    assert names == ["image", "timesteps", "attributes", "interval"]
     assert [entry.name for entry in session.get_outputs()] == ["pred"]
-    for samples in (1, 2, 5):
-        image, timesteps = inputs(samples)
-        expected = network(image, timesteps).numpy()
-        given = session.run(["pred"], {"image": image.numpy(), "timesteps": timesteps.numpy()})[0]
-        assert np.abs(given - expected).max() < 1e-4 * np.abs(expected).max()
+    loaded = torch.jit.load(tmp_path / "model.ts")
+    for batch, edge in ((1, 16), (2, 20), (5, 8)):
+        attributes, interval = torch.randn(batch, network.attribute_entries), torch.rand(batch)
+        given = (*inputs(batch, edge), attributes, interval)
+        expected = network(*given)
+        assert not torch.allclose(network(*given[:2]), expected, atol=1e-3)  # they matter
+        assert torch.allclose(loaded(*given), expected, atol=1e-5 * float(expected.abs().max()))
+        found = session.run(["pred"], {name: value.numpy() for name, value in zip(names, given)})[0]
+        assert np.abs(found - expected.numpy()).max() < 1e-4 * expected.abs().max()
+
+
+def test_export_without_weights_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.pt does not exist; train the network before it is exported"):
+        export(denoiser(), "nowhere.pt", str(tmp_path / "model.ts"), str(tmp_path / "model.onnx"))
+
+
+def test_latent_model_is_not_painted_by_triton():
+    with pytest.raises(ValueError, match="a latent model cannot paint by Triton"):
+        TritonDenoiser("localhost:8001", "model", labels=LABELS, autoencoder=TissueAutoencoder())
 
 
 @torch.no_grad()

@@ -1,0 +1,37 @@
+"""A network that a Triton Inference Server computes."""
+
+import numpy as np
+import torch
+
+
+class TritonNetwork(torch.nn.Module):
+    """Stands where the PyTorch network does.
+
+    Args:
+        url: host and port of the server's gRPC service.
+        model_name: name in the server's model repository.
+
+    Raises:
+        ConnectionError: if no such model is ready there.
+        ImportError: if tritonclient is not installed.
+    """
+
+    def __init__(self, url: str, model_name: str) -> None:
+        super().__init__()
+        from tritonclient import grpc  # needed by this overlay alone
+
+        self.grpc, self.client, self.model_name = grpc, grpc.InferenceServerClient(url), model_name
+        try:
+            ready = self.client.is_model_ready(model_name)
+        except grpc.InferenceServerException as error:
+            raise ConnectionError(f"no Triton server answers at {url} by gRPC: {error.message()}") from None
+        if not ready:
+            raise ConnectionError(f"the Triton server at {url} has no model {model_name} ready")
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the logits of images, shapes (N, 1, W, H) to (N, classes, W, H)."""
+        array = np.ascontiguousarray(image.float().cpu().numpy())
+        given = self.grpc.InferInput("image", list(array.shape), "FP32")
+        given.set_data_from_numpy(array)
+        answer = self.client.infer(self.model_name, [given]).as_numpy("pred")
+        return torch.tensor(answer, device=image.device)
