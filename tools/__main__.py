@@ -30,6 +30,7 @@ COMMANDS = (
     "quantify",
     "bench",
     "import_weights",
+    "package",
 )
 
 
