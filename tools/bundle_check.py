@@ -143,8 +143,7 @@ def large_file_problems(root: Path, large_bytes: int) -> list[str]:
     """Return the files that are too large without an entry in large_files.yml, and entries that do not fit."""
     entries, problems = {}, []
     if (root / "large_files.yml").is_file():
-        listed = ConfigParser.load_config_file(str(root / "large_files.yml")).get("large_files") or []
-        for entry in listed:
+        for entry in ConfigParser.load_config_file(str(root / "large_files.yml")).get("large_files") or []:
             lacking = [key for key in ("path", "url", "hash_val", "hash_type") if not entry.get(key)]
             problems += [f"large_files.yml has an entry without {key}: {entry}" for key in lacking]
             if not lacking:

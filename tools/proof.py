@@ -200,10 +200,10 @@ class Proof:
         if succeeded == unsupported:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             self.log.write_text(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
-            cause = "works, though it is listed as unsupported" if succeeded else f"failed: {first_error(done.stderr)}"
+            cause = "works, though it is listed as unsupported" if succeeded else f"failed: {_cause(done.stderr)}"
             raise RunError(f"{name} of {self.root.name} {cause}; its log is {self.log}")
         self.steps.append(
-            step | ({"result": "ok"} if succeeded else {"result": "unsupported", "reason": first_error(done.stderr)})
+            step | ({"result": "ok"} if succeeded else {"result": "unsupported", "reason": _cause(done.stderr)})
         )
         print(f"{name}: {self.steps[-1]['result']}, {step['seconds']} s", flush=True)
         return succeeded
@@ -234,3 +234,10 @@ class Proof:
 
 def _call(module: str, function: str, root: Path, output: Path) -> None:
     getattr(importlib.import_module(module), function)(root, output)
+
+
+def _cause(log: str) -> str:
+    """Return the error that a log begins with, and what follows where an error says nothing in its first line."""
+    error = first_error(log)
+    rest = log.partition(error)[2].split() if error.endswith(":") else []
+    return " ".join([error, *rest])[:300]

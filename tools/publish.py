@@ -154,7 +154,7 @@ def to_hugging_face(root: Path, version: str, repository: str, token: str, endpo
     """
     try:
         from huggingface_hub import CommitOperationAdd, HfApi
-        from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
+        from huggingface_hub.errors import RevisionNotFoundError
     except ImportError:
         raise InputError("publishing on Hugging Face needs its package; pip install huggingface_hub") from None
     hub = HfApi(endpoint=endpoint, token=token)
@@ -173,6 +173,8 @@ def to_hugging_face(root: Path, version: str, repository: str, token: str, endpo
         except RevisionNotFoundError:
             pass  # the first version
         hub.create_tag(repository, tag="latest_version", revision=commit.oid)
-    except (HfHubHTTPError, OSError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # of the library, or of what it sends with
         raise RunError(f"upload to {repository} failed: {str(error).splitlines()[0]}") from None
     return commit.commit_url
