@@ -237,7 +237,7 @@ def _call(module: str, function: str, root: Path, output: Path) -> None:
 
 
 def _cause(log: str) -> str:
-    """Return the error that a log begins with, and what follows where an error says nothing in its first line."""
+    """Return the error that began a failure, with its second line where the first says nothing."""
     error = first_error(log)
-    rest = log.partition(error)[2].split() if error.endswith(":") else []
-    return " ".join([error, *rest])[:300]
+    more = log.partition(error)[2].split("\n") if error.endswith(":") else []
+    return " ".join([error, *[line.strip() for line in more if line.strip()][:1]])

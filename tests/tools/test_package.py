@@ -80,8 +80,12 @@ def test_all_that_is_wrong_is_named_at_once_and_nothing_written(tmp_path, weight
     torch.save({"epoch": 3}, weights)
     with pytest.raises(InputError) as error:
         package(SEGMENTER, tmp_path / "out", weights)
-    for text in ("lung_tissue_seg is not fit for release: metadata.json names numpy 1.0, but here it is",
-                 "inference cannot be built: ", "`@inferer` is not defined", "models/model.pt is not a plain state dict"):  # fmt: skip
+    for text in (
+        "lung_tissue_seg is not fit for release: metadata.json names numpy 1.0, but here it is",
+        "inference cannot be built: ",
+        "`@inferer` is not defined",
+        "models/model.pt is not a plain state dict",
+    ):
         assert text in str(error.value)
     assert not (tmp_path / "out").exists()
 
