@@ -176,5 +176,5 @@ def to_hugging_face(root: Path, version: str, repository: str, token: str, endpo
     except InputError:
         raise
     except Exception as error:  # of the library, or of what it sends with
-        raise RunError(f"upload to {repository} failed: {str(error).splitlines()[0]}") from None
+        raise RunError(f"upload to {repository} failed: {str(error).strip().partition(chr(10))[0]}") from None
     return commit.commit_url

@@ -41,7 +41,7 @@ def _problems(root: Path, dataset_dir: Path, cases_dir: Path, output_dir: Path) 
     for name, (files, kind) in WORKFLOWS.items():
         places = {"dataset_dir": str(cases_dir if kind == "infer" else dataset_dir), "output_dir": str(output_dir)}
         problems += [f"{name} {problem}" for problem in _id_problems(root, files, kind, places)]
-    return problems + _weight_problems(root)
+    return problems + weight_problems(root)
 
 
 def _id_problems(root: Path, files: list[str], kind: str, places: dict[str, str]) -> list[str]:
@@ -60,16 +60,16 @@ def _id_problems(root: Path, files: list[str], kind: str, places: dict[str, str]
             workflow.initialize()
             lacking = workflow.check_properties()
     except Exception as error:  # whatever a config raises when it is built is wrong with it
-        return [f"cannot be built: {type(error).__name__}: {str(error).splitlines()[0]}"]
+        return [f"cannot be built: {first_line(error)}"]
     return [f"lacks {name}, which consumers read" for name in lacking]
 
 
-def _weight_problems(root: Path) -> list[str]:
+def weight_problems(root: Path) -> list[str]:
     """Return why models/model.pt does not load into network_def of inference.json."""
     try:
         weights = torch.load(root / "models/model.pt", map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        return [f"models/model.pt does not load with weights_only=True: {str(error).splitlines()[0]}"]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError) as error:
+        return [f"models/model.pt does not load with weights_only=True: {first_line(error)}"]
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         return ["models/model.pt is not a plain state dict of tensors"]
     workflow = ConfigWorkflow(config_file=str(root / "configs/inference.json"), logging_file=False, device="cpu")
@@ -82,3 +82,8 @@ def _weight_problems(root: Path) -> list[str]:
     except (RuntimeError, ValueError) as error:
         return [f"models/model.pt does not fit network_def: {' '.join(str(error).split())[:300]}"]
     return []
+
+
+def first_line(error: Exception) -> str:
+    """Return the kind of an error and the first line of its text."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
