@@ -153,10 +153,12 @@ def test_a_failing_step_ends_the_proof_and_keeps_its_log(tmp_path, root):
     ):
         proof.call("check", wrong)
     assert "no_network" in (tmp_path / "failed.log").read_text()
-    assert not proof.call("check", wrong, unsupported=True)
+    with pytest.raises(RunError, match="check of lung_tissue_seg failed: ValueError"):
+        proof.call("check", wrong, unsupported="another error")
+    assert not proof.call("check", wrong, unsupported="did you mean")
     assert proof.steps[0]["result"] == "unsupported" and "did you mean" in proof.steps[0]["reason"]
     with pytest.raises(RunError, match="check of lung_tissue_seg works, though it is listed as unsupported"):
-        proof.call("check", ["verify_net_in_out", "network_def", *files, "--device", "cpu"], unsupported=True)
+        proof.call("check", ["verify_net_in_out", "network_def", *files, "--device", "cpu"], unsupported="did you mean")
 
 
 @pytest.mark.slow
