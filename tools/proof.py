@@ -156,8 +156,8 @@ class Proof:
         """Run a workflow from a folder that is not the bundle's."""
         files = [str(self.root / "configs" / config) for config in configs]
         words = ["run", run_id, "--bundle_root", self.root, "--config_file", files[0] if len(files) == 1 else files]
-        for flag, name in (("meta_file", "metadata.json"), ("logging_file", "logging.conf")):
-            words += [f"--{flag}", self.root / "configs" / name]
+        words += ["--meta_file", self.root / "configs/metadata.json"]
+        words += ["--logging_file", self.root / "configs/logging.conf"]
         for key, value in ({"device": "cpu"} | overrides).items():
             words += [f"--{key}", value]
         self.call(name, words, makes, cwd=self.work)

@@ -81,11 +81,11 @@ def test_metadata_is_what_the_schema_of_the_zoo_asks_for(root, tmp_path):
     words = ["verify_metadata", "--meta_file", root / "configs/metadata.json", "--filepath", tmp_path / "schema.json"]
     run(sys.executable, "-m", "monai.bundle", *words, cwd=tmp_path)
     broken = json.loads((root / "configs/metadata.json").read_text())
-    del broken["changelog"]
+    del broken["task"]
     (tmp_path / "metadata.json").write_text(json.dumps(broken))
     words[2] = tmp_path / "metadata.json"
     done = run(sys.executable, "-m", "monai.bundle", *words, cwd=tmp_path, check=False)
-    assert done.returncode != 0 and "'changelog' is a required property" in done.stderr
+    assert done.returncode != 0 and "'task' is a required property" in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["", "_dist"])
