@@ -32,6 +32,7 @@ COMMANDS = (
     "import_weights",
     "federated",
     "triton",
+    "package",
 )
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scripts.autoencoder import TissueAutoencoder
 from scripts.export import export
-from scripts.network import TissueDenoiser, known_channels
+from scripts.network import TissueDenoiser, known_channels, stored_kind
 from scripts.triton_network import TritonDenoiser
 
 from tools.scheme import tissue_labels
@@ -97,7 +97,8 @@ def test_saved_weights_load_without_running_code(tmp_path):
     torch.nn.init.zeros_(other.unet.conv_in.conv.weight)
     torch.save(network.state_dict(), tmp_path / "model.pt")
     weights = torch.load(tmp_path / "model.pt", weights_only=True)
-    assert weights["_extra_state"]["label scheme"] == LABELS
+    assert all(isinstance(value, torch.Tensor) for value in weights.values())
+    assert stored_kind(weights["_extra_state"])["label scheme"] == LABELS
     other.load_state_dict(weights)
     image, timesteps = inputs(1)
     assert torch.equal(other(image, timesteps), network(image, timesteps))

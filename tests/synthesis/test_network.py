@@ -8,7 +8,7 @@ from scripts import samplers
 from scripts.attributes import Attributes
 from scripts.autoencoder import TissueAutoencoder
 from scripts.condition import DENSITY_GAIN
-from scripts.network import BLOCK, TissueDenoiser, coarse_means
+from scripts.network import BLOCK, TissueDenoiser, coarse_means, stored_kind
 from scripts.patient import WIDTH
 from scripts.prior import COMPONENTS, moments
 
@@ -193,7 +193,7 @@ def test_latent_network_works_on_a_coarser_grid(dims):
 
 
 def changed(state, **kind):
-    return state | {"_extra_state": state["_extra_state"] | kind}
+    return state | {"_extra_state": stored_kind(state["_extra_state"]) | kind}
 
 
 @pytest.mark.parametrize(("kind", "message"), [

@@ -1,5 +1,6 @@
 """The denoiser: MONAI's diffusion U-Net behind the one-tensor interface that the Model Zoo checks."""
 
+import json
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -15,6 +16,9 @@ from .prior import COMPONENTS
 
 OBJECTIVES = ("flow", "few_step", "ddpm")
 BLOCK = 8  # voxels along an edge
+KIND_BYTES = (
+    4096  # of the kind of model in a state dict; always as many, or MONAI would pass over that of other weights
+)
 
 
 def bfloat16_is_fast(device: torch.device) -> bool:
@@ -285,11 +289,11 @@ class TissueDenoiser(nn.Module):
             "tissue prior": self.tissue_prior,
         }
 
-    def get_extra_state(self) -> dict:
-        """Return the kind of model, which is stored with the weights."""
-        return self.kind()
+    def get_extra_state(self) -> torch.Tensor:
+        """Return the kind of model, stored with the weights as JSON in bytes, since consumers expect tensors only."""
+        return torch.tensor(list(json.dumps(self.kind()).encode().ljust(KIND_BYTES)), dtype=torch.uint8)
 
-    def set_extra_state(self, state: dict) -> None:
+    def set_extra_state(self, state: torch.Tensor) -> None:
         """Do nothing: :meth:`load_state_dict` has compared the kinds."""
 
     def load_state_dict(self, state_dict: Mapping, strict: bool = True, assign: bool = False):
@@ -297,15 +301,20 @@ class TissueDenoiser(nn.Module):
 
         A few-step model also accepts the weights of a flow, from which its training starts.
         """
-        stored = state_dict.get("_extra_state")
+        stored = stored_kind(state_dict.get("_extra_state"))
         if not isinstance(stored, dict):
             raise ValueError("these weights are not the synthesizer's, or of a version before 0.2.0; train them anew")
-        for name, wanted in self.kind().items():
+        for name, wanted in stored_kind(self.get_extra_state()).items():
             found = stored.get(name)
             starts = name == "objective" and (found, wanted) == ("flow", "few_step")
             if found != wanted and not starts:
                 raise ValueError(f"the weights were trained for {name} {found}, but the configuration has {wanted}")
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+
+def stored_kind(state: object) -> object:
+    """Return the kind of model in a state dict, where it is JSON in bytes, or a dict in weights of an early 0.2.0."""
+    return json.loads(bytes(state.tolist())) if isinstance(state, torch.Tensor) else state
 
 
 def coarse_means(surprise: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,152 @@
+"""Stand-ins for GitHub and Hugging Face on this machine: they keep what is uploaded and give it out again."""
+
+import base64
+import contextlib
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlparse
+
+COMMIT = "c0ffee" * 6 + "c0ff"
+
+
+class Service(BaseHTTPRequestHandler):
+    """Answers by the ``answer`` of its server; notes method, path and token of each request."""
+
+    def reply(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        server, address = self.server, urlparse(self.path)
+        server.requests.append((self.command, address.path))
+        server.tokens.add(self.headers.get("Authorization"))
+        status, content, headers = server.answer(self.command, address.path, parse_qs(address.query), body)
+        content = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in ({"Content-Type": "application/json", "Content-Length": len(content)} | headers).items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = reply
+
+    def log_message(self, *words: object) -> None:
+        """Say nothing."""
+
+
+class Server(ThreadingHTTPServer):
+    """A service; ``files`` holds what was uploaded, path to bytes."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Service)
+        self.requests, self.tokens, self.files, self.tags = [], set(), {}, []
+        self.address = f"http://127.0.0.1:{self.server_port}"
+
+
+class GitHub(Server):
+    """Releases and contents of one repository. ``files`` are the contents, ``assets`` what lies at releases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.assets, self.release, self.fail_at = {}, None, None
+
+    def answer(self, method: str, path: str, query: dict, body: bytes) -> tuple[int, object, dict]:
+        place = path.removeprefix("/repos/owner/name")
+        if (method, place) == self.fail_at:
+            return 500, {"message": "broken"}, {}
+        if place == "":
+            return 200, {"default_branch": "main"}, {}
+        if place.startswith("/releases/tags/"):
+            known = self.release and not self.release["draft"]
+            return (200, self.release, {}) if known else (404, {"message": "Not Found"}, {})
+        if (method, place) == ("POST", "/releases"):
+            self.release = json.loads(body)
+            return 201, {"id": 7, "upload_url": f"{self.address}/uploads/7/assets{{?name,label}}"}, {}
+        if path == "/uploads/7/assets":
+            self.assets[query["name"][0]] = body
+            return 201, {}, {}
+        if (method, place) == ("PATCH", "/releases/7"):
+            self.release |= json.loads(body)
+            return 200, {"html_url": f"{self.address}/release"}, {}
+        name = place.removeprefix("/contents/")
+        if method == "PUT":
+            change = json.loads(body)
+            if name in self.files and change.get("sha") != "5ha":
+                return 409, {"message": "sha does not match"}, {}
+            self.files[name] = base64.b64decode(change["content"])
+            return 200, {"commit": {"sha": COMMIT}}, {}
+        if place.startswith("/contents/") and name in self.files:
+            return 200, {"sha": "5ha", "content": base64.encodebytes(self.files[name]).decode()}, {}
+        return 404, {"message": "Not Found"}, {}
+
+
+class Hub(Server):
+    """A repository of Hugging Face that takes every file within the commit (the real one wants large files apart)."""
+
+    def answer(self, method: str, path: str, query: dict, body: bytes) -> tuple[int, object, dict]:
+        place = path.removeprefix("/api/models/owner/name")
+        if path == "/api/repos/create":
+            return 200, {"url": f"{self.address}/owner/name", "id": "owner/name"}, {}
+        if path == "/api/validate-yaml":  # of the card
+            return 200, {"errors": [], "warnings": []}, {}
+        if place == "/refs":
+            tags = [{"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": COMMIT} for tag in self.tags]
+            return 200, {"branches": [], "converts": [], "tags": tags}, {}
+        if place.startswith("/preupload/"):
+            wanted = [entry["path"] for entry in json.loads(body)["files"]]
+            return (
+                200,
+                {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in wanted]},
+                {},
+            )
+        if place.startswith("/commit/"):
+            for line in map(json.loads, body.decode().splitlines()):
+                if line["key"] == "file":
+                    self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            return 200, {"commitUrl": f"{self.address}/owner/name/commit/{COMMIT}", "commitOid": COMMIT}, {}
+        if place.startswith("/tag/") and method == "POST":
+            self.tags.append(json.loads(body)["tag"])
+            return 200, {}, {}
+        if place.startswith("/tag/") and place.removeprefix("/tag/") in self.tags:
+            self.tags.remove(place.removeprefix("/tag/"))
+            return 200, {}, {}
+        if place.startswith("/revision/") and (place.removeprefix("/revision/") in (*self.tags, COMMIT)):
+            return (
+                200,
+                {"id": "owner/name", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.files]},
+                {},
+            )
+        if place.startswith("/tree/"):
+            entries = [
+                {"type": "file", "path": name, "size": len(content), "oid": _etag(content)}
+                for name, content in self.files.items()
+            ]
+            return 200, entries, {}
+        name = path.removeprefix(f"/owner/name/resolve/{COMMIT}/")
+        if name in self.files:
+            return 200, self.files[name], {"ETag": f'"{_etag(self.files[name])}"', "X-Repo-Commit": COMMIT}
+        return 404, {"error": "not found"}, {"X-Error-Code": "RevisionNotFound"}
+
+
+class Files(Server):
+    """Gives out ``files`` and takes nothing."""
+
+    def answer(self, method: str, path: str, query: dict, body: bytes) -> tuple[int, object, dict]:
+        content = self.files.get(path.removeprefix("/"))
+        return (404, b"", {}) if content is None else (200, content, {"Content-Type": "application/octet-stream"})
+
+
+def _etag(content: bytes) -> str:
+    return hashlib.sha1(content, usedforsecurity=False).hexdigest()
+
+
+@contextlib.contextmanager
+def running(service: Server) -> Iterator[Server]:
+    """Serve until the block ends."""
+    threading.Thread(target=service.serve_forever, daemon=True).start()
+    try:
+        yield service
+    finally:
+        service.shutdown()
+        service.server_close()

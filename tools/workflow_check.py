@@ -1,0 +1,89 @@
+"""Can a bundle's workflows be built as consumers build them, and do its weights fit its network?"""
+
+import contextlib
+import io
+import logging
+import multiprocessing
+import pickle
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+from monai.bundle import ConfigWorkflow
+
+# Workflow to its config files and to MONAI's name for its kind.
+WORKFLOWS = {
+    "train": (["train.json"], "train"),
+    "evaluate": (["train.json", "evaluate.json"], "train"),
+    "inference": (["inference.json"], "infer"),
+}
+
+
+def workflow_problems(root: Path, dataset_dir: Path, cases_dir: Path, output_dir: Path) -> list[str]:
+    """Build a bundle's workflows and load its weights, in a process of its own; return what is wrong.
+
+    Args:
+        root: the bundle's folder, weights included.
+        dataset_dir: what training and evaluation read.
+        cases_dir: what inference reads.
+        output_dir: where the workflows may write.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_problems, root, dataset_dir, cases_dir, output_dir).result()
+
+
+def _problems(root: Path, dataset_dir: Path, cases_dir: Path, output_dir: Path) -> list[str]:
+    sys.dont_write_bytecode = True
+    logging.disable(logging.WARNING)
+    sys.path.insert(0, str(root))
+    problems = []
+    for name, (files, kind) in WORKFLOWS.items():
+        places = {"dataset_dir": str(cases_dir if kind == "infer" else dataset_dir), "output_dir": str(output_dir)}
+        problems += [f"{name} {problem}" for problem in _id_problems(root, files, kind, places)]
+    return problems + weight_problems(root)
+
+
+def _id_problems(root: Path, files: list[str], kind: str, places: dict[str, str]) -> list[str]:
+    """Return the ids that consumers read and a workflow lacks, or what keeps it from being built."""
+    configs = [str(root / "configs" / name) for name in files]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            workflow = ConfigWorkflow(
+                config_file=configs,
+                workflow_type=kind,
+                logging_file=False,
+                bundle_root=str(root),
+                device="cpu",
+                **places,
+            )
+            workflow.initialize()
+            lacking = workflow.check_properties()
+    except Exception as error:  # whatever a config raises when it is built is wrong with it
+        return [f"cannot be built: {first_line(error)}"]
+    return [f"lacks {name}, which consumers read" for name in lacking]
+
+
+def weight_problems(root: Path) -> list[str]:
+    """Return why models/model.pt does not load into network_def of inference.json."""
+    try:
+        weights = torch.load(root / "models/model.pt", map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError) as error:
+        return [f"models/model.pt does not load with weights_only=True: {first_line(error)}"]
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        return ["models/model.pt is not a plain state dict of tensors"]
+    workflow = ConfigWorkflow(config_file=str(root / "configs/inference.json"), logging_file=False, device="cpu")
+    try:
+        network = workflow.parser.get_parsed_content("network_def")
+    except Exception:  # the workflow's own problem, told already
+        return []
+    try:
+        network.load_state_dict(weights)
+    except (RuntimeError, ValueError) as error:
+        return [f"models/model.pt does not fit network_def: {' '.join(str(error).split())[:300]}"]
+    return []
+
+
+def first_line(error: Exception) -> str:
+    """Return the kind of an error and the first line of its text."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
