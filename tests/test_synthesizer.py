@@ -201,6 +201,7 @@ def test_painting_changes_nothing_outside_the_region_of_an_oblique_ct(trained, p
         target = np.asarray(nib.load(painting / f"targets/{name}.nii.gz").dataobj)
         assert painted.shape == image.shape
         assert np.allclose(painted.affine, image.affine, atol=1e-5)
+        assert painted.header["descrip"].item().startswith(b"SYNTHETIC") and painted.get_data_dtype() == np.float32
         after, before = np.asarray(painted.dataobj), np.asarray(image.dataobj)
         region = target != label
         assert np.array_equal(after[~region], before[~region])

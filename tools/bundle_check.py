@@ -15,7 +15,7 @@ from tools.files import InputError, read_json
 FILES = {
     ".": ("LICENSE", "large_files.yml"),
     "configs": ("*.json", "*.yaml", "logging.conf"),
-    "docs": ("README.md", "data_license.txt", "*.png"),
+    "docs": ("README.md", "data_license.txt", "*.png", "*.ctbl"),
     "models": ("model.pt",),
     "scripts": ("*.py",),
 }

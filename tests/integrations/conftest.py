@@ -8,6 +8,8 @@ from tests.integrations.consumers import trained
 from tools.dataset import dataset
 from tools.phantom import phantom
 
+collect_ignore = ["triton_backend.py", "triton_server.py"]  # they run inside Triton's server and beside it
+
 
 def pytest_collection_modifyitems(items):
     for item in items:

@@ -1,6 +1,7 @@
 """Painting on the fly, with a small network that no training has seen but that has the tissues' HU."""
 
 import copy
+import json
 import os
 import pickle
 import subprocess
@@ -295,7 +296,9 @@ def test_maps_without_lesions_are_refused(make, tmp_path):
 
 def test_weights_of_another_scheme_are_refused(make, files, tmp_path):
     state = torch.load(files / "model.pt", weights_only=True)
-    state["_extra_state"]["label scheme"] = {"background": 0, "healthy": 1, "tumour": 2}
+    kind = json.loads(bytes(state["_extra_state"].tolist()))
+    kind["label scheme"] = {"background": 0, "healthy": 1, "tumour": 2}
+    state["_extra_state"] = torch.tensor(list(json.dumps(kind).encode()), dtype=torch.uint8)
     torch.save(state, tmp_path / "model.pt")
     with pytest.raises(InputError, match="model.pt does not fit .*trained for label scheme .*tumour"):
         make(checkpoint=tmp_path / "model.pt", overrides=SMALL)(sample())

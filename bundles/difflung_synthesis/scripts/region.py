@@ -128,6 +128,7 @@ class PasteRegiond(MapTransform):
             if bool((plain(original) == plain(original).round()).all()):
                 painted = painted.round()
             result = original.clone()
-            result.copy_(torch.where(plain(sample[self.region_key]) > 0, painted.to(original.dtype), plain(original)))
+            painted = painted.to(plain(original))  # a GPU's answer comes back to the CPU
+            result.copy_(torch.where(plain(sample[self.region_key]) > 0, painted, plain(original)))
             sample[key] = result
         return sample
