@@ -82,9 +82,15 @@ def studies(cohort, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(segmenter, studies, tmp_path_factory) -> Iterator[Server]:
+def python() -> Path:
+    """MONAI Label's Python; asked for first, so that nothing is trained where it is not."""
+    return environment("label")
+
+
+@pytest.fixture(scope="module")
+def server(python, segmenter, studies, tmp_path_factory) -> Iterator[Server]:
     """The server of MONAI Label, started as the documentation says, in a process group that is killed at the end."""
-    python, folder = environment("label"), tmp_path_factory.mktemp("label")
+    folder = tmp_path_factory.mktemp("label")
     run(python, "-m", "monailabel.main", "apps", "--download", "--name", "monaibundle", "--output", folder)
     app, log = folder / "monaibundle", folder / "server.log"
     shutil.copytree(segmenter, app / "model" / MODEL)
@@ -164,8 +170,8 @@ def test_labels_are_those_of_monai_in_any_orientation(server, expected, tmp_path
     assert len(np.unique(found.dataobj)) >= 4
 
 
-def test_the_client_gets_names_and_the_same_labels(server, expected, tmp_path):
-    done = run(environment("label"), "-c", CLIENT, server.url, tmp_path, MODEL, "turned")
+def test_the_client_gets_names_and_the_same_labels(python, server, expected, tmp_path):
+    done = run(python, "-c", CLIENT, server.url, tmp_path, MODEL, "turned")
     answer = json.loads(done.stdout.splitlines()[-1])
     assert answer["label_names"] == TISSUES
     assert_same(nib.load(answer["file"]), "turned", server.studies, expected)
