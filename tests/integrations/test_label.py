@@ -81,9 +81,9 @@ def studies(cohort, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", autouse=True)
 def python() -> Path:
-    """MONAI Label's Python; asked for first, so that nothing is trained where it is not."""
+    """MONAI Label's Python; asked for before all else, so that no bundle is trained where it is not."""
     return environment("label")
 
 
