@@ -102,6 +102,20 @@ def test_image_path_of_monai_label_passes_the_spacing(cohort):
     assert sample["image_path"] == path
 
 
+def test_cases_and_epochs_that_monai_label_sets_reach_all_that_depends_on_them(tmp_path):
+    """It knows nothing of datalist.json and max_epochs, and sets what they end up in; see docs/serving.md."""
+    parser = ConfigParser()
+    parser.read_config(str(CONFIGS / "train.json"))
+    case = {"image": "a.nii.gz", "label": "b.nii.gz"}
+    parser.update({"train::dataset::data": [case] * 3, "validate::dataset::data": [case], "cache_rate": 0})
+    parser.update({"train::trainer::max_epochs": 3, "device": "cpu", "output_dir": str(tmp_path)})
+    assert len(parser.get_parsed_content("train::sampler").data_source) == 3
+    assert parser.get_parsed_content("ema_momentum") == 20 / 300
+    assert parser.get_parsed_content("lr_scheduler").total_steps == 300
+    last, _ = (one for one in parser.get_parsed_content("train::handlers") if type(one).__name__ == "ValidationHandler")
+    assert last.interval == 3
+
+
 def test_labels_return_exactly_to_the_geometry_of_the_input(cohort, tmp_path):
     """Known labels stand in for a prediction at the input's own voxel size: each voxel must come back."""
     for number in range(len(CASES)):

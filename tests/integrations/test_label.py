@@ -1,0 +1,240 @@
+"""MONAI Label's own server with the unmodified bundle: what it answers over REST is what MONAI answers."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.error import HTTPError
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tests.integrations.consumers import environment, run, run_workflow
+from tools.scheme import tissue_labels
+
+pytestmark = pytest.mark.label
+
+MODEL = "lung_tissue_seg"
+TISSUES = {name: value for name, value in tissue_labels().items() if name != "background"}
+START_SECONDS, TRAIN_SECONDS = 180, 600
+TURNED = [[1, -1], [2, 1], [0, -1]]  # where each axis of the file goes, and which are flipped
+CLIENT = """
+import json, sys
+from monailabel.client import MONAILabelClient
+url, folder, model, image = sys.argv[1:]
+file, answer = MONAILabelClient(url, tmpdir=folder).infer(model, image, {"device": "cpu"})
+print(json.dumps({"file": file, "label_names": answer["label_names"]}))
+"""
+
+
+class Server(NamedTuple):
+    """A running server: its address, its copy of the bundle, its images and what it has printed."""
+
+    url: str
+    bundle: Path
+    studies: Path
+    log: Path
+
+    def ask(self, path: str, body: bytes | None = None, kind: str = "application/json", **query: str) -> bytes:
+        """Return what the server answers; a body makes it a POST."""
+        request = Request(f"{self.url}{path}?{urlencode(query)}", data=body, headers={"Content-Type": kind})
+        with urlopen(request, timeout=300) as reply:
+            return reply.read()
+
+    def infer(self, case: str, folder: Path, **settings: object) -> nib.Nifti1Image:
+        """Return the labels of one image as the REST interface sends them."""
+        body = urlencode({"params": json.dumps({"device": "cpu"} | settings)}).encode()
+        kind = "application/x-www-form-urlencoded"
+        file = folder / f"{case}.nii.gz"
+        file.write_bytes(self.ask(f"/infer/{MODEL}", body, kind, image=case, output="image"))
+        return nib.load(file)
+
+    def find(self, text: str) -> None:
+        """Check that the server has printed a text; it prints why it failed after it has answered."""
+        for _ in range(30):
+            if text in self.log.read_text():
+                return
+            time.sleep(1)
+        pytest.fail(f"the server did not print {text!r}")
+
+
+@pytest.fixture(scope="module")
+def studies(cohort, tmp_path_factory) -> Path:
+    """The cohort with its labels as final ones; a CT with its axes turned, one wider than a window, one of no lung."""
+    folder = tmp_path_factory.mktemp("studies")
+    shutil.copytree(cohort.parent / "images", folder, dirs_exist_ok=True)
+    shutil.copytree(cohort.parent / "labels", folder / "labels/final")
+    ct = nib.load(folder / "phantom000.nii.gz")
+    ct.as_reoriented(np.array(TURNED)).to_filename(folder / "turned.nii.gz")
+    wide = nib.Nifti1Image(np.asarray(ct.dataobj)[..., 5:7], ct.affine @ np.diag([3, 3, 3, 1]))
+    wide.to_filename(folder / "wide.nii.gz")
+    nib.Nifti1Image(np.full((40, 40, 4), 40, np.int16), np.eye(4)).to_filename(folder / "no_lung.nii.gz")
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def python() -> Path:
+    """MONAI Label's Python; asked for before all else, so that no bundle is trained where it is not."""
+    return environment("label")
+
+
+@pytest.fixture(scope="module")
+def server(python, segmenter, studies, tmp_path_factory) -> Iterator[Server]:
+    """The server of MONAI Label, started as the documentation says, in a process group that is killed at the end."""
+    folder = tmp_path_factory.mktemp("label")
+    run(python, "-m", "monailabel.main", "apps", "--download", "--name", "monaibundle", "--output", folder)
+    app, log = folder / "monaibundle", folder / "server.log"
+    shutil.copytree(segmenter, app / "model" / MODEL)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [python, "-m", "monailabel.main", "start_server", "--app", app, "--studies", studies]
+    command += ["--conf", "models", MODEL, "--conf", "zoo_source", "local", "--conf", "sam2", "false"]
+    command += ["--host", "127.0.0.1", "--port", port]
+    with log.open("w") as output:
+        streams = {"stdout": output, "stderr": subprocess.STDOUT, "start_new_session": True}
+        process = subprocess.Popen([str(word) for word in command], cwd=folder, **streams)
+    try:
+        running = Server(f"http://127.0.0.1:{port}", app / "model" / MODEL, studies, log)
+        wait_for(running, process)
+        yield running
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def wait_for(server: Server, process: subprocess.Popen) -> None:
+    """Return when the server answers; its log is the failure if it does not."""
+    for _ in range(START_SECONDS):
+        try:
+            server.ask("/info/")
+            return
+        except OSError:
+            time.sleep(1)
+        if process.poll() is not None:
+            break
+    pytest.fail(f"the server did not start:\n{server.log.read_text()[-6000:]}")
+
+
+@pytest.fixture(autouse=True)
+def printed(server):
+    """What the server printed during a test, for the report of one that fails."""
+    before = server.log.stat().st_size
+    yield
+    print(server.log.read_text()[before:][-8000:])
+
+
+@pytest.fixture(scope="module")
+def expected(segmenter, studies, tmp_path_factory) -> Path:
+    """What `monai.bundle run` makes of every image."""
+    return labelled(segmenter, studies, tmp_path_factory.mktemp("expected"))
+
+
+def labelled(bundle: Path, images: Path, folder: Path, **settings: object) -> Path:
+    run_workflow(bundle, ["inference.json"], dataset_dir=images, output_dir=folder, **settings)
+    return folder
+
+
+def assert_same(found: nib.Nifti1Image, case: str, images: Path, expected: Path) -> None:
+    """Check every voxel, and that the labels lie where the image lies."""
+    image, wanted = nib.load(images / f"{case}.nii.gz"), nib.load(expected / f"{case}_tissues.nii.gz")
+    assert found.shape == image.shape
+    assert np.allclose(found.affine, image.affine, atol=1e-3)
+    assert np.array_equal(np.asarray(found.dataobj), np.asarray(wanted.dataobj))
+
+
+def test_the_server_offers_the_tissues_and_the_options(server):
+    info = json.loads(server.ask("/info/"))
+    assert info["labels"] == list(TISSUES)
+    model = info["models"][MODEL]
+    assert (model["type"], model["labels"]) == ("segmentation", TISSUES)
+    assert model["version"] == json.loads((server.bundle / "configs/metadata.json").read_text())["version"]
+    options = {"sw_batch_size": 8, "overlap": 0.25, "mirror": False, "find_lung": True}
+    assert model["config"].items() >= options.items()
+    assert list(info["trainers"]) == [MODEL]
+
+
+@pytest.mark.parametrize("case", ["phantom000", "turned"])
+def test_labels_are_those_of_monai_in_any_orientation(server, expected, tmp_path, case):
+    found = server.infer(case, tmp_path)
+    assert_same(found, case, server.studies, expected)
+    assert len(np.unique(found.dataobj)) >= 4
+
+
+def test_the_client_gets_names_and_the_same_labels(python, server, expected, tmp_path):
+    done = run(python, "-c", CLIENT, server.url, tmp_path, MODEL, "turned")
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["label_names"] == TISSUES
+    assert_same(nib.load(answer["file"]), "turned", server.studies, expected)
+
+
+@pytest.mark.parametrize(("name", "value"), [("overlap", 0.6), ("mirror", True), ("find_lung", False)])
+def test_options_change_the_labels_as_they_do_in_monai(server, expected, tmp_path, name, value):
+    (tmp_path / "images").mkdir()
+    shutil.copy(server.studies / "wide.nii.gz", tmp_path / "images")
+    settings = {f"displayable_configs::{name}": value}
+    changed = labelled(server.bundle, tmp_path / "images", tmp_path / "changed", **settings)
+    assert_same(server.infer("wide", tmp_path, **{name: value}), "wide", server.studies, changed)
+    usual = server.infer("wide", tmp_path)
+    assert_same(usual, "wide", server.studies, expected)  # an option holds for its own request
+    assert (np.asarray(usual.dataobj) != nib.load(changed / "wide_tissues.nii.gz").dataobj).any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"overlap": 1.5}, "overlap must be from 0 to below 1, not 1.5"),
+        ({"mirror": "yes"}, "mirror must be True or False, not 'yes'"),
+        ({"sw_batch_size": 0}, "sw_batch_size must be at least 1, not 0"),
+    ],
+)
+def test_a_wrong_option_is_refused(server, tmp_path, settings, text):
+    with pytest.raises(HTTPError, match="500"):
+        server.infer("phantom000", tmp_path, **settings)
+    server.find(text)
+
+
+def test_a_ct_without_lung_gets_an_empty_map_and_a_warning(server, tmp_path):
+    assert not np.asarray(server.infer("no_lung", tmp_path).dataobj).any()
+    server.find("no lung was found")
+
+
+def test_a_batch_labels_every_image(server, expected):
+    settings = json.dumps({"device": "cpu", "multi_gpu": False, "label_tag": "original"}).encode()
+    server.ask(f"/batch/infer/{MODEL}", settings, images="all", run_sync="true")
+    written = server.studies / "labels/original"
+    cases = sorted(path.name for path in server.studies.glob("*.nii.gz"))
+    assert len(cases) == 9
+    assert sorted(path.name for path in written.glob("*.nii.gz")) == cases
+    for case in cases:
+        assert_same(nib.load(written / case), case.removesuffix(".nii.gz"), server.studies, expected)
+
+
+def test_training_changes_the_next_labels(server, expected, tmp_path):
+    """The last test, since the server's weights are others after it."""
+    weights = server.bundle / "models/model.pt"
+    before = weights.read_bytes()
+    settings = {"device": "cpu", "max_epochs": 1, "val_split": 0.34, "multi_gpu": False}
+    server.ask(f"/train/{MODEL}", json.dumps(settings).encode())
+    task = {"status": "SUBMITTED"}
+    for _ in range(TRAIN_SECONDS):
+        if task["status"] not in ("SUBMITTED", "RUNNING"):
+            break
+        time.sleep(1)
+        task = json.loads(server.ask("/train/"))
+    assert task["status"] == "DONE", task
+    assert weights.read_bytes() != before
+    assert (server.bundle / "eval/metrics.csv").is_file()  # the last epoch was validated
+    changed = labelled(server.bundle, server.studies, tmp_path / "changed")
+    found = server.infer("turned", tmp_path)
+    assert_same(found, "turned", server.studies, changed)
+    assert (np.asarray(found.dataobj) != nib.load(expected / "turned_tissues.nii.gz").dataobj).any()
