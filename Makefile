@@ -33,6 +33,13 @@ lint: .venv/.dev
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
+# torch and torchvision of one build; no isolation, so that sam2 is not built beside a torch of its own
+.venv-label/.ready: tests/integrations/requirements-label.txt
+	$(PYTHON) -m venv .venv-label
+	.venv-label/bin/pip install --quiet --disable-pip-version-check --constraint $< torch torchvision setuptools wheel
+	SAM2_BUILD_CUDA=0 .venv-label/bin/pip install --quiet --disable-pip-version-check --no-build-isolation -r $<
+	touch $@
+
 .venv-%/.ready: tests/integrations/requirements-%.txt
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 setuptools wheel
