@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from tools.bundle import first_error
+from tools.exports import strip_torchscript
 from tools.files import InputError, RunError, new_directory, read_json
 
 HERE = Path(__file__).parent
@@ -62,6 +63,7 @@ def write_app(bundle_root: Path, output: Path) -> None:
         (folder / "app.yaml").write_text(APP_YAML.format(version=version))
         (folder / "models").mkdir()
         _export(bundle_root.resolve(), (folder / "models/model.ts").resolve())
+        strip_torchscript(folder / "models/model.ts")
 
 
 def _export(bundle_root: Path, path: Path) -> None:

@@ -47,8 +47,8 @@ def package(
         bundle: folder name below ``bundles/``.
         output: folder to create.
         weights: state dict to ship as models/model.pt; the bundle's own if None.
-        targets: of zoo (the Model Zoo's check of the network), torchscript, onnx, triton and deploy, with commas; what
-            the bundle does not support is noted as such.
+        targets: of zoo (the Model Zoo's check of the network), torchscript, onnx, triton and deploy (the segmenter
+            only), with commas.
         data_license: text that replaces docs/data_license.txt: what the data behind the weights permit. Needed to
             publish.
         repository: owner/name on GitHub or Hugging Face, for the addresses.

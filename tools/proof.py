@@ -19,6 +19,7 @@ import numpy as np
 
 from tools.bundle import first_error
 from tools.dataset import dataset
+from tools.exports import strip_onnx, strip_torchscript
 from tools.files import RunError, sha256
 from tools.phantom import phantom
 from tools.scheme import tissue_labels
@@ -31,7 +32,6 @@ TRAINING = {
 }
 EVALUATION = {SEGMENTER: {}, SYNTHESIZER: {"samples": 1}}
 ONNX_KWARGS = "{input_names: [image], output_names: [pred], dynamic_axes: {image: {0: batch, 2: width, 3: height}}}"
-ONE_INPUT = "onnx_export gives a network one tensor, so the time would be frozen at 1; target triton exports a step"
 
 
 def draw_patients(folder: Path, bundle: str) -> tuple[Path, Path]:
@@ -64,7 +64,7 @@ class Proof:
         log: file that keeps what a failed step printed.
 
     Attributes:
-        steps: one per command so far: name, command, seconds, result (ok or unsupported), the reason if unsupported.
+        steps: one per command so far: name, command, seconds, result (ok).
     """
 
     def __init__(self, root: Path, work: Path, dataset_dir: Path, cases_dir: Path, log: Path) -> None:
@@ -110,31 +110,49 @@ class Proof:
         self.call("verify_net_in_out", ["verify_net_in_out", "network_def", *self._configs(), "--device", "cpu"])
 
     def torchscript(self, output: Path) -> None:
-        """Export to TorchScript; the segmenter must then label as before, the synthesizer's U-Net cannot be scripted.
+        """Export to TorchScript; the segmenter must then label as before.
 
         Args:
             output: file to write.
         """
+        if self._exports_itself():
+            self.export("model.ts", output)
+            return
         words = ["ckpt_export", "network_def", "--filepath", self.work / "exported/model.ts", *self._weights()]
-        unsupported = "torch/jit/" if self.root.name == SYNTHESIZER else None
-        if self.call("torchscript", words, self.work / "exported/model.ts", unsupported):
-            self.infer("inference_torchscript", ["inference_torchscript.json"], model_dir=self.work / "exported")
-            shutil.copyfile(self.work / "exported/model.ts", output)
+        self.call("torchscript", words, self.work / "exported/model.ts")
+        strip_torchscript(self.work / "exported/model.ts")
+        self.infer("inference_torchscript", ["inference_torchscript.json"], model_dir=self.work / "exported")
+        shutil.copyfile(self.work / "exported/model.ts", output)
 
     def onnx(self, output: Path) -> None:
-        """Export to ONNX and label with it; the synthesizer has no such export by monai.bundle.
+        """Export to ONNX; the segmenter must then label as before.
 
         Args:
             output: file to write.
         """
-        if self.root.name == SYNTHESIZER:
-            self.steps.append({"name": "onnx", "result": "unsupported", "reason": ONE_INPUT})
+        if self._exports_itself():
+            self.export("model.onnx", output)
             return
         words = ["onnx_export", "network_def", "--filepath", self.work / "exported/model.onnx", *self._weights()]
         words += ["--input_shape", "[2,1,96,64]", "--converter_kwargs", ONNX_KWARGS]
         self.call("onnx", words, self.work / "exported/model.onnx")
+        strip_onnx(self.work / "exported/model.onnx")
         self.infer("inference_onnx", ["inference_onnx.json"], model_dir=self.work / "exported")
         shutil.copyfile(self.work / "exported/model.onnx", output)
+
+    def export(self, file: str, output: Path) -> None:
+        """Let a bundle with configs/export.json write model.ts and model.onnx, if it has not yet, and copy one."""
+        made = {kind: self.work / "exported" / f"model.{kind}" for kind in ("ts", "onnx")}
+        if not made["onnx"].exists():
+            places = {"torchscript": made["ts"], "onnx": made["onnx"]}
+            self.run("export", "run", ["inference.json", "export.json"], places, made["onnx"])
+            strip_torchscript(made["ts"])
+            strip_onnx(made["onnx"])
+        shutil.copyfile(self.work / "exported" / file, output)
+
+    def _exports_itself(self) -> bool:
+        """Return whether the bundle's network needs more inputs than MONAI's own exports know."""
+        return (self.root / "configs/export.json").is_file()
 
     def elsewhere(self, module: str, function: str, output: Path) -> None:
         """Let ``tools.<module>.<function>(root, output)`` make something of the unpacked bundle, and note it."""
@@ -167,23 +185,18 @@ class Proof:
         name: str,
         words: Iterable,
         makes: Path | None = None,
-        unsupported: str | None = None,
         cwd: Path | None = None,
-    ) -> bool:
+    ) -> None:
         """Run ``python -m monai.bundle`` and note how it went.
 
         Args:
             name: of the step.
             words: of the command.
             makes: what it must write.
-            unsupported: what the traceback holds if it fails as it is known to; then it must.
             cwd: where it runs; the bundle's folder if None, for commands that look for ``scripts`` there.
 
-        Returns:
-            Whether it succeeded.
-
         Raises:
-            RunError: if it fails unexpectedly, or succeeds unexpectedly, or writes nothing.
+            RunError: if it fails, or does not write what it must.
         """
         words = [str(word) for word in words]
         start = time.perf_counter()
@@ -192,18 +205,12 @@ class Proof:
             command, cwd=cwd or self.root, env=self._environment(), capture_output=True, text=True, errors="replace"
         )
         step = {"name": name, "command": self._readable(words), "seconds": round(time.perf_counter() - start, 1)}
-        succeeded = done.returncode == 0 and (makes is None or makes.exists())
-        as_known = unsupported is not None and not succeeded and unsupported in done.stderr
-        if not as_known and (unsupported is not None or not succeeded):
+        if done.returncode or not (makes is None or makes.exists()):
             self.log.parent.mkdir(parents=True, exist_ok=True)
             self.log.write_text(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
-            cause = "works, though it is listed as unsupported" if succeeded else f"failed: {_cause(done.stderr)}"
-            raise RunError(f"{name} of {self.root.name} {cause}; its log is {self.log}")
-        self.steps.append(step | {"result": "unsupported" if as_known else "ok"})
-        if as_known:
-            self.steps[-1]["reason"] = _cause(done.stderr)
-        print(f"{name}: {self.steps[-1]['result']}, {step['seconds']} s", flush=True)
-        return succeeded
+            raise RunError(f"{name} of {self.root.name} failed: {_cause(done.stderr)}; its log is {self.log}")
+        self.steps.append(step | {"result": "ok"})
+        print(f"{name}: ok, {step['seconds']} s", flush=True)
 
     def _configs(self) -> list:
         configs = self.root / "configs"
@@ -228,6 +235,7 @@ class Proof:
 
 
 def _call(module: str, function: str, root: Path, output: Path) -> None:
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # nor may the processes that it starts leave anything in the bundle
     getattr(importlib.import_module(module), function)(root, output)
 
 

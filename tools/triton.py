@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from tools.bundle import first_error
+from tools.exports import strip_onnx, strip_torchscript
 from tools.files import InputError, RunError, check_new_directory, new_directory, read_json, write_text
 
 # kind of model: Triton's backend, the file that it looks for, and what the exports call it
@@ -46,6 +47,8 @@ def write_repository(bundle_root: Path, output: Path) -> None:
         export(root, metadata, Path(exported))
         for kind, folder in folders.items():
             _, wanted, written = KINDS[kind]
+            strip = strip_onnx if kind == "onnx" else strip_torchscript
+            strip(Path(exported) / written)
             with new_directory(folder) as partial:
                 (partial / "1").mkdir()
                 shutil.move(Path(exported) / written, partial / "1" / wanted)

@@ -143,7 +143,6 @@ def test_commands_are_told_without_the_folders_of_one_run(tmp_path, root):
 
 @pytest.mark.slow
 def test_a_failing_step_ends_the_proof_and_keeps_its_log(tmp_path, root):
-    """The same command is right where it is known to fail, and a step that should fail and does not is told as well."""
     proof = Proof(root, tmp_path / "work", tmp_path, tmp_path, tmp_path / "failed.log")
     files = ["--meta_file", root / "configs/metadata.json", "--config_file", root / "configs/inference.json"]
     wrong = ["verify_net_in_out", "no_network", *files, "--device", "cpu"]
@@ -153,12 +152,7 @@ def test_a_failing_step_ends_the_proof_and_keeps_its_log(tmp_path, root):
     ):
         proof.call("check", wrong)
     assert "no_network" in (tmp_path / "failed.log").read_text()
-    with pytest.raises(RunError, match="check of lung_tissue_seg failed: ValueError"):
-        proof.call("check", wrong, unsupported="another error")
-    assert not proof.call("check", wrong, unsupported="did you mean")
-    assert proof.steps[0]["result"] == "unsupported" and "did you mean" in proof.steps[0]["reason"]
-    with pytest.raises(RunError, match="check of lung_tissue_seg works, though it is listed as unsupported"):
-        proof.call("check", ["verify_net_in_out", "network_def", *files, "--device", "cpu"], unsupported="did you mean")
+    assert proof.steps == []
 
 
 @pytest.mark.slow
