@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integrations.consumers import trained
+from tests.integrations.consumers import ENVIRONMENTS, python_of, trained
 from tools.dataset import dataset
 from tools.phantom import phantom
 
@@ -13,8 +13,12 @@ collect_ignore = ["triton_backend.py", "triton_server.py"]  # they run inside Tr
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.integration)
+        if Path(__file__).parent not in item.path.parents:
+            continue
+        item.add_marker(pytest.mark.integration)
+        for name in ENVIRONMENTS:  # before any fixture trains a bundle in vain
+            if item.get_closest_marker(name) and not python_of(name).is_file():
+                item.add_marker(pytest.mark.skip(f"{name} is not installed; make .venv-{name}/.ready installs it"))
 
 
 @pytest.fixture(scope="session")

@@ -6,19 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tools.scheme import BUNDLES
 
 ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENTS = ("label", "deploy", "triton", "federated", "nnunet")  # marker of a test and name of what it needs
 
 
-def environment(name: str) -> Path:
-    """Return the Python in which a consumer is installed; the test is skipped where it is not."""
-    python = ROOT / f".venv-{name}/bin/python"
-    if not python.is_file():
-        pytest.skip(f"{name} is not installed; make .venv-{name}/.ready installs it")
-    return python
+def python_of(name: str) -> Path:
+    """Return the Python of a consumer's environment; tests with its marker are skipped where it is missing."""
+    return ROOT / f".venv-{name}/bin/python"
 
 
 def run(*command: object, cwd: Path | None = None, check: bool = True, **variables: str) -> subprocess.CompletedProcess:

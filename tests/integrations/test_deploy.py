@@ -11,7 +11,7 @@ from monai.transforms import LoadImage
 from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
 
 from tests.dicom import write_series
-from tests.integrations.consumers import environment, run, run_workflow
+from tests.integrations.consumers import python_of, run, run_workflow
 from tools.deploy import write_app
 from tools.figures import tissue_colours
 from tools.quantify import quantify
@@ -73,7 +73,6 @@ for function, *given in calls:
 @pytest.fixture(scope="module")
 def app(segmenter, tmp_path_factory):
     folder = tmp_path_factory.mktemp("deploy") / "app"
-    environment("deploy")
     write_app(segmenter, folder)
     return folder
 
@@ -81,7 +80,7 @@ def app(segmenter, tmp_path_factory):
 def label(app, data, out, check=True):
     """Run the app from another folder, as its page says."""
     words = ["-i", data, "-o", out, "-m", app / "models"]
-    return run(environment("deploy"), app, *words, cwd=app.parent, check=check, OMP_NUM_THREADS="1")
+    return run(python_of("deploy"), app, *words, cwd=app.parent, check=check, OMP_NUM_THREADS="1")
 
 
 def ct(cohort, turned=False):
@@ -121,7 +120,7 @@ def test_a_series_gets_the_labels_of_the_plain_bundle_where_the_patient_lies(app
     series = write_series(data / "series", hu, affine, backwards=turned)
     label(app, data, out)
     assert sorted(path.name for path in out.iterdir()) == ["measurements.dcm", "quantification.csv", "tissues.dcm"]
-    read = json.loads(run(environment("deploy"), "-c", READER, out).stdout.splitlines()[-1])
+    read = json.loads(run(python_of("deploy"), "-c", READER, out).stdout.splitlines()[-1])
 
     run_workflow(segmenter, ["inference.json"], dataset_dir=data, output_dir=plain)
     tissues = nib.load(plain / "series_tissues.nii.gz")
@@ -200,7 +199,7 @@ def test_a_ct_without_lung_gives_empty_results(app, tmp_path):
     assert not pydicom.dcmread(tmp_path / "out/tissues.dcm").pixel_array.any()
     rows = read_csv(tmp_path / "out/quantification.csv")
     assert [(row["region"], row["lung_ml"], row["healthy_ml"]) for row in rows] == [("whole", "0.0", "")]
-    read = json.loads(run(environment("deploy"), "-c", READER, tmp_path / "out").stdout.splitlines()[-1])
+    read = json.loads(run(python_of("deploy"), "-c", READER, tmp_path / "out").stdout.splitlines()[-1])
     assert read["groups"]["lung"]["measurements"] == [["118565006", 0.0, "ml", ["39607008"]]]
 
 
@@ -228,7 +227,7 @@ def test_what_dicom_seg_cannot_hold_is_refused_before_anything_runs(app, cohort,
         "empty": "holds 0 folders with DICOM files; the app labels one series",
         "lacking": "IM0000 lacks FrameOfReferenceUID, PatientSex, which a DICOM SEG repeats",
     }
-    done = run(environment("deploy"), "-c", REFUSALS, app, *(tmp_path / name for name in wanted))
+    done = run(python_of("deploy"), "-c", REFUSALS, app, *(tmp_path / name for name in wanted))
     lines = [line for line in done.stdout.splitlines() if line.startswith(("refused", "accepted"))]
     of_labels = [
         "label nodule has no code in the app, which knows healthy, ground_glass",
@@ -245,5 +244,5 @@ def test_a_folder_without_a_model_is_refused(app, cohort, tmp_path):
     write_series(tmp_path / "data", *ct(cohort))
     (tmp_path / "models").mkdir()
     words = ["-i", tmp_path / "data", "-o", tmp_path / "out", "-m", tmp_path / "models"]
-    done = run(environment("deploy"), app, *words, cwd=tmp_path, check=False)
+    done = run(python_of("deploy"), app, *words, cwd=tmp_path, check=False)
     assert done.returncode == 1 and f"{tmp_path}/models holds 0 TorchScript files (.ts), not one" in done.stderr

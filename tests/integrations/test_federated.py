@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.integrations.consumers import environment, run_workflow
+from tests.integrations.consumers import python_of, run_workflow
 from tools.federated import federated
 from tools.scheme import BUNDLES, tissue_labels
 
@@ -45,7 +45,7 @@ def federation(request, sites, tmp_path_factory) -> tuple[str, Path]:
     output = tmp_path_factory.mktemp("federation") / "out"
     datalists = ",".join(map(str, sites))
     overrides = OVERRIDES[request.param] | {"device": "cpu"}
-    federated(datalists, request.param, output, python=environment("federated"), overrides=overrides)
+    federated(datalists, request.param, output, python=python_of("federated"), overrides=overrides)
     return request.param, output
 
 

@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.integrations.consumers import environment, run, run_workflow
+from tests.integrations.consumers import python_of, run, run_workflow
 from tools.scheme import tissue_labels
 
 pytestmark = pytest.mark.label
@@ -81,10 +81,9 @@ def studies(cohort, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module")
 def python() -> Path:
-    """MONAI Label's Python; asked for before all else, so that no bundle is trained where it is not."""
-    return environment("label")
+    return python_of("label")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.integrations.consumers import ROOT, environment, run
+from tests.integrations.consumers import ROOT, python_of, run
 from tools.nifti import SYNTHETIC_MARK, load_ct, save_nifti
 
 pytestmark = pytest.mark.nnunet
@@ -44,7 +44,7 @@ def raw(cohort, tmp_path_factory) -> Path:
 def nnunet(raw: Path, program: str, *words: object, check: bool = True):
     """Run a program of nnU-Net's environment, whose three folders lie beside each other."""
     folders = {f"nnUNet_{kind}": str(raw.parents[1] / f"nnunet_{kind}") for kind in ("raw", "preprocessed", "results")}
-    program = environment("nnunet").with_name(program)
+    program = python_of("nnunet").with_name(program)
     return run(program, *words, check=check, OMP_NUM_THREADS="1", **folders)
 
 

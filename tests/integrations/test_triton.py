@@ -17,7 +17,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from tests.integrations.consumers import environment, run, run_workflow
+from tests.integrations.consumers import python_of, run, run_workflow
 from tools.scheme import tissue_labels
 from tools.triton import write_repository
 
@@ -70,7 +70,7 @@ def repository(segmenter, synthesizer, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def server(repository, tmp_path_factory):
     """Yield host and port of a Triton server with the repository as it is."""
-    python, log = environment("triton"), tmp_path_factory.mktemp("server") / "server.log"
+    python, log = python_of("triton"), tmp_path_factory.mktemp("server") / "server.log"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -94,7 +94,7 @@ def run_client(root: Path, server: str, model: str, check: bool = True, **overri
     configs = [str(root / f"configs/{name}.json") for name in ("inference", "inference_triton")]
     words = ["--bundle_root", root, "--config_file", configs, "--device", "cpu", "--url", server, "--model_name", model]
     words += [word for key, value in overrides.items() for word in (f"--{key}", value)]
-    return run(environment("triton"), "-m", "monai.bundle", "run", *words, check=check)
+    return run(python_of("triton"), "-m", "monai.bundle", "run", *words, check=check)
 
 
 def network(root: Path) -> torch.nn.Module:
@@ -169,7 +169,7 @@ def test_exported_step_gives_the_velocity_of_pytorch(name, repository, synthesiz
 
 @pytest.mark.parametrize("name", SEGMENTERS + SYNTHESIZERS)
 def test_configuration_is_read_by_triton_and_agrees_with_the_onnx_file(name, repository):
-    config = json.loads(run(environment("triton"), "-c", PARSE, repository / name / "config.pbtxt").stdout)
+    config = json.loads(run(python_of("triton"), "-c", PARSE, repository / name / "config.pbtxt").stdout)
     kind = name.rpartition("_")[2]
     assert config["name"] == name and config["backend"] == {"onnx": "onnxruntime", "torchscript": "pytorch"}[kind]
     assert config["max_batch_size"] == 16 and "dynamic_batching" in config
@@ -229,7 +229,7 @@ def test_ct_is_painted_by_a_triton_server_as_by_the_bundle(name, server, synthes
 
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_server_makes_one_batch_of_waiting_requests(name, server):
-    calls, difference = map(float, run(environment("triton"), "-c", ASK, server, name).stdout.split())
+    calls, difference = map(float, run(python_of("triton"), "-c", ASK, server, name).stdout.split())
     assert 1 <= calls < 12 and difference < 1e-4
 
 

@@ -120,7 +120,7 @@ def test_monai_lists_the_release_and_downloads_it(output, tmp_path, monkeypatch)
             return get(url.replace("https://raw.githubusercontent.com", server.address), **options)
 
         monkeypatch.setattr(bundle_scripts.requests, "get", here)
-        assert get_all_bundles_list(repo="owner/name", tag="main") == [(output.name, "0.2.0")]
+        assert get_all_bundles_list(repo="owner/name", tag="main") == [(output.name, archive.stem.rsplit("_v", 1)[1])]
         info = get_bundle_info(output.name, repo="owner/name", tag="main")
         assert info["name"] == archive.stem and info["browser_download_url"] == f"https://github.com/{place}"
         url = info["browser_download_url"].replace("https://github.com", server.address)
@@ -131,11 +131,11 @@ def test_monai_lists_the_release_and_downloads_it(output, tmp_path, monkeypatch)
 def test_monai_downloads_what_was_uploaded_to_hugging_face(root, tmp_path):
     pytest.importorskip("huggingface_hub")
     with running(Hub()) as hub:
-        to_hugging_face(root, "0.2.0", "owner/name", "secret", hub.address)
+        to_hugging_face(root, "0.3.0", "owner/name", "secret", hub.address)
         code = "import sys; from monai.bundle import download; name, folder, version = sys.argv[1:]; "
         code += "download(name, version or None, folder, source='huggingface_hub', repo='owner/name')"
         home = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
-        for version in ("0.2.0", ""):  # without one MONAI takes the tag latest_version
+        for version in ("0.3.0", ""):  # without one MONAI takes the tag latest_version
             run(sys.executable, "-c", code, root.name, tmp_path / f"v{version}", version, **home)
             found = tmp_path / f"v{version}" / root.name
             shutil.rmtree(found / ".cache")
