@@ -11,6 +11,7 @@ from monai.bundle import ConfigParser
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("bundles/*/docs/README.md"))]
+SERVING = ROOT / "docs/serving.md"
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -57,11 +58,25 @@ def test_bundle_run_of_a_page_names_configs_and_ids_that_exist(page, words):
         parser[run_id]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [*PAGES, SERVING], ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_of_a_page_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-        if not target.startswith("http"):
-            assert (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(#[^)\s]+)?\)", page.read_text()):
+        if target.startswith("http"):
+            continue
+        place = page.parent / target if target else page
+        assert place.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", place.read_text(), flags=re.MULTILINE)
+            slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+            assert anchor[1:] in slugs, target + anchor
+
+
+def test_tools_commands_of_the_serving_page_exist_with_their_flags():
+    found = re.findall(r"-m tools (\w+)([^\n`]*)", SERVING.read_text().replace("\\\n", " "))
+    assert len(found) > 10
+    for name, rest in found:
+        function = getattr(importlib.import_module(f"tools.{name}"), name)
+        assert set(re.findall(r"--(\w+)", rest)) <= set(inspect.signature(function).parameters), name + rest
 
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: str(page.relative_to(ROOT)))
