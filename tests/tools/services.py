@@ -144,7 +144,7 @@ def _etag(content: bytes) -> str:
 @contextlib.contextmanager
 def running(service: Server) -> Iterator[Server]:
     """Serve until the block ends."""
-    threading.Thread(target=service.serve_forever, daemon=True).start()
+    threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     try:
         yield service
     finally:
