@@ -233,6 +233,8 @@ def test_a_dicom_series_is_painted_as_the_file_of_the_same_ct(trained, painting,
     for kind in ("labels", "targets"):
         (folder / kind).mkdir(parents=True)
         shutil.copy(painting / kind / "case0.nii.gz", folder / kind)
+    for conditions in painting.glob("conditions.csv"):  # which another test may have left
+        shutil.copy(conditions, folder)
     image = nib.load(painting / "images/case0.nii.gz")
     write_series(folder / "images/case0", np.asarray(image.dataobj), image.affine)
     settings = {key: value for key, value in TINY.items() if key.startswith(("network", "patch_size", "num", "device"))}
