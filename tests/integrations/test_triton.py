@@ -195,13 +195,15 @@ def test_whole_ct_is_labelled_by_a_triton_server_as_by_the_bundle(name, server, 
     settings = {"dataset_dir": images, "window_size": "[64,64]", "find_lung": False}
     run_workflow(segmenter, ["inference.json"], output_dir=tmp_path / "here", **settings)
     run_client(segmenter, server, name, output_dir=tmp_path / "served", **settings)
-    differing, tissues = 0, set()
+    differing, voxels, tissues = 0, 0, set()
     for path in sorted((tmp_path / "here").glob("*.nii.gz")):
         here, served = nib.load(path), nib.load(tmp_path / "served" / path.name)
         assert np.array_equal(here.affine, served.affine)
         differing += int((np.asarray(here.dataobj) != np.asarray(served.dataobj)).sum())
-        tissues |= set(np.unique(here.dataobj))
-    assert len(tissues) > 1 and differing == 0
+        voxels, tissues = voxels + int(np.prod(here.shape)), tissues | set(np.unique(here.dataobj))
+    print(f"{name}: {differing} of {voxels} voxels differ")
+    # ONNX Runtime rounds otherwise in the last digit, which may decide where two tissues are as likely
+    assert len(tissues) > 1 and differing <= (1e-4 * voxels if name.endswith("onnx") else 0)
 
 
 @pytest.mark.parametrize("name", SYNTHESIZERS)
