@@ -24,6 +24,7 @@ def test_mistyped_override_starts_nothing(tmp_path):
     assert not (tmp_path / "run.log").exists()
 
 
+@pytest.mark.slow
 def test_failed_run_names_its_cause_and_its_log(tmp_path):
     overrides = {"dataset_dir": str(tmp_path / "nowhere"), "device": "cpu", "model_dir": str(tmp_path)}
     with pytest.raises(

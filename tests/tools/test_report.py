@@ -232,6 +232,7 @@ def test_a_comparison_without_painted_arms_or_with_real_alone_has_a_report_too(d
     assert "Painting gains over real cases alone" in text and "No free rival" in text
 
 
+@pytest.mark.slow
 def test_the_same_comparison_gives_the_same_page(finished, tmp_path):
     report(finished, tmp_path / "a.html")
     report(finished, tmp_path / "b.html")
