@@ -4,10 +4,14 @@ import base64
 import contextlib
 import hashlib
 import json
+import ssl
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, urlparse
+
+import trustme
 
 COMMIT = "c0ffee" * 6 + "c0ff"
 
@@ -129,12 +133,45 @@ class Hub(Server):
         return 404, {"error": "not found"}, {"X-Error-Code": "RevisionNotFound"}
 
 
-class Files(Server):
-    """Gives out ``files`` and takes nothing."""
+class Proxy(ThreadingHTTPServer):
+    """An HTTPS proxy that answers itself, in the names of the hosts it is asked for.
 
-    def answer(self, method: str, path: str, query: dict, body: bytes) -> tuple[int, object, dict]:
-        content = self.files.get(path.removeprefix("/"))
-        return (404, b"", {}) if content is None else (200, content, {"Content-Type": "application/octet-stream"})
+    Args:
+        files: host/path to the bytes that lie there; everything else is not found.
+        authority: what signs for the hosts.
+    """
+
+    def __init__(self, files: dict[str, bytes], authority: trustme.CA) -> None:
+        super().__init__(("127.0.0.1", 0), Tunnel)
+        self.files, self.authority = files, authority
+
+    def variables(self, folder: Path) -> dict[str, str]:
+        """Return the environment in which requests and urllib come here and trust what they get."""
+        self.authority.cert_pem.write_to_path(str(folder / "authority.pem"))
+        trusted = dict.fromkeys(("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"), str(folder / "authority.pem"))
+        return trusted | {"HTTPS_PROXY": f"http://127.0.0.1:{self.server_port}", "NO_PROXY": ""}
+
+
+class Tunnel(BaseHTTPRequestHandler):
+    """One request to one host of a :class:`Proxy`."""
+
+    def do_CONNECT(self) -> None:
+        host = self.path.split(":")[0]
+        self.send_response(200)
+        self.end_headers()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.server.authority.issue_cert(host).configure_cert(context)
+        with context.wrap_socket(self.connection, server_side=True) as stream:
+            path = stream.recv(65536).split()[1].decode()
+            content = self.server.files.get(host + path)
+            status = "404 Not Found" if content is None else "200 OK"
+            content = content or b""
+            head = f"HTTP/1.1 {status}\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+            stream.sendall(head.encode() + content)
+        self.close_connection = True
+
+    def log_message(self, *words: object) -> None:
+        """Say nothing."""
 
 
 def _etag(content: bytes) -> str:
@@ -142,7 +179,7 @@ def _etag(content: bytes) -> str:
 
 
 @contextlib.contextmanager
-def running(service: Server) -> Iterator[Server]:
+def running(service: ThreadingHTTPServer) -> Iterator[ThreadingHTTPServer]:
     """Serve until the block ends."""
     threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     try:
