@@ -230,11 +230,7 @@ def test_what_the_network_paints_lands_where_it_was_asked(painting, tmp_path):
 @pytest.mark.slow
 def test_a_dicom_series_is_painted_as_the_file_of_the_same_ct(trained, painting, tmp_path):
     folder = tmp_path / "series"
-    for kind in ("labels", "targets"):
-        (folder / kind).mkdir(parents=True)
-        shutil.copy(painting / kind / "case0.nii.gz", folder / kind)
-    for conditions in painting.glob("conditions.csv"):  # which another test may have left
-        shutil.copy(conditions, folder)
+    shutil.copytree(painting, folder, ignore=shutil.ignore_patterns("images", "case1*"))
     image = nib.load(painting / "images/case0.nii.gz")
     write_series(folder / "images/case0", np.asarray(image.dataobj), image.affine)
     settings = {key: value for key, value in TINY.items() if key.startswith(("network", "patch_size", "num", "device"))}

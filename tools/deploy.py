@@ -1,12 +1,9 @@
 """An app for MONAI Deploy from a trained segmenter: CT as a DICOM series in, DICOM SEG and measurements out."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-from tools.bundle import first_error
-from tools.exports import strip_torchscript
+from tools.exports import export_torchscript
 from tools.files import InputError, RunError, new_directory, read_json
 
 HERE = Path(__file__).parent
@@ -62,15 +59,7 @@ def write_app(bundle_root: Path, output: Path) -> None:
         version = read_json(bundle_root / "configs/metadata.json")["version"]
         (folder / "app.yaml").write_text(APP_YAML.format(version=version))
         (folder / "models").mkdir()
-        _export(bundle_root.resolve(), (folder / "models/model.ts").resolve())
-        strip_torchscript(folder / "models/model.ts")
-
-
-def _export(bundle_root: Path, path: Path) -> None:
-    """Write the bundle's network with its weights and configs as TorchScript."""
-    line = [sys.executable, "-m", "monai.bundle", "ckpt_export", "network_def", "--filepath", path]
-    line += ["--ckpt_file", "models/model.pt", "--meta_file", "configs/metadata.json"]
-    line += ["--config_file", "configs/inference.json"]
-    done = subprocess.run([str(word) for word in line], cwd=bundle_root, capture_output=True, text=True)
-    if done.returncode or not path.is_file():
-        raise RunError(f"the export of {bundle_root} as TorchScript failed: {first_error(done.stderr or done.stdout)}")
+        try:
+            export_torchscript(bundle_root, folder / "models/model.ts")
+        except RunError as error:
+            raise RunError(f"the export of {bundle_root} as TorchScript failed: {error}") from None

@@ -1,7 +1,6 @@
 """DICOM series as NIfTI images in memory: found and checked as the segmenter's bundle does, read by MONAI."""
 
-import functools
-import importlib.util
+import importlib
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -11,15 +10,12 @@ import numpy as np
 
 from tools.files import InputError
 from tools.scheme import BUNDLES
+from tools.scripts import import_scripts
 
 
-@functools.cache
 def _checks() -> ModuleType:
-    """Return the segmenter's ``dicom.py``, which stands alone, under a name of its own: ``scripts`` stays free."""
-    spec = importlib.util.spec_from_file_location("tools_dicom_checks", BUNDLES / "lung_tissue_seg/scripts/dicom.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """Return the segmenter's ``scripts.dicom``, which needs no other of its scripts."""
+    return importlib.import_module(f"{import_scripts(BUNDLES / 'lung_tissue_seg')}.dicom")
 
 
 def find_series(folder: Path) -> list[Path]:

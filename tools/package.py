@@ -7,6 +7,7 @@ from pathlib import Path
 from tools.archive import sha1, unpack, write_zip
 from tools.bundle_check import bundle_problems
 from tools.compare import listed
+from tools.deploy import write_app
 from tools.files import InputError, check_new_directory, new_directory, read_json, write_json
 from tools.proof import SEGMENTER, SYNTHESIZER, Proof, draw_patients
 from tools.publish import (
@@ -20,6 +21,7 @@ from tools.publish import (
 )
 from tools.runs import versions
 from tools.scheme import BUNDLES
+from tools.triton import write_repository
 from tools.workflow_check import workflow_problems
 
 TARGETS = ("zoo", "torchscript", "onnx", "triton", "deploy")
@@ -134,9 +136,9 @@ def _prove(proof: Proof, targets: list[str], output: Path) -> None:
     if "onnx" in targets:
         proof.onnx(output / f"{stem}.onnx")
     if "triton" in targets:
-        proof.elsewhere("triton", "write_repository", output / "triton")
+        proof.make("triton", write_repository, output / "triton")
     if "deploy" in targets:
-        proof.elsewhere("deploy", "write_app", output / "deploy")
+        proof.make("deploy", write_app, output / "deploy")
     proof.check_untouched()
 
 

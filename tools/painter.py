@@ -2,10 +2,8 @@
 
 import contextlib
 import functools
-import importlib.util
+import importlib
 import json
-import sys
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,26 +15,10 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, SaveImage
 
 from tools.card import card_settings
 from tools.files import InputError, read_json
+from tools.scripts import import_scripts
 from tools.synthesizer import known_conditions
 
 FILES = (LoadImaged, EnsureChannelFirstd, SaveImaged)  # what only a run on files needs
-
-
-def import_scripts(bundle_root: Path) -> str:
-    """Import the ``scripts`` of a bundle under a name of its own, and return that name.
-
-    All bundles call theirs ``scripts``, and a process holds one module of a name; so the package is loaded under
-    another one, by which its modules, which import each other relatively, are found too.
-    """
-    folder = Path(bundle_root).resolve() / "scripts"
-    name = f"bundle_scripts_{zlib.crc32(str(folder).encode()):08x}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            name, folder / "__init__.py", submodule_search_locations=[str(folder)]
-        )
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return name
 
 
 def rename_targets(config: object, package: str) -> object:

@@ -1,17 +1,14 @@
 """Running an unpacked bundle as its user would: other paths, another working directory, none of this repository."""
 
 import contextlib
-import importlib
 import io
-import multiprocessing
 import os
 import shutil
 import site
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import nibabel as nib
@@ -154,14 +151,13 @@ class Proof:
         """Return whether the bundle's network needs more inputs than MONAI's own exports know."""
         return (self.root / "configs/export.json").is_file()
 
-    def elsewhere(self, module: str, function: str, output: Path) -> None:
-        """Let ``tools.<module>.<function>(root, output)`` make something of the unpacked bundle, and note it."""
+    def make(self, name: str, function: Callable[[Path, Path], None], output: Path) -> None:
+        """Let a function of the tools make something of the unpacked bundle, and note it."""
         start = time.perf_counter()
-        # a process of its own, since the other bundle's scripts may be loaded in this one
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            pool.submit(_call, f"tools.{module}", function, self.root, output).result()
+        function(self.root, output)
+        command = f"{function.__module__}.{function.__name__}"
         seconds = round(time.perf_counter() - start, 1)
-        self.steps.append({"name": module, "command": f"tools.{module}.{function}", "seconds": seconds, "result": "ok"})
+        self.steps.append({"name": name, "command": command, "seconds": seconds, "result": "ok"})
 
     def check_untouched(self) -> None:
         """Raise RunError if a file of the unpacked bundle changed, vanished or came into being."""
@@ -232,11 +228,6 @@ class Proof:
         for name, folder in folders.items():
             line = line.replace(str(folder), name)
         return line
-
-
-def _call(module: str, function: str, root: Path, output: Path) -> None:
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # nor may the processes that it starts leave anything in the bundle
-    getattr(importlib.import_module(module), function)(root, output)
 
 
 def _cause(log: str) -> str:

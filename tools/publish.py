@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import string
 from pathlib import Path
 
 from tools.archive import sha1
@@ -12,6 +13,7 @@ PLACES = {"github": "GITHUB_TOKEN", "huggingface": "HF_TOKEN"}  # where to, and 
 UNNAMED = "OWNER/NAME"  # stands for the repository that the user has not named
 GITHUB, GITHUB_API = "https://github.com", "https://api.github.com"
 MODEL_INFO = "models/model_info.json"  # where MONAI looks for it in a repository
+NAME = set(string.ascii_letters + string.digits + "._-")  # of an owner or a repository
 SECONDS = 60  # to wait for an answer
 CARD = "---\nlibrary_name: monai\nlicense: apache-2.0\ntags:\n- monai\n- medical\n---\n"
 
@@ -68,11 +70,8 @@ def credentials(place: str | None, repository: str | None) -> str | None:
 def check_repository(repository: str) -> None:
     """Raise InputError if a repository is not given as owner/name."""
     parts = repository.split("/")
-    if len(parts) != 2 or not all(part.strip("._-") and set(part) <= set(_NAME) for part in parts):
+    if len(parts) != 2 or not all(part.strip("._-") and set(part) <= NAME for part in parts):
         raise InputError(f"repository is owner/name, not {repository!r}")
-
-
-_NAME = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
 
 
 def to_github(archive: Path, repository: str, token: str, api: str = GITHUB_API) -> str:

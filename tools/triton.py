@@ -1,16 +1,12 @@
 """Model repositories for Triton: a bundle's network as ONNX and as TorchScript, each with its configuration."""
 
 import importlib.util
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from tools.bundle import first_error
-from tools.exports import strip_onnx, strip_torchscript
-from tools.files import InputError, RunError, check_new_directory, new_directory, read_json, write_text
+from tools.exports import export
+from tools.files import InputError, check_new_directory, new_directory, read_json, write_text
 
 # kind of model: Triton's backend, the file that it looks for, and what the exports call it
 KINDS = {"onnx": ("onnxruntime", "model.onnx", "model.onnx"), "torchscript": ("pytorch", "model.pt", "model.ts")}
@@ -47,8 +43,6 @@ def write_repository(bundle_root: Path, output: Path) -> None:
         export(root, metadata, Path(exported))
         for kind, folder in folders.items():
             _, wanted, written = KINDS[kind]
-            strip = strip_onnx if kind == "onnx" else strip_torchscript
-            strip(Path(exported) / written)
             with new_directory(folder) as partial:
                 (partial / "1").mkdir()
                 shutil.move(Path(exported) / written, partial / "1" / wanted)
@@ -58,57 +52,6 @@ def write_repository(bundle_root: Path, output: Path) -> None:
 def model_names(bundle_root: Path) -> list[str]:
     """Return the names of a bundle's models in a repository, in the order of KINDS."""
     return [f"{Path(bundle_root).resolve().name}_{kind}" for kind in KINDS]
-
-
-def export(root: Path, metadata: dict, folder: Path) -> None:
-    """Write model.ts and model.onnx, in processes of their own: two bundles in one would share ``scripts``.
-
-    A bundle with configs/export.json exports itself; of others MONAI's own commands export ``network_def``.
-
-    Args:
-        root: folder of the bundle.
-        metadata: the bundle's; a network that MONAI exports has one input.
-        folder: where to write.
-
-    Raises:
-        RunError: if an export fails.
-    """
-    config, overlay = root / "configs/inference.json", root / "configs/export.json"
-    common = ["--bundle_root", root, "--meta_file", root / "configs/metadata.json"]
-    if overlay.is_file():
-        both = str([str(config), str(overlay)])
-        places = ["--torchscript", folder / "model.ts", "--onnx", folder / "model.onnx"]
-        _monai_bundle(root, "run", "--config_file", both, *common, *places)
-        return
-    common += ["--config_file", config, "--ckpt_file", root / "models/model.pt"]
-    _monai_bundle(root, "ckpt_export", "network_def", *common, "--filepath", folder / "model.ts")
-    image = metadata["network_data_format"]["inputs"]["image"]
-    axes = {0: "batch"} | {2 + axis: f"side_{axis}" for axis in range(len(image["spatial_shape"]))}
-    # no two sizes alike: one that the export froze would show
-    shape = [2, image["num_channels"], *(multiple(side) * (4 + 2 * n) for n, side in enumerate(image["spatial_shape"]))]
-    names = {"input_names": ["image"], "output_names": ["pred"], "dynamic_axes": {"image": axes}}
-    more = ["--input_shape", shape, "--converter_kwargs", names]
-    _monai_bundle(root, "onnx_export", "network_def", *common, "--filepath", folder / "model.onnx", *more)
-
-
-def _monai_bundle(root: Path, *words: object) -> None:
-    command = [sys.executable, "-m", "monai.bundle", *map(str, words)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=root, env={"PYTHONWARNINGS": "ignore"} | os.environ
-    )
-    if done.returncode:
-        cause = first_error(done.stdout + done.stderr)
-        raise RunError(f"monai.bundle {words[0]} of {root} failed (exit {done.returncode}): {cause}")
-
-
-def multiple(side: str | int) -> int:
-    """Return what a side must be a multiple of, as metadata writes it.
-
-    Example:
-        >>> multiple("16*n")
-        16
-    """
-    return int(str(side).removesuffix("*n"))
 
 
 def configuration(name: str, kind: str, metadata: dict) -> str:

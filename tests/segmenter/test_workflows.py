@@ -178,7 +178,7 @@ def test_same_seed_gives_the_same_weights_and_the_last_epoch_is_validated(traine
 @pytest.mark.slow
 def test_training_goes_on_where_it_was_stopped(cohort, tmp_path):
     """Three epochs at once, and one epoch of the same schedule followed by --resume, end with the same weights."""
-    weights, stop = [], {"train::trainer::max_epochs": 1, "lr_scheduler::total_steps": 3 * TINY["epoch_length"]}
+    weights, stop = [], {"train::trainer::max_epochs": 1, "total_epochs": 3}
     for folder, runs in (("straight", [{}]), ("stopped", [stop, {"resume": True}])):
         for changes in runs:
             output = str(tmp_path / folder)

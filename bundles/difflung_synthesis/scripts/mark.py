@@ -3,8 +3,6 @@
 import nibabel
 import numpy
 
-MARK = "SYNTHETIC"
-
 
 def synthetic_header() -> nibabel.Nifti1Header:
     """Return a NIfTI header for HU as float32 whose description says that the CT is synthetic.
@@ -16,5 +14,5 @@ def synthetic_header() -> nibabel.Nifti1Header:
     header = nibabel.Nifti1Header()
     header.set_data_dtype(numpy.float32)
     header.set_xyzt_units("mm")
-    header["descrip"] = f"{MARK} difflung_synthesis"
+    header["descrip"] = "SYNTHETIC difflung_synthesis"
     return header
