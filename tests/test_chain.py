@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tools.augment import augment
-from tools.compare import compare
-from tools.dataset import dataset
-from tools.phantom import phantom
-from tools.report import report
+from tools.comparison.compare import compare
+from tools.data.dataset import dataset
+from tools.painting.augment import augment
+from tools.phantom.phantom import phantom
+from tools.report.report import report
 
 SYNTHESIZER = {"max_epochs": 1, "epoch_length": 3, "batch_size": 2, "patches_per_case": 2, "patch_size": [32, 32, 1],
                "network_channels": [8, 16, 16], "warmup_steps": 1, "measured_patches": 64, "device": "cpu"}  # fmt: skip

@@ -1,6 +1,5 @@
 """What the pages say exists: commands, flags, config ids, files."""
 
-import importlib
 import inspect
 import re
 import shlex
@@ -8,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from monai.bundle import ConfigParser
+
+from tools.__main__ import command_function
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("bundles/*/docs/README.md"))]
@@ -31,7 +32,7 @@ def test_pages_hold_commands():
 
 @pytest.mark.parametrize("words", [c for _, c in ALL if c[:3] == ["python", "-m", "tools"]], ids=" ".join)
 def test_tools_command_of_a_page_exists_with_its_flags(words):
-    function = getattr(importlib.import_module(f"tools.{words[3]}"), words[3])
+    function = command_function(words[3])
     flags = [word[2:].split("=")[0] for word in words[4:] if word.startswith("--")]
     assert set(flags) <= set(inspect.signature(function).parameters)
 
@@ -75,7 +76,7 @@ def test_tools_commands_of_the_serving_page_exist_with_their_flags():
     found = re.findall(r"-m tools (\w+)([^\n`]*)", SERVING.read_text().replace("\\\n", " "))
     assert len(found) > 10
     for name, rest in found:
-        function = getattr(importlib.import_module(f"tools.{name}"), name)
+        function = command_function(name)
         assert set(re.findall(r"--(\w+)", rest)) <= set(inspect.signature(function).parameters), name + rest
 
 

@@ -14,26 +14,31 @@ from pathlib import Path
 import fire
 from fire import decorators, parser
 
-from tools.files import InputError, RunError
+from tools.io.files import InputError, RunError
 
-# Each command is the function of its own name in the module of its own name.
-COMMANDS = (
-    "demo",
-    "phantom",
-    "dataset",
-    "masks",
-    "augment",
-    "compare",
-    "report",
-    "conditions",
-    "curve",
-    "quantify",
-    "bench",
-    "import_weights",
-    "federated",
-    "triton",
-    "package",
-)
+# Command to where its function is; the function has the command's name.
+COMMANDS = {
+    "demo": "demo",
+    "phantom": "phantom.phantom",
+    "dataset": "data.dataset",
+    "masks": "maps.masks",
+    "augment": "painting.augment",
+    "compare": "comparison.compare",
+    "report": "report.report",
+    "conditions": "evaluation.conditions",
+    "curve": "evaluation.curve",
+    "quantify": "quantify.quantify",
+    "bench": "bench.bench",
+    "import_weights": "workflows.import_weights",
+    "federated": "federated.federated",
+    "triton": "serving.triton",
+    "package": "serving.package",
+}
+
+
+def command_function(command: str) -> Callable:
+    """Return the function behind a command; its module is imported only now, since importing all takes seconds."""
+    return getattr(importlib.import_module(f"tools.{COMMANDS[command]}"), command)
 
 
 def _flags(function: Callable) -> dict[str, inspect.Parameter]:
@@ -118,8 +123,8 @@ def check_flags(command: str, function: Callable, arguments: list[str]) -> list[
 def usage() -> str:
     """Return the list of commands, one line each; read from the source, since importing all of them takes seconds."""
     lines = ["usage: python -m tools <command> [flags]   (--help after a command shows its flags)", ""]
-    for command in COMMANDS:
-        source = ast.parse(Path(__file__).with_name(f"{command}.py").read_text())
+    for command, module in COMMANDS.items():
+        source = ast.parse(Path(__file__).parent.joinpath(*module.split(".")).with_suffix(".py").read_text())
         function = next(node for node in source.body if isinstance(node, ast.FunctionDef) and node.name == command)
         lines.append(f"  {command:14s} {ast.get_docstring(function).splitlines()[0]}")
     return "\n".join(lines)
@@ -174,7 +179,7 @@ def main(arguments: list[str]) -> int:
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
         print(f"tools has no command {command}; {hint}", file=sys.stderr)
         return 2
-    function = getattr(importlib.import_module(f"tools.{command}"), command)
+    function = command_function(command)
     if {"-h", "--help"} & set(rest):
         print(command_usage(command, function))
         return 0

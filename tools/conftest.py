@@ -1,3 +1,3 @@
 """These run where another program is installed; pytest must not import them to look for examples."""
 
-collect_ignore = ["deploy_app.py", "federated_client.py", "federated_peer.py"]
+collect_ignore = ["serving/deploy_app.py", "federated/client.py", "federated/worker.py"]

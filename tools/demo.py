@@ -4,11 +4,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.compare import compare
-from tools.dataset import dataset
-from tools.files import open_run
-from tools.phantom import phantom
-from tools.report import report
+from tools.comparison.compare import compare
+from tools.data.dataset import dataset
+from tools.io.files import open_run
+from tools.phantom.phantom import phantom
+from tools.report.report import report
 
 # Every number of the small setting. A study on real patients uses the defaults of the commands instead.
 PATIENTS = 40

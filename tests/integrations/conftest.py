@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.integrations.consumers import ENVIRONMENTS, python_of, trained
-from tools.dataset import dataset
-from tools.phantom import phantom
+from tools.data.dataset import dataset
+from tools.phantom.phantom import phantom
 
 collect_ignore = ["triton_backend.py", "triton_server.py"]  # they run inside Triton's server and beside it
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tools.scheme import BUNDLES
+from tools.bundles import BUNDLES
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENTS = ("label", "deploy", "triton", "federated", "nnunet")  # marker of a test and name of what it needs

@@ -9,7 +9,7 @@ from monai.apps.auto3dseg import AutoRunner
 from monai.auto3dseg.utils import datafold_read
 
 from tests.integrations.consumers import run
-from tools.scheme import tissue_labels
+from tools.tissues import tissue_labels
 
 STEPS = {"analyze": True, "algo_gen": False, "train": False, "ensemble": False}  # the next one downloads templates
 

@@ -12,10 +12,9 @@ from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
 
 from tests.dicom import write_series
 from tests.integrations.consumers import python_of, run, run_workflow
-from tools.deploy import write_app
-from tools.figures import tissue_colours
-from tools.quantify import quantify
-from tools.scheme import tissue_labels
+from tools.quantify.quantify import quantify
+from tools.serving.deploy import write_app
+from tools.tissues import tissue_colours, tissue_labels
 
 pytestmark = pytest.mark.deploy
 LABELS = tissue_labels()

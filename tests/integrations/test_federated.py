@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from tests.integrations.consumers import python_of, run_workflow
-from tools.federated import federated
-from tools.scheme import BUNDLES, tissue_labels
+from tools.bundles import BUNDLES
+from tools.federated.federated import federated
+from tools.tissues import tissue_labels
 
 pytestmark = pytest.mark.federated
 
@@ -95,7 +96,7 @@ def test_a_real_federation_gets_the_client_that_was_simulated(federation):
     name, output = federation
     job = output / "job" / name / "app"
     simulated = output / f"nvflare/{name}/site-1/simulate_job/app_site-1/custom"
-    for file in ("federated_client.py", "federated_settings.json"):
+    for file in ("client.py", "federated_settings.json"):
         assert (job / "custom" / file).read_bytes() == (simulated / file).read_bytes()
     command = json.loads((job / "config/config_fed_client.json").read_text())["executors"][0]["executor"]["args"]
     assert command["command"][-2:] == ["--site", "/srv/federated/site.json"]

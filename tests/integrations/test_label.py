@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from tests.integrations.consumers import python_of, run, run_workflow
-from tools.scheme import tissue_labels
+from tools.tissues import tissue_labels
 
 pytestmark = pytest.mark.label
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.integrations.consumers import ROOT, python_of, run
-from tools.nifti import SYNTHETIC_MARK, load_ct, save_nifti
+from tools.io.volume import SYNTHETIC_MARK, load_ct, save_nifti
 
 pytestmark = pytest.mark.nnunet
 VERIFY = """

@@ -3,8 +3,8 @@
 import re
 
 from tests.integrations.consumers import ROOT, run_workflow
-from tools.masks import masks
-from tools.scheme import BUNDLES
+from tools.bundles import BUNDLES
+from tools.maps.masks import masks
 
 
 def overlay_of_the_docs() -> str:

@@ -18,8 +18,8 @@ import torch
 from monai.bundle import ConfigParser
 
 from tests.integrations.consumers import python_of, run, run_workflow
-from tools.scheme import tissue_labels
-from tools.triton import write_repository
+from tools.serving.triton import write_repository
+from tools.tissues import tissue_labels
 
 pytestmark = pytest.mark.triton
 

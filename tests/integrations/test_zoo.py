@@ -11,10 +11,10 @@ import trustme
 from monai.bundle import load
 
 from tests.integrations.consumers import ROOT, run
-from tests.tools.services import Hub, Proxy, running
-from tools.archive import unpack
-from tools.package import package
-from tools.publish import to_hugging_face
+from tests.tools.fakes.services import Hub, Proxy, running
+from tools.serving.archive import unpack
+from tools.serving.package import package
+from tools.serving.publish import to_hugging_face
 
 pytestmark = pytest.mark.zoo
 

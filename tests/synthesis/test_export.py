@@ -8,7 +8,7 @@ from scripts.export import export
 from scripts.network import TissueDenoiser, known_channels, stored_kind
 from scripts.triton_network import TritonDenoiser
 
-from tools.scheme import tissue_labels
+from tools.tissues import tissue_labels
 
 LABELS = tissue_labels()
 ATTRIBUTES = {"severity": [0, 1], "history": ["none", "smoker"]}

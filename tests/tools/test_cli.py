@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import tools.__main__ as cli
-from tools import dataset as dataset_module
-from tools.files import InputError
+from tools.data import dataset as dataset_module
+from tools.io.files import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 CALL = ["dataset", "--images", "a", "--labels", "b", "--output", "c"]
@@ -65,16 +65,16 @@ def test_help_lists_every_command_with_its_summary(capsys):
 
 
 def test_call_without_command_prints_help_and_fails(capsys, monkeypatch):
-    monkeypatch.setattr(cli, "COMMANDS", ("dataset",))
+    monkeypatch.setattr(cli, "COMMANDS", {"dataset": "data.dataset"})
     assert cli.main([]) == 2
     assert "usage: python -m tools <command>" in capsys.readouterr().out
 
 
 def test_help_does_not_import_the_commands():
-    code = "import sys, tools.__main__ as cli; cli.COMMANDS = 'dataset', 'phantom'; print(cli.usage(), *sys.modules)"
+    code = "import sys, tools.__main__ as cli; cli.COMMANDS.pop('demo'); print(cli.usage(), *sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     imported = set(run.stdout.split())
-    assert "tools.__main__" in imported and not {"torch", "monai", "tools.dataset"} & imported
+    assert "tools.__main__" in imported and not {"torch", "monai", "tools.data.dataset"} & imported
 
 
 @pytest.mark.parametrize("words", [["dataset", "--help"], [*CALL, "-h"]])
@@ -194,14 +194,14 @@ def test_program_ends_with_the_exit_codes_and_without_traceback(tmp_path):
 
 
 def test_failed_run_is_a_message_without_a_traceback(monkeypatch, capsys, tmp_path):
-    import tools.dataset
+    import tools.data.dataset
     from tools.__main__ import main
-    from tools.files import RunError
+    from tools.io.files import RunError
 
     def dataset(images: Path) -> None:
         """Stand-in that fails."""
         raise RunError("run 3 died; its log is run.log")
 
-    monkeypatch.setattr(tools.dataset, "dataset", dataset)
+    monkeypatch.setattr(tools.data.dataset, "dataset", dataset)
     assert main(["dataset", "--images", str(tmp_path)]) == 1
     assert capsys.readouterr().err == "dataset: run 3 died; its log is run.log\n"

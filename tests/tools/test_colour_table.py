@@ -6,10 +6,9 @@ import nibabel as nib
 import numpy as np
 from matplotlib.colors import to_rgb
 
-from tools.colour_table import FILE_NAME, colour_table
-from tools.figures import tissue_colours
-from tools.quantify import quantify
-from tools.scheme import BUNDLES, tissue_labels
+from tools.bundles import BUNDLES
+from tools.quantify.quantify import quantify
+from tools.tissues import COLOUR_TABLE, colour_table, tissue_colours, tissue_labels
 
 LABELS = tissue_labels()
 
@@ -29,10 +28,10 @@ def test_table_holds_every_label_with_the_colour_of_the_pictures():
 
 
 def test_bundle_and_quantify_give_the_same_table(tmp_path):
-    assert (BUNDLES / "lung_tissue_seg/docs" / FILE_NAME).read_text() == colour_table(LABELS)
+    assert (BUNDLES / "lung_tissue_seg/docs" / COLOUR_TABLE).read_text() == colour_table(LABELS)
     for kind, array in (("images", np.full((8, 8, 2), -900, np.int16)), ("maps", np.zeros((8, 8, 2), np.uint8))):
         array[0, 0, 0] = 0
         (tmp_path / kind).mkdir()
         nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / kind / "a.nii.gz")
     quantify(tmp_path / "images", tmp_path / "maps", tmp_path / "out")
-    assert (tmp_path / "out" / FILE_NAME).read_text() == colour_table(LABELS)
+    assert (tmp_path / "out" / COLOUR_TABLE).read_text() == colour_table(LABELS)

@@ -6,10 +6,13 @@ import types
 
 import pytest
 
-from tools import arms, demo, leaks, results, verdicts
-from tools.files import InputError, read_json, write_json
-from tools.nifti import case_name
-from tools.scheme import tissue_labels
+from tools import demo
+from tools.comparison import results, verdicts
+from tools.data.datalist import read_datalist, split
+from tools.data.provenance import GATE_CARD, MAPS_CARD, SYNTHESIZER_CARD, cases_read
+from tools.io.files import InputError, read_json, write_json
+from tools.io.volume import case_name
+from tools.tissues import tissue_labels
 
 TISSUES = [name for name in tissue_labels() if name != "background"]
 
@@ -28,19 +31,19 @@ def calls(monkeypatch):
 
     def augment(datalist, fold, output, method, **settings):
         calls.append(("augment", method, settings["seed"], settings["max_cases"]))
-        train, test = arms.split(arms.read_datalist(datalist), fold)
+        train, test = split(read_datalist(datalist), fold)
         new = train[0] | {"synthetic": True, "source": case_name(train[0]["image"]), "fold": -1, "made_by": method}
         content = {"labels": tissue_labels(), "held_out_fold": fold}
         for name in ("datalist_unfiltered.json", "datalist.json"):
             write_json(output / name, content | {"training": [*train, new, *test]})
-        for card in (leaks.SYNTHESIZER_CARD, leaks.MAPS_CARD, leaks.GATE_CARD):
-            write_json(output / card, {"cases": leaks.witness(train)})
+        for card in (SYNTHESIZER_CARD, MAPS_CARD, GATE_CARD):
+            write_json(output / card, {"cases": cases_read(train)})
         line = {"case": "a", "source": new["source"], "tissues": ["fibrosis"], "accepted": False, "reason": "stand-in"}
         (output / "manifest.jsonl").write_text(json.dumps(line))
 
     bundle = types.SimpleNamespace(run_bundle=run_bundle, check_overrides=lambda *_: None)
-    monkeypatch.setitem(sys.modules, "tools.bundle", bundle)
-    monkeypatch.setitem(sys.modules, "tools.augment", types.SimpleNamespace(augment=augment))
+    monkeypatch.setitem(sys.modules, "tools.workflows.run", bundle)
+    monkeypatch.setitem(sys.modules, "tools.painting.augment", types.SimpleNamespace(augment=augment))
     monkeypatch.setattr(verdicts, "RESAMPLES", 400)
     for name, value in {"PATIENTS": 6, "SIZE": (64, 64, 4), "FOLDS": 2, "SEGMENTER_ITERATIONS": 7}.items():
         monkeypatch.setattr(demo, name, value)

@@ -1,0 +1,45 @@
+"""Running a bundle: overrides are checked, the log keeps the output, a failure is told with its cause."""
+
+import sys
+import types
+
+import pytest
+
+from tools.io.files import InputError, RunError
+from tools.workflows.run import check_overrides, read_bundle, run_bundle
+
+
+@pytest.mark.parametrize("bundle", ["lung_tissue_seg", "difflung_synthesis"])
+def test_known_overrides_pass_and_a_mistyped_one_is_named(bundle):
+    check_overrides(bundle, ["train.json"], {"max_epochs": 2, "train::trainer::max_epochs": 2})
+    with pytest.raises(InputError, match=f"{bundle}/train.json has no id 'max_epoch' to override"):
+        check_overrides(bundle, ["train.json"], {"max_epoch": 2})
+    with pytest.raises(InputError, match="no id 'train::trainer::epochs'"):
+        check_overrides(bundle, ["train.json"], {"train::trainer::epochs": 2})
+
+
+def test_mistyped_override_starts_nothing(tmp_path):
+    with pytest.raises(InputError, match="no id 'sed'"):
+        run_bundle("lung_tissue_seg", ["train.json"], {"sed": 1}, tmp_path / "run.log")
+    assert not (tmp_path / "run.log").exists()
+
+
+@pytest.mark.slow
+def test_failed_run_names_its_cause_and_its_log(tmp_path):
+    overrides = {"dataset_dir": str(tmp_path / "nowhere"), "device": "cpu", "model_dir": str(tmp_path)}
+    with pytest.raises(
+        RunError, match=r"train.json failed \(exit 1\): ValueError: Data list file .*nowhere/datalist.json"
+    ):
+        run_bundle("lung_tissue_seg", ["train.json"], overrides, tmp_path / "run.log")
+    assert "nowhere/datalist.json" in (tmp_path / "run.log").read_text()
+
+
+def test_config_of_a_bundle_builds_its_network_here():
+    parser = read_bundle("difflung_synthesis", "train.json")
+    assert type(parser.get_parsed_content("network_def")).__name__ == "TissueDenoiser"
+
+
+def test_second_bundle_in_one_process_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scripts", types.SimpleNamespace(__file__="/elsewhere/scripts/__init__.py"))
+    with pytest.raises(RunError, match="difflung_synthesis cannot be built in a process that has loaded /elsewhere"):
+        read_bundle("difflung_synthesis", "train.json")

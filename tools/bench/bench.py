@@ -1,0 +1,277 @@
+"""``python -m tools bench``: how fast the synthesizer and the segmenter are, each beside a reference, in one run."""
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from tools.bench import segmentation_accuracy, segmentation_speed
+from tools.bench.networks import (
+    BUNDLE,
+    forward_pass,
+    gigaflops,
+    plain_contender,
+    reference_class,
+    reference_contender,
+    shipped_contender,
+    train_step,
+)
+from tools.flags import listed
+from tools.io.files import InputError, check_writable, write_json
+from tools.io.volume import save_nifti
+from tools.phantom.phantom import DESCRIPTION, describe_patient, draw_patient
+from tools.tissues import tissue_labels
+from tools.workflows.run import read_bundle, run_measured
+
+PARTS = ("synthesis", "segmentation")
+PATCH, BATCH = 64, 16
+WARM_UP = 2
+REFERENCE_STEPS = 1000  # of a DDPM sampled with every step it was trained with
+CT_SIZE = (512, 512, 64)
+LUNG_SHARE = 0.05
+THIN_CT_SIZE = (512, 512, 300)
+
+
+def bench(
+    part: str, /, output: Path, device: str | None = None, paint: bool = True, repeats: int = 7, ct: Path | None = None,
+    datalist: Path | None = None, nnunet: Path | None = None, steps: int = 600, folds: object = None, seed: int = 0,
+) -> None:  # fmt: skip
+    """Measure the speed of the synthesizer or of the segmenter beside that of a reference, on this machine.
+
+    ``synthesis``: three networks take turns on the same random patches (64 x 64, batch 16): the one that train.json
+    builds; the same one in float32, PyTorch's default memory layout and a plain AdamW, which shows what the computing
+    gains; and one in the style of Konz et al. (MICCAI 2024, arXiv 2402.05210: diffusers UNet2DModel of six levels, the
+    mask as one more channel) in float32, as wide as it takes to have as many parameters. Medians of the repeats are
+    compared.
+
+    ``segmentation``: the segmenter's inference labels a CT from file to file, with random weights, on which the time
+    does not depend; then lungmask's R231 network (Hofmanninger et al. 2020; random weights too) answers the slices of
+    the same CT, its own reading, resampling and writing left out. It needs lungmask (pip install lungmask==0.2.22).
+    With ``nnunet``, nnU-Net's predictor labels eight of its slices too.
+
+    ``segmentation`` with ``datalist``: accuracy instead of speed. Per fold the segmenter, MONAI's U-Net as it comes
+    and nnU-Net v2 (Isensee et al. 2021, 2D, planned for as many voxels a step as the segmenter sees) are trained for
+    the same number of steps, label the fold's patients, mirrored, and are compared by Dice per patient. The trainings
+    lie in a folder beside ``output``, named as it is; started again, it goes on.
+
+    Args:
+        part: what to measure, synthesis or segmentation.
+        output: JSON file to write.
+        device: cpu or cuda; the GPU if there is one by default.
+        paint: also paint 5 % of the lung of a drawn CT of 512 x 512 x 64 with the inference bundle; takes minutes.
+        repeats: how often each network has its turn (synthesis).
+        ct: the CT to segment, NIfTI or the folder of a DICOM series; a drawn one of 512 x 512 x 300 if not given.
+        datalist: of ``dataset``, to compare accuracy.
+        nnunet: Python interpreter of an environment with nnunetv2 (pip install nnunetv2==2.8.1), apart from this one.
+        steps: optimizer steps of each training, a multiple of 25.
+        folds: held out one after another, as 0,1,2; all of the datalist by default.
+        seed: of each training.
+
+    Raises:
+        InputError: if the part, the device or the CT does not exist, the reference is not installed, or the file cannot
+            be written.
+        RunError: if painting or segmenting fails.
+    """
+    if part not in PARTS:
+        raise InputError(f"bench has no part {part!r}; there is {', '.join(PARTS)}")
+    for name, value in (("ct", ct), ("datalist", datalist), ("nnunet", nnunet)):
+        if value is not None and part != "segmentation":
+            raise InputError(f"{name} is for bench segmentation, not for {part}")
+    if ct is not None and (datalist is not None or not Path(ct).exists()):
+        raise InputError(f"ct is a NIfTI file or DICOM folder whose labelling is timed; {ct} cannot be used")
+    if datalist is not None and nnunet is None:
+        raise InputError("datalist compares with nnU-Net; name the Python in which nnunetv2 is by --nnunet")
+    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+        raise InputError(f"repeats must be an integer of at least 1, not {repeats}")
+    chosen = choose_device(device)
+    output = Path(output)
+    check_writable(output.parent)
+    result = {"part": part, "machine": machine(chosen)}
+    if datalist is not None:
+        given = (Path(datalist), output.with_suffix(""), Path(nnunet), listed(folds), steps, seed, chosen.type)
+        result |= segmentation_accuracy.measure(*given)
+        print(segmentation_accuracy.lines(result))
+    elif part == "segmentation":
+        result |= segmentation_speed.measure(chosen, ct, THIN_CT_SIZE, nnunet)
+        print(segmentation_speed.lines(result))
+    else:
+        result |= measure_networks(chosen, PATCH, BATCH, repeats)
+        print(table(result), flush=True)
+        result["painted_ct"] = measure_painting(chosen, CT_SIZE, LUNG_SHARE) if paint else None
+        if paint:
+            print(painting_line(result["painted_ct"]))
+    write_json(output, result)
+    print(f"wrote {output}")
+
+
+def choose_device(device: str | None) -> torch.device:
+    """Return the device asked for, or the GPU if there is one.
+
+    Raises:
+        InputError: if there is no such device.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device not in ("cpu", "cuda"):
+        raise InputError(f"device must be cpu or cuda, not {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is cuda, but PyTorch finds no GPU here; leave --device out or write --device cpu")
+    return torch.device(device)
+
+
+def machine(device: torch.device) -> dict:
+    """Return what kind of machine this is; nothing that names it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def measure_networks(device: torch.device, patch: int, batch: int, repeats: int, **overrides: object) -> dict:
+    """Measure a training step and a forward pass of the three networks.
+
+    Args:
+        device: where.
+        patch: edge of the square patches in pixels, a multiple of 32 (the reference halves it five times).
+        batch: patches per call.
+        repeats: turns, after two that are not counted.
+        **overrides: ids of train.json with the values to take instead.
+
+    Returns:
+        patch, batch, repeats; networks: one row each with name, parameters, gigaflops (of the forward pass of a batch),
+        step_seconds and forward_seconds; ratios: seconds of the other networks over those of the shipped one;
+        painted_patch_seconds: forward passes times their number, which is computed and not measured.
+
+    Raises:
+        InputError: if diffusers is not installed.
+    """
+    unet = reference_class()
+    torch.manual_seed(0)
+    shipped = shipped_contender(device, patch, batch, overrides)
+    contenders = [shipped, plain_contender(shipped), reference_contender(unet, shipped)]
+    target = torch.randn(batch, 1, patch, patch, device=device)
+    times = torch.rand(batch, device=device)
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for turn in tqdm(range(WARM_UP + repeats), desc="bench", unit="turn"):
+        for contender in contenders:
+            for kind, work in (("step", train_step), ("forward", forward_pass)):
+                spent = timed(lambda: work(contender, times, target), device)  # noqa: B023  called at once
+                if turn >= WARM_UP:
+                    seconds.setdefault((contender.name, kind), []).append(spent)
+    medians = {key: statistics.median(values) for key, values in seconds.items()}
+    rows = [
+        {
+            "name": contender.name,
+            "parameters": contender.parameters,
+            "gigaflops": gigaflops(contender, times),
+            "step_seconds": medians[contender.name, "step"],
+            "forward_seconds": medians[contender.name, "forward"],
+        }
+        for contender in contenders
+    ]
+    ratios = {
+        row["name"]: {kind: row[f"{kind}_seconds"] / rows[0][f"{kind}_seconds"] for kind in ("step", "forward")}
+        for row in rows[1:]
+    }
+    steps = sorted({8, 10, read_bundle(BUNDLE, "inference.json")["num_steps"]})
+    per_patch = {row["name"]: row["forward_seconds"] / batch for row in rows}
+    painted = {f"{rows[0]['name']}, {n} steps": n * per_patch[rows[0]["name"]] for n in steps}
+    painted[f"{rows[-1]['name']}, {REFERENCE_STEPS} steps"] = REFERENCE_STEPS * per_patch[rows[-1]["name"]]
+    return {
+        "patch": patch, "batch": batch, "repeats": repeats, "networks": rows, "ratios": ratios,
+        "painted_patch_seconds": painted,
+    }  # fmt: skip
+
+
+def timed(work: Callable[[], None], device: torch.device) -> float:
+    """Return the seconds that some work takes, until the device has done it."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - start
+
+
+def measure_painting(device: torch.device, size: tuple[int, int, int], share: float) -> dict:
+    """Paint a share of the lung of a drawn CT with the inference bundle in a process of its own.
+
+    The weights are random, on which the time does not depend.
+
+    Returns:
+        size, painted_voxels, painted_slices, num_steps, seconds (start of the process, reading and writing included)
+        and peak_memory_gb of the process.
+
+    Raises:
+        RunError: if the bundle fails.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        region = write_case(folder, size, share)
+        parser = read_bundle(BUNDLE, "inference.json")
+        torch.save(parser.get_parsed_content("network_def").state_dict(), folder / "model.pt")
+        overrides = {
+            "dataset_dir": str(folder),
+            "output_dir": str(folder / "painted"),
+            "checkpoint": str(folder / "model.pt"),
+            "device": str(device),
+        }
+        seconds, peak = run_measured(BUNDLE, overrides, folder / "inference.log")
+    return {
+        "size": list(size),
+        "painted_voxels": int(region.sum()),
+        "painted_slices": int(region.any(axis=(0, 1)).sum()),
+        "num_steps": parser["num_steps"],
+        "seconds": seconds,
+        "peak_memory_gb": peak,
+    }
+
+
+def write_case(folder: Path, size: tuple[int, int, int], share: float) -> np.ndarray:
+    """Draw a patient and ask for a ball of new ground glass in the healthy lung; return which voxels change."""
+    hu, label, affine = draw_patient(describe_patient(0, 0), 0, size)
+    labels = tissue_labels()
+    healthy = np.argwhere(label == labels["healthy"])
+    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    distance = np.linalg.norm((healthy - healthy[len(healthy) // 2]) * spacing_mm, axis=1)
+    number = min(round(share * np.count_nonzero(label)), len(healthy))
+    nearest = healthy[np.argpartition(distance, number - 1)[:number]]
+    target = label.copy()
+    target[tuple(nearest.T)] = labels["ground_glass"]
+    like = nib.Nifti1Image(hu, affine)
+    for kind, array in (("images", hu), ("labels", label), ("targets", target)):
+        save_nifti(array, like, folder / kind / "case.nii.gz", DESCRIPTION)
+    return target != label
+
+
+def table(result: dict) -> str:
+    """Return what was measured as lines of text."""
+    lines = [f"{'network':22s}{'parameters':>12s}{'GFLOP':>8s}{'step':>10s}{'ratio':>7s}{'forward':>10s}{'ratio':>7s}"]
+    for row in result["networks"]:
+        ratios = result["ratios"].get(row["name"], {"step": 1.0, "forward": 1.0})
+        lines.append(
+            f"{row['name']:22s}{row['parameters']:12,d}{row['gigaflops']:8.1f}"
+            f"{row['step_seconds'] * 1e3:7.1f} ms{ratios['step']:7.2f}"
+            f"{row['forward_seconds'] * 1e3:7.1f} ms{ratios['forward']:7.2f}"
+        )
+    lines.append(f"a painted patch of {result['patch']} x {result['patch']}, computed from the forward passes:")
+    lines += [f"  {name:30s}{seconds:9.3f} s" for name, seconds in result["painted_patch_seconds"].items()]
+    return "\n".join(lines)
+
+
+def painting_line(painted: dict) -> str:
+    """Return what painting a CT took, as one line."""
+    return (
+        f"painting {painted['painted_voxels']} voxels on {painted['painted_slices']} slices of a CT of "
+        f"{' x '.join(map(str, painted['size']))}: {painted['seconds']:.0f} s, {painted['peak_memory_gb']:.1f} GB"
+    )

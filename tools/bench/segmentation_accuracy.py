@@ -1,0 +1,195 @@
+"""How well the segmenter, a plain U-Net and nnU-Net label the same folds after the same number of optimizer steps."""
+
+import shutil
+import time
+import warnings
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+from tools.bench import nnunet
+from tools.bench.nnunet_worker import STEPS_PER_EPOCH
+from tools.bundles import BUNDLES
+from tools.comparison.verdicts import RESAMPLES
+from tools.data.datalist import check_real, read_datalist, split
+from tools.data.nnunet import case_numbers
+from tools.io.files import InputError, RunError, open_run, read_json, sha256, write_json
+from tools.tissues import pathological_tissues, tissue_labels, unlabelled_value
+from tools.workflows.run import run_bundle
+from tools.workflows.segmenter import dice, epochs, median_spacing_mm
+
+BUNDLE = "lung_tissue_seg"
+SEGMENTER, PLAIN, NNUNET = METHODS = ("segmenter", "plain U-Net", "nnU-Net")
+# the paper's baseline: MONAI's U-Net as it comes, all tissues alike
+PLAIN_SETTINGS = {
+    "network_def::num_res_units": 0,
+    "network_def::norm": "instance",
+    "tissue_ratios": [1] * 6,
+    "tissue_weights": [1.0] * 6,
+}
+
+
+def measure(datalist: Path, folder: Path, python: Path, folds: list[int], steps: int, seed: int, device: str) -> dict:
+    """Train and test every method on every fold; what an earlier call has finished is taken as it is.
+
+    Args:
+        datalist: with folds, of real cases only.
+        folder: for all that is trained and labelled.
+        python: interpreter of the environment in which nnunetv2 is installed.
+        folds: held out one after another; all if empty.
+        steps: optimizer steps of each training.
+        seed: of each training.
+        device: cpu or cuda.
+
+    Returns:
+        ``settings``; ``nnunet_plan``; ``seconds``: method to mean over folds of training and labelling;
+        ``tissues``: see :func:`compare`; ``rows``: Dice per method, patient and tissue.
+
+    Raises:
+        InputError: if the datalist cannot be used, the folder holds another measurement, or nnunetv2 is missing.
+        RunError: if a training fails.
+    """
+    real = read_datalist(datalist)
+    every = sorted({item["fold"] for item in real["training"]})
+    folds = folds or every
+    check_real(real, datalist, folds)
+    if real["labels"] != tissue_labels():
+        raise InputError(f"{datalist} has labels {real['labels']}, but the segmenter has {tissue_labels()}")
+    nnunet.check(python)
+    if steps < 1 or steps % STEPS_PER_EPOCH:
+        raise InputError(f"steps must be a multiple of {STEPS_PER_EPOCH}, nnU-Net's epoch here, not {steps}")
+    config = read_json(BUNDLES / BUNDLE / "configs/train.json")
+    voxels = config["batch_size"] * config["patch_size"] ** 2
+    settings = {"steps": steps, "voxels_per_step": voxels, "seed": seed}
+    folder = open_run(folder, settings | {"datalist_sha256": sha256(datalist)}).resolve()
+    plan = nnunet.prepare(folder, python, real, every, voxels)
+    rows, seconds = [], {method: [] for method in METHODS}
+    for fold in folds:
+        _, test = split(real, fold)
+        for method in METHODS:
+            directory = folder / f"fold{fold}" / method.replace(" ", "_")
+            if not (directory / "result.json").is_file():
+                print(f"fold {fold}: {method}", flush=True)
+                shutil.rmtree(directory, ignore_errors=True)  # what a killed run left
+                start = time.monotonic()
+                if method == NNUNET:
+                    job = {"fold": every.index(fold), "steps": steps, "seed": seed, "device": device}
+                    nnunet.run_job(python, directory, {"task": "train", "folder": str(folder)} | job)
+                else:
+                    chosen = {"seed": seed, "device": device, "fold": fold}
+                    chosen |= PLAIN_SETTINGS if method == PLAIN else {}
+                    run_segmenter(directory, datalist, median_spacing_mm(split(real, fold)[0]), steps, test, chosen)
+                spent = time.monotonic() - start
+                names = case_numbers(real) if method == NNUNET else {}
+                scored = score(test, directory / "labels", names, real["labels"])
+                write_json(directory / "result.json", {"seconds": spent, "dice": scored})
+            result = read_json(directory / "result.json")
+            seconds[method].append(result["seconds"])
+            rows += [{"method": method, "fold": fold} | row for row in result["dice"]]
+    return {
+        "settings": settings | {"folds": folds},
+        "nnunet_plan": plan,
+        "seconds": {method: float(np.mean(values)) for method, values in seconds.items()},
+        "tissues": compare(rows),
+        "rows": rows,
+    }
+
+
+def run_segmenter(
+    directory: Path, datalist: Path, spacing: list[float], steps: int, test: list[dict], settings: dict
+) -> None:
+    """Train the segmenter's bundle, and label the held-out cases with mirroring, as nnU-Net does."""
+    number, length = epochs(steps)
+    spacing_mm = {"spacing_mm": spacing, "model_dir": str(directory), "output_dir": str(directory)}
+    training = {"datalist": str(Path(datalist).resolve()), "dataset_dir": str(directory), "max_epochs": number}
+    training |= {"epoch_length": length, "val_interval": number} | spacing_mm | settings
+    run_bundle(BUNDLE, ["train.json"], training, directory / "train.log")
+    known = read_json(BUNDLES / BUNDLE / "configs/inference.json")
+    shared = {key: value for key, value in settings.items() if key.split("::")[0] in known}
+    images = directory / "images"
+    images.mkdir()
+    for number, item in enumerate(test):
+        (images / f"{number:04d}.nii.gz").symlink_to(item["image"])
+    labelling = {"dataset_dir": str(images), "displayable_configs::mirror": True} | spacing_mm | shared
+    run_bundle(
+        BUNDLE, ["inference.json"], labelling | {"output_dir": str(directory / "labels")}, directory / "label.log"
+    )
+
+
+def score(test: list[dict], folder: Path, names: dict[str, str], labels: dict[str, int]) -> list[dict]:
+    """Return patient, tissue and Dice, the mean of the patient's cases that hold the tissue.
+
+    Args:
+        test: items of the fold.
+        folder: of the labels.
+        names: image path to the name of its label map; the place in ``test`` where there is none.
+        labels: tissue name to value.
+
+    Raises:
+        RunError: if a map is missing or has another shape.
+    """
+    found: dict[tuple[str, str], list[float]] = {}
+    for number, item in enumerate(test):
+        name = names.get(item["image"], f"{number:04d}_tissues")
+        if not (folder / f"{name}.nii.gz").is_file():
+            raise RunError(f"{folder} lacks {name}.nii.gz, the labels of {item['image']}")
+        answer, truth = (np.asarray(nib.load(path).dataobj) for path in (folder / f"{name}.nii.gz", item["label"]))
+        if answer.shape != truth.shape:
+            raise RunError(f"{folder / name}.nii.gz has shape {answer.shape}, its label {truth.shape}")
+        known = truth != unlabelled_value()
+        for tissue, value in labels.items():
+            wanted, given = (truth == value) & known, (answer == value) & known
+            if tissue != "background" and wanted.any():
+                found.setdefault((item["patient"], tissue), []).append(dice([(wanted, given)]))
+    return [{"patient": key[0], "tissue": key[1], "dice": float(np.mean(values))} for key, values in found.items()]
+
+
+def compare(rows: list[dict]) -> list[dict]:
+    """Return a row per tissue, and one for the mean over the pathological tissues.
+
+    Each holds ``patients``, ``dice`` (method to mean over patients) and ``difference`` (other method to the mean of
+    segmenter minus that method, and its 95 % interval when patients are resampled).
+    """
+    table = pd.DataFrame(rows).pivot(index="patient", columns=["method", "tissue"], values="dice")
+    tissues = [tissue for tissue in tissue_labels() if tissue in table.columns.get_level_values("tissue")]
+    ill = [tissue for tissue in tissues if tissue in pathological_tissues()]
+    result = []
+    for name, group in [(tissue, [tissue]) for tissue in tissues] + [("mean of the pathological", ill)]:
+        parts = {method: table[method][group].dropna(how="all") for method in METHODS}
+        differences = {other: interval((parts[SEGMENTER] - parts[other]).to_numpy()) for other in (PLAIN, NNUNET)}
+        means = {method: float(part.mean().mean()) for method, part in parts.items()}
+        result.append({"tissue": name, "patients": len(parts[SEGMENTER]), "dice": means, "difference": differences})
+    return result
+
+
+def interval(values: np.ndarray, seed: int = 0) -> list[float]:
+    """Return the mean over tissues of the means over patients, and its 95 % percentile interval over patients.
+
+    Args:
+        values: shape (patients, tissues), NaN where a patient lacks a tissue.
+        seed: of the resampling.
+
+    Example:
+        >>> interval(np.array([[0.1, np.nan], [0.1, 0.3]]))[0]
+        0.2
+    """
+    picks = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a sample may hold no patient with a rare tissue
+        means = np.nanmean(np.nanmean(values[picks], axis=1), axis=1)
+    return [float(np.nanmean(values, axis=0).mean()), *map(float, np.nanquantile(means, [0.025, 0.975]))]
+
+
+def lines(result: dict) -> str:
+    """Return the comparison as a table."""
+    head = f"{'tissue':26s}{'patients':>9s}" + "".join(f"{method:>13s}" for method in METHODS)
+    text = [head + "".join(f"{f'minus {other}':>30s}" for other in (PLAIN, NNUNET))]
+    for row in result["tissues"]:
+        line = f"{row['tissue']:26s}{row['patients']:9d}" + "".join(f"{row['dice'][name]:13.3f}" for name in METHODS)
+        for mean, low, high in row["difference"].values():
+            line += f"{f'{mean:+.3f} ({low:+.3f}, {high:+.3f})':>30s}"
+        text.append(line)
+    text.append("seconds a fold: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in result["seconds"].items()))
+    return "\n".join(text)

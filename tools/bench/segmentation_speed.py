@@ -1,0 +1,152 @@
+"""How long the segmenter takes for a CT from file to file, and lungmask's network and nnU-Net for its slices."""
+
+import tempfile
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from skimage.transform import resize
+from torch import nn
+from tqdm import tqdm
+
+from tools.bench import nnunet
+from tools.bench.networks import count
+from tools.io.files import InputError, read_json
+from tools.io.volume import load_ct, save_nifti
+from tools.phantom.phantom import DESCRIPTION, describe_patient, draw_patient
+from tools.tissues import tissue_labels
+from tools.workflows.run import read_bundle, run_measured
+
+BUNDLE = "lung_tissue_seg"
+NNUNET_SLICES = 8  # it takes about a minute for them
+PEER_PIXELS, PEER_BATCH, PEER_HU = 256, 20, (-1024, 600)  # as lungmask prepares slices
+
+
+def peer_class() -> type[nn.Module]:
+    """Return lungmask's U-Net.
+
+    Raises:
+        InputError: if it cannot be imported.
+    """
+    try:
+        from lungmask.resunet import UNet
+    except ImportError as error:
+        raise InputError(f"bench segmentation compares with lungmask, which cannot be imported ({error})") from None
+    return UNet
+
+
+def measure(device: torch.device, ct: Path | None, size: tuple[int, int, int], python: Path | None) -> dict:
+    """Label a CT with the segmenter's inference in a process of its own, then give its slices to lungmask's network.
+
+    Args:
+        device: where.
+        ct: the CT; one is drawn if None.
+        size: of the drawn one, voxels.
+        python: interpreter with nnunetv2; None leaves nnU-Net out.
+
+    Returns:
+        size, seconds and peak_memory_gb of the segmenter (start, reading and writing included), peer_seconds (forward
+        passes alone), peer_parameters, parameters, and ratio: peer_seconds over seconds; nnunet_seconds_per_slice, or
+        None.
+
+    Raises:
+        InputError: if lungmask is not installed or the CT cannot be read.
+        RunError: if the bundle fails.
+    """
+    unet = peer_class()
+    if python is not None:
+        nnunet.check(python)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = folder / "images/case.nii.gz"
+        path.parent.mkdir()
+        if ct is None:
+            hu, _, affine = draw_patient(describe_patient(0, 0), 0, size)
+            save_nifti(hu, nib.Nifti1Image(hu, affine), path, DESCRIPTION)
+        else:
+            path = path.with_name(Path(ct).name)
+            path.symlink_to(Path(ct).absolute())
+        hu, file = load_ct(path)
+        parser = read_bundle(BUNDLE, "inference.json")
+        network = parser.get_parsed_content("network_def")
+        torch.save(network.state_dict(), folder / "model.pt")
+        overrides = {"dataset_dir": str(path.parent), "output_dir": str(folder / "labels")}
+        overrides |= {"model_dir": str(folder), "device": str(device)}
+        seconds, peak = run_measured(BUNDLE, overrides, folder / "inference.log")
+    peer = unet(n_classes=3, padding=True, depth=5, up_mode="upsample", batch_norm=True, residual=False)  # as R231
+    peer_seconds = forward(peer.eval().to(device), slices_of(hu), device)
+    per_slice = None if python is None else nnunet_seconds(python, hu, file.affine, device)
+    return {
+        "size": list(hu.shape), "nnunet_seconds_per_slice": per_slice,
+        "seconds": seconds, "peak_memory_gb": peak, "parameters": count(network),
+        "peer_parameters": count(peer), "peer_seconds": peer_seconds, "ratio": peer_seconds / seconds,
+    }  # fmt: skip
+
+
+def slices_of(hu: np.ndarray) -> torch.Tensor:
+    """Return the slices as lungmask's network takes them: cut to HU, scaled, 256 by 256; shape (N, 1, 256, 256)."""
+    low, high = PEER_HU
+    scaled = (np.clip(hu, low, high).astype(np.float32) - low) / (high - low)
+    shape = (PEER_PIXELS, PEER_PIXELS)
+    return torch.from_numpy(np.stack([resize(scaled[..., z], shape, order=1) for z in range(hu.shape[2])]))[:, None]
+
+
+@torch.no_grad()
+def forward(network: nn.Module, slices: torch.Tensor, device: torch.device) -> float:
+    """Return the seconds that all forward passes take."""
+    start = time.perf_counter()
+    for batch in tqdm(slices.split(PEER_BATCH), desc="lungmask's network", unit="batch"):
+        network(batch.to(device)).argmax(1).cpu()
+    return time.perf_counter() - start
+
+
+def nnunet_seconds(python: Path, hu: np.ndarray, affine: np.ndarray, device: torch.device) -> float:
+    """Return the seconds that nnU-Net's predictor takes per slice, from array to array, with its plan for 512 x 512.
+
+    Its network and patch are what it plans for the CT itself; it mirrors, as it does by default.
+
+    Args:
+        python: interpreter of the environment in which nnunetv2 is installed.
+        hu: CT in HU; the middle slices are labelled.
+        affine: of the CT.
+        device: where.
+    """
+    start = max(0, (hu.shape[2] - NNUNET_SLICES) // 2)
+    part = hu[..., start : start + NNUNET_SLICES].astype(np.int16)
+    lung = (part < -500).astype(np.uint8)  # its planning wants labels
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        items = []
+        for number in range(2):
+            item = {
+                "image": folder / f"image{number}.nii.gz",
+                "label": folder / f"label{number}.nii.gz",
+                "fold": number,
+            }
+            nib.save(nib.Nifti1Image(part, affine), item["image"])
+            nib.save(nib.Nifti1Image(lung, affine), item["label"])
+            items.append(item)
+        nnunet.prepare(folder, python, {"labels": tissue_labels(), "training": items}, [0, 1], None)
+        np.save(folder / "slices.npy", part.transpose(2, 1, 0).astype(np.float32))
+        spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)[::-1].tolist()
+        job = {"task": "predict", "folder": name, "slices": str(folder / "slices.npy"), "spacing_mm": spacing_mm}
+        nnunet.run_job(python, folder / "predict", job | {"device": str(device)})
+        done = read_json(folder / "predict/done.json")
+    return done["seconds"] / done["slices"]
+
+
+def lines(result: dict) -> str:
+    """Return what was measured in words."""
+    size = " x ".join(map(str, result["size"]))
+    told = result["nnunet_seconds_per_slice"]
+    nnunet_line = ""
+    if told is not None:
+        nnunet_line = f"\nnnU-Net's predictor: {told:.1f} s a slice, {told * result['size'][2]:.0f} s computed for all"
+    return (
+        f"a CT of {size}: {result['seconds']:.0f} s from file to file and {result['peak_memory_gb']:.1f} GB "
+        f"({result['parameters']:,d} parameters)\n"
+        f"lungmask's R231 network ({result['peer_parameters']:,d} parameters), its slices alone: "
+        f"{result['peer_seconds']:.0f} s, {result['ratio']:.1f} times as long{nnunet_line}"
+    )

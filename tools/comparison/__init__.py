@@ -1,0 +1,1 @@
+"""Does painted tissue help? Arms, runs, leaks, statistics."""

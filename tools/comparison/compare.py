@@ -1,0 +1,216 @@
+"""Does painted tissue help? Train the segmenter once per arm, with everything but the training cases held equal."""
+
+import csv
+from pathlib import Path
+
+from tools.comparison import power
+from tools.comparison.arms import ARMS, REFERENCE, arm_key
+from tools.comparison.experiment import Experiment, say
+from tools.comparison.results import SCHEMA, collect
+from tools.comparison.run import Run
+from tools.comparison.verdicts import PATIENTS_FOR_VERDICT, format_table
+from tools.data.datalist import check_real, read_datalist, split, tissues_in
+from tools.data.provenance import check_twins
+from tools.flags import listed
+from tools.io.files import InputError, RunError, open_run, sha256
+from tools.tissues import tissue_labels
+from tools.workflows.run import versions
+
+# What compare itself decides; an override of these would break the equality of the arms.
+RESERVED = (
+    *("dataset_dir", "datalist", "fold", "seed", "model_dir", "output_dir"),
+    *("max_epochs", "epoch_length", "val_interval", "extra_ratio"),
+)
+
+
+def compare(
+    datalist: Path,
+    output: Path | None = None,
+    arms: tuple = ("real", "oversampled", "copy_paste", "cbmat_filter", "cbmat_filter_oversampled"),
+    folds: tuple | None = None,
+    seeds: tuple = (0, 1, 2),
+    ratios: tuple = (1,),
+    fractions: tuple = (1,),
+    external: Path | None = None,
+    iterations: int = 2000,
+    balance: float = 1.0,
+    steps: int = 8,
+    max_cases: int | None = None,
+    augmentation_seed: int = 0,
+    overrides: dict | None = None,
+    synthesis_overrides: dict | None = None,
+    workers: int = 1,
+    plan: bool = False,
+) -> None:
+    """Train the segmenter per arm (real, rebalanced, copy-pasted, painted), test on real patients, print the verdicts.
+
+    Every arm gets the same number of optimizer steps, the same classical augmentation and the same real cases; nothing
+    is fitted outside the training fold. A run that is finished is not repeated: start the command again to go on, or
+    with more arms, folds, seeds, ratios or fractions to add them.
+
+    Args:
+        datalist: datalist.json of the real cases.
+        output: folder for the runs, results.csv and summary.json; new, or begun with the same settings.
+        arms: of real, oversampled, class_weighted, copy_paste, no_ablation, konz, cbmat, cbmat_filter, each of the
+            last five with _oversampled or _weighted, and synthetic_only; real must be among them.
+        folds: to hold out, one after the other; default all.
+        seeds: of the segmenter; each is a training run of its own. A verdict needs two.
+        ratios: of synthetic to real cases as the segmenter draws them, for example 0.25,0.5,1,2.
+        fractions: of the training patients, for a learning curve, for example 0.1,0.25,0.5,1.
+        external: datalist.json of other patients; every segmenter is tested on them too.
+        iterations: optimizer steps of every segmenter.
+        balance: of augment, how far the rare tissues are filled up.
+        steps: of augment, sampling steps of the synthesizer.
+        max_cases: of augment, at most so many new cases.
+        augmentation_seed: of augment; one synthesizer per fold serves all seeds.
+        overrides: config ids of the segmenter's train.json, for example {"device": "cpu", "batch_size": 2}.
+        synthesis_overrides: config ids of the synthesizer, passed to augment.
+        workers: runs side by side; each gets a GPU of its own where there are several, else a share of the cores.
+        plan: train nothing; print what such a comparison could find, from the runs in output if there are any.
+
+    Raises:
+        InputError: for an argument or datalist that cannot be compared, or if any stage has seen a test patient.
+        RunError: if runs failed; the others are finished and kept.
+    """
+    datalist = Path(datalist)
+    overrides, synthesis_overrides = dict(overrides or {}), dict(synthesis_overrides or {})
+    real = read_datalist(datalist)
+    folds = listed(folds) or sorted({item["fold"] for item in real["training"] if item["fold"] >= 0})
+    arms, seeds, ratios, fractions = (
+        [str(arm) for arm in listed(arms)],
+        listed(seeds),
+        listed(ratios),
+        listed(fractions),
+    )
+    _check(real, datalist, arms, folds, seeds, ratios, fractions, iterations, workers, overrides)
+    keys = list(dict.fromkeys(arm_key(name, ratio) for name in arms for ratio in ratios))
+    tested = patients_with(real, folds)
+    if plan:
+        pilot = _pilot(output)
+        print(power.format_plan(power.plan(tested, len(folds), len(seeds), len(keys), pilot)))
+        return
+    if output is None:
+        raise InputError("compare needs --output, the folder of its runs (only --plan does without)")
+    others = read_datalist(Path(external)) if external else None
+    if others and others["labels"] != real["labels"]:
+        raise InputError(f"{external} has labels {others['labels']}, but {datalist} has {real['labels']}")
+    settings = {
+        "command": "compare",
+        "schema": SCHEMA,
+        "version": versions()["lung_tissue_seg"],
+        "datalist_sha256": sha256(datalist),
+        "external_sha256": sha256(external) if external else None,
+        "iterations": iterations,
+        "balance": balance,
+        "steps": steps,
+        "max_cases": max_cases,
+        "augmentation_seed": augmentation_seed,
+        "overrides": overrides,
+        "synthesis_overrides": synthesis_overrides,
+    }
+    output = open_run(Path(output), settings)
+    for sentence in warnings(real, folds, tested):
+        say(sentence)
+    augmentation = {"balance": balance, "steps": steps, "max_cases": max_cases, "seed": augmentation_seed}
+    experiment = Experiment(
+        datalist,
+        real,
+        output,
+        seeds[0],
+        iterations,
+        overrides,
+        augmentation | {"overrides": synthesis_overrides},
+        others,
+    )
+    runs = [
+        Run(fold, float(fraction), seed, key)
+        for fraction in sorted(fractions, reverse=True)
+        for fold in folds
+        for seed in seeds
+        for key in keys
+    ]
+    failed = experiment.run_all(runs, workers)
+    if failed:
+        raise RunError(
+            f"{len(failed)} of {len(runs)} runs failed ({'; '.join(failed)}), so there is no result yet; "
+            "the others are kept: start the same command again to repeat only these"
+        )
+    summary = collect(output, real)
+    print(f"\n{format_table(summary['rows'])}\n")
+    print(f"difference: Dice minus that of arm {REFERENCE} per patient, seeds averaged")
+    print("gain or loss: the whole interval, which holds the chance of patients and of training, lies on one side of 0")
+    print(f"wrote results.csv and summary.json in {output}; next: python -m tools report --directory {output}")
+
+
+def _check(real, path, arms, folds, seeds, ratios, fractions, iterations, workers, overrides) -> None:
+    """Raise InputError for what cannot be compared."""
+    for arm in arms:
+        if arm not in ARMS:
+            raise InputError(f"there is no arm {arm!r}; there are {', '.join(ARMS)}")
+    if REFERENCE not in arms:
+        raise InputError(f"arms {', '.join(arms) or '(none)'} lack {REFERENCE}, with which the others are compared")
+    for name, values in (("folds", folds), ("seeds", seeds)):
+        if not values or not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+            raise InputError(f"{name} must be integers such as 0,1, not {values}")
+    for name, values, most in (("ratios", ratios, float("inf")), ("fractions", fractions, 1)):
+        numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+        if not values or numbers != values or not all(0 < value <= most for value in numbers):
+            raise InputError(f"{name} must be numbers above 0{' and at most 1' if most == 1 else ''}, not {values}")
+    for name, value in (("iterations", iterations), ("workers", workers)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
+    for key in overrides:
+        if key in RESERVED:
+            raise InputError(f"overrides may not hold {key!r}: compare sets it equally for every arm")
+    if real["labels"] != tissue_labels():
+        raise InputError(f"{path} has labels {real['labels']}, but the segmenter has {tissue_labels()}")
+    check_real(real, path, folds)
+    check_twins(real, path)
+    from tools.workflows.run import check_overrides
+
+    check_overrides("lung_tissue_seg", ["train.json"], overrides)
+
+
+def patients_with(real: dict, folds: list[int]) -> dict[str, int]:
+    """Return tissue name to the number of test patients who have it; tissues that nobody has are absent."""
+    holders: dict[str, set] = {}
+    for item in real["training"]:
+        if item["fold"] in folds:
+            for name in tissues_in(item, real["labels"]):
+                holders.setdefault(name, set()).add(item["patient"])
+    return {name: len(holders[name]) for name in real["labels"] if name in holders}
+
+
+def warnings(real: dict, folds: list[int], tested: dict[str, int]) -> list[str]:
+    """Return a sentence for each tissue of which the comparison will be able to say little or nothing."""
+    sentences = []
+    for name, count in tested.items():
+        if count < PATIENTS_FOR_VERDICT:
+            sentences.append(
+                f"{name} lies in {count} test patient{'s' * (count != 1)}: a verdict needs {PATIENTS_FOR_VERDICT} "
+                "or more; --plan says how many a gain of 3 points needs"
+            )
+    for fold in folds:
+        training, test = split(real, fold)
+        known = {name for item in training for name in tissues_in(item, real["labels"])}
+        asked = {name for item in test for name in tissues_in(item, real["labels"])}
+        for name in sorted(asked - known):
+            sentences.append(f"fold {fold}: no training patient has {name}, so no arm can learn it there")
+        for name in sorted(known - asked):
+            sentences.append(f"fold {fold}: no test patient has {name}; the verdict on it rests on the other folds")
+    return sentences
+
+
+def _pilot(output: Path | None) -> list[dict] | None:
+    """Return the records of earlier runs, from which the plan takes how much patients and runs vary."""
+    path = Path(output) / "results.csv" if output else None
+    if path is None or not path.is_file():
+        return None
+    with open(path, newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["test"] == "own" and float(row["fraction"]) == 1]
+    return [
+        row
+        | {"fold": int(row["fold"]), "seed": int(row["seed"])}
+        | {name: float(row[name]) if row[name] else None for name in ("dice", "surface_dice", "volume_error")}
+        for row in rows
+    ]

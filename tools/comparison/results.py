@@ -1,0 +1,127 @@
+"""Reading the segmenter's scores and gathering all runs of a comparison into results.csv and summary.json."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pandas
+
+from tools.comparison.arms import ARMS, arm_name, arm_of
+from tools.comparison.verdicts import MEASURES, summarise
+from tools.io.files import InputError, RunError, atomic_file, read_json, write_json
+from tools.io.volume import case_name
+
+SCHEMA = 2  # of summary.json, results.csv and result.json
+SCORES_FILE = "scores.csv"
+RESULT_COLUMNS = ("test", "fraction", "fold", "seed", "arm", "patient", "tissue", *MEASURES)
+
+
+def read_scores(path: Path, test: list[dict], tissues: list[str]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Read the segmenter's table of scores and average the cases of each patient.
+
+    Args:
+        path: ``scores.csv`` of the segmenter's evaluation.
+        test: items tested, with absolute paths.
+        tissues: names, each of which the table must hold for each case.
+
+    Returns:
+        Patient to tissue to ``dice`` and ``surface_dice`` (None where no case of the patient holds the tissue) and
+        ``volume_error``, the size of the error of the tissue's share of the lung, in points.
+
+    Raises:
+        RunError: if the table is missing, or does not hold each test case and tissue once.
+    """
+    if not path.is_file():
+        raise RunError(f"the run ended without {path}")
+    table = pandas.read_csv(path, dtype={"case": str})
+    patient = {case_name(item["label"]): item["patient"] for item in test}
+    expected = sorted((case, tissue) for case in patient for tissue in tissues)
+    found = sorted(zip(table["case"], table["tissue"]))
+    if len(patient) != len(test) or found != expected:
+        differing = sorted(set(found) ^ set(expected)) or [("a case", "twice")]
+        raise RunError(f"{path} does not hold each test case and tissue once: {' '.join(differing[0])}")
+    table["patient"] = table["case"].map(patient)
+    table["volume_error"] = table["percent_error"].abs()
+    means = table.groupby(["patient", "tissue"])[list(MEASURES)].mean()
+    return {
+        name: {
+            tissue: {
+                measure: None if np.isnan(value) else float(value) for measure, value in means.loc[name, tissue].items()
+            }
+            for tissue in tissues
+        }
+        for name in sorted(set(patient.values()))
+    }
+
+
+def find_results(output: Path) -> list[dict]:
+    """Return what all finished runs below a folder wrote, largest share of the patients first.
+
+    Raises:
+        InputError: if a run is of an older version, or says that one of its stages saw one of its test patients.
+    """
+    results = [read_json(path) for path in sorted(Path(output).glob("fold*/**/seed*/*/result.json"))]
+    for result in results:
+        if result.get("schema") != SCHEMA:
+            raise InputError(f"{output} holds runs of another version; name another folder")
+        for stage, names in result["fitted_on"].items():
+            shared = sorted(set(names) & set(result["test_patients"]))
+            if shared:
+                raise InputError(
+                    f"leak in arm {result['arm']}: {stage} was fitted on test patients {', '.join(shared)}"
+                )
+    results.sort(key=lambda run: (-run["fraction"], run["fold"], run["seed"], *_order(run["arm"])))
+    return results
+
+
+def _order(key: str) -> tuple[int, float]:
+    return list(ARMS).index(arm_name(key)), arm_of(key)[1]
+
+
+def collect(output: Path, real: dict) -> dict:
+    """Gather all finished runs below a folder, write results.csv and summary.json, and return the summary.
+
+    Args:
+        output: folder of ``compare``.
+        real: its datalist, from ``read_datalist``.
+    """
+    output = Path(output)
+    results = find_results(output)
+    records = [
+        {"test": test, "patient": patient, "tissue": tissue}
+        | {key: result[key] for key in ("fraction", "fold", "seed", "arm")}
+        | measured
+        for result in results
+        for test, scores in result["scores"].items()
+        for patient, row in scores.items()
+        for tissue, measured in row.items()
+    ]
+    with atomic_file(output / "results.csv") as temporary, open(temporary, "w", newline="") as stream:
+        writer = csv.DictWriter(stream, RESULT_COLUMNS)
+        writer.writeheader()
+        writer.writerows(records)
+    tissues = [name for name in real["labels"] if name != "background"]
+    fractions = sorted({result["fraction"] for result in results})
+
+    def rows(measure: str = "dice", test: str = "own", fraction: float = fractions[-1]) -> list[dict]:
+        kept = [record for record in records if record["test"] == test and record["fraction"] == fraction]
+        arms = list(dict.fromkeys(sorted((record["arm"] for record in kept), key=_order)))
+        return summarise(kept, tissues, arms, measure) if kept else []
+
+    summary = {
+        "schema": SCHEMA,
+        "settings": read_json(output / "run.json"),
+        "labels": real["labels"],
+        "arms": sorted({result["arm"] for result in results}, key=_order),
+        "folds": sorted({result["fold"] for result in results}),
+        "seeds": sorted({result["seed"] for result in results}),
+        "fractions": fractions,
+        "runs": [{key: value for key, value in result.items() if key != "scores"} for result in results],
+        "rows": rows(),
+        "measures": {measure: rows(measure) for measure in MEASURES if measure != "dice"},
+        "curve": [row | {"fraction": fraction} for fraction in fractions for row in rows(fraction=fraction)]
+        * (len(fractions) > 1),
+        "external": rows(test="external"),
+    }
+    write_json(output / "summary.json", summary)
+    return summary

@@ -1,0 +1,196 @@
+"""One run of a comparison: train a segmenter for an arm, test it, write down what it was."""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.bundles import BUNDLES
+from tools.comparison.arms import arm_datalist, arm_of, tissue_weights
+from tools.comparison.leaks import check_run
+from tools.comparison.results import SCHEMA, SCORES_FILE, read_scores
+from tools.data.datalist import SYNTHETIC, patients, read_datalist, split
+from tools.data.provenance import cases_read
+from tools.io.files import read_json, write_json
+from tools.io.volume import relative
+from tools.workflows.run import versions
+from tools.workflows.segmenter import SEGMENTER, epochs, median_spacing_mm
+
+TRAINING = ["train.json", "scores.yaml"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One segmenter of a comparison.
+
+    Attributes:
+        fold: held out.
+        fraction: of the training patients.
+        seed: of the training.
+        key: of the arm.
+    """
+
+    fold: int
+    fraction: float
+    seed: int
+    key: str
+
+    def folder(self, output: Path) -> Path:
+        """Return the run's own folder below that of the comparison."""
+        return share_folder(output, self.fold, self.fraction) / f"seed{self.seed}" / self.key
+
+    def __str__(self) -> str:
+        share = "" if self.fraction == 1 else f"{self.fraction:.0%} of the patients, "
+        return f"fold {self.fold}, {share}seed {self.seed}, arm {self.key}"
+
+
+def share_folder(output: Path, fold: int, fraction: float) -> Path:
+    """Return the folder of a fold, and of a share of its training patients where that is not all of them."""
+    folder = Path(output) / f"fold{fold}"
+    return folder if fraction == 1 else folder / f"patients{100 * fraction:g}"
+
+
+def environment(place: int, places: int) -> dict[str, str]:
+    """Return the environment of one of several runs side by side: a GPU of its own, or its share of the cores."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if places == 1:
+        return {}
+    if gpus > 1:
+        return {"CUDA_VISIBLE_DEVICES": str(place % gpus)}
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // places))}
+
+
+def train(
+    run: Run,
+    source: dict,
+    fitted: dict,
+    real: dict,
+    directory: Path,
+    iterations: int,
+    overrides: dict,
+    external: dict | None = None,
+    place: dict | None = None,
+) -> None:
+    """Train and test one segmenter; result.json is written last and marks the run as finished.
+
+    Args:
+        run: which.
+        source: the real datalist, or an augmented one, from ``read_datalist``.
+        fitted: stage to patients, of the augmented datalist.
+        real: the datalist of the real cases in use.
+        directory: the run's folder; what a killed run left in it is removed.
+        iterations: optimizer steps.
+        overrides: config ids of the segmenter.
+        external: a second datalist whose cases are all tested too.
+        place: environment variables.
+
+    Raises:
+        InputError: if any stage has seen a test patient.
+        RunError: if training or testing fails.
+    """
+    from tools.workflows.run import run_bundle
+
+    arm, ratio = arm_of(run.key)
+    real_training, test = split(real, run.fold)
+    shutil.rmtree(directory, ignore_errors=True)
+    directory = Path(directory).resolve()
+    write_json(directory / "datalist.json", arm_datalist(source, run.fold, directory, arm))
+    own = read_datalist(directory / "datalist.json")
+    fitted = check_run(own, fitted, real, run.fold, run.key, external["training"] if external else [])
+    training, _ = split(own, run.fold)
+    synthetic = sum(item["fold"] == SYNTHETIC for item in training)
+    number, length = epochs(iterations)
+    settings = {
+        "dataset_dir": str(directory),
+        "datalist": str(directory / "datalist.json"),
+        "fold": run.fold,
+        "seed": run.seed,
+        "model_dir": str(directory),
+        "output_dir": str(directory),
+        "max_epochs": number,
+        "epoch_length": length,
+        "val_interval": number,  # once, at the end: no checkpoint is chosen on test patients
+        "spacing_mm": median_spacing_mm(real_training),
+        "extra_ratio": None if arm.alone else ratio if synthetic else 0,
+    } | overrides
+    if arm.weighted:
+        weights = settings.get(
+            "tissue_weights", read_json(BUNDLES / SEGMENTER / "configs/train.json")["tissue_weights"]
+        )
+        settings["tissue_weights"] = tissue_weights(real_training, real["labels"], weights)
+    fingerprint = _fingerprint(directory / "datalist.json", settings)
+    twin = _twin(directory, fingerprint)
+    if twin:
+        write_json(directory / "result.json", twin | {"arm": run.key, "fitted_on": fitted})
+        return
+    start = time.monotonic()
+    run_bundle(SEGMENTER, TRAINING, settings, directory / "run.log", place)
+    seconds = time.monotonic() - start
+    tissues = [name for name in real["labels"] if name != "background"]
+    scores = {"own": read_scores(directory / SCORES_FILE, test, tissues)}
+    if external:
+        scores["external"] = _test_external(external, directory, settings, tissues, place)
+    card = {"cases": cases_read(training), "spacing_mm": settings["spacing_mm"], "overrides": overrides}
+    write_json(directory / "card.json", card)
+    write_json(
+        directory / "result.json",
+        {
+            "schema": SCHEMA,
+            "arm": run.key,
+            "fold": run.fold,
+            "fraction": run.fraction,
+            "seed": run.seed,
+            "ratio": ratio if synthetic and not arm.alone else None,
+            "iterations": iterations,
+            "training_items": len(training),
+            "synthetic_items": synthetic,
+            "train_patients": patients(training),
+            "test_patients": patients(test),
+            "fitted_on": fitted,
+            "spacing_mm": settings["spacing_mm"],
+            "seconds": round(seconds, 1),
+            "versions": versions(),
+            "fingerprint": fingerprint,
+            "scores": scores,
+        },
+    )
+
+
+def _fingerprint(datalist: Path, settings: dict) -> str:
+    """Return a digest of all that decides how a run of one fold and seed ends: its cases in order, its settings."""
+    folder = str(datalist.parent)
+    kept = {key: value for key, value in settings.items() if not str(value).startswith(folder)}
+    return hashlib.sha256(json.dumps([read_json(datalist), kept], sort_keys=True).encode()).hexdigest()
+
+
+def _twin(directory: Path, fingerprint: str) -> dict | None:
+    """Return the result of another arm's finished run that was trained on just the same, or None.
+
+    Where the quality gate accepts every case, filtered and unfiltered arm are one.
+    """
+    for path in sorted(directory.parent.glob("*/result.json")):
+        result = read_json(path)
+        if result.get("fingerprint") == fingerprint:
+            return result | {"same_as": result["arm"]}
+    return None
+
+
+def _test_external(external: dict, directory: Path, settings: dict, tissues: list[str], place: dict | None) -> dict:
+    """Test a trained segmenter on every case of a second datalist."""
+    from tools.workflows.run import run_bundle
+
+    folder = directory / "external"
+    items = [
+        item | {key: relative(item[key], folder) for key in ("image", "label")} | {"fold": 0}
+        for item in external["training"]
+    ]
+    write_json(folder / "datalist.json", {"labels": external["labels"], "training": items})
+    given = settings | {"dataset_dir": str(folder), "datalist": str(folder / "datalist.json")}
+    given |= {"fold": 0, "output_dir": str(folder)}
+    run_bundle(SEGMENTER, ["train.json", "evaluate.json"], given, folder / "run.log", place)
+    return read_scores(folder / SCORES_FILE, external["training"], tissues)

@@ -1,0 +1,1 @@
+"""Datalists: made from files, read, split, and what each stage wrote down about them."""

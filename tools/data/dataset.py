@@ -1,0 +1,269 @@
+"""``python -m tools dataset``: turn folders of CT and tissue maps into a checked datalist with patient-level folds."""
+
+import hashlib
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from tools.data import nnunet
+from tools.data.card import TissueStatistics, card_text, data_card
+from tools.data.folds import assign_folds, scarce_tissues
+from tools.data.pairs import check_case, pair_files, refuse
+from tools.data.patients import read_patients
+from tools.io.files import InputError, check_new_directory, new_directory, read_json, write_json, write_text
+from tools.io.volume import relative, save_nifti, spacing_mm
+from tools.tissues import tissue_labels, unlabelled_value
+
+HEALTHY_MEDIAN_AT_MOST_HU = -500
+UNLABELLED = "unlabelled"
+FORMATS = ("datalist", "nnunet")
+CONVERTED = "HU from DICOM by python -m tools dataset"
+
+
+def dataset(
+    images: Path | None = None,
+    labels: Path | None = None,
+    output: Path | None = None,
+    label_map: Path | dict | None = None,
+    patients: Path | None = None,
+    folds: int = 5,
+    seed: int = 0,
+    datalist: Path | None = None,
+    format: str = "datalist",
+) -> None:
+    """Check CT and tissue maps, divide the patients into folds, and write a datalist and a data card.
+
+    An image and its label have the same file name in their folders. Every file is checked and all problems are
+    reported together; nothing is written unless all is well. Writes datalist.json (as MONAI's Auto3DSeg reads it),
+    data_card.json, data_card.md, with a label map the mapped labels, and each DICOM series as a NIfTI file; NIfTI
+    images are never copied.
+
+    With --format nnunet it writes a raw dataset of nnU-Net v2 with these folds instead, from the same folders or from
+    a datalist: imagesTr, labelsTr, dataset.json and splits_final.json. Synthetic cases are named synthetic_CASE and
+    are only ever trained on; voxels without a label get nnU-Net's ignore label.
+
+    Args:
+        images: folder of CT in HU: .nii or .nii.gz, each 3D (a single slice has the shape (W, H, 1)), and subfolders
+            that each hold one DICOM series, whose case has the subfolder's name.
+        labels: folder of tissue maps, NIfTI, of the same names, shapes and affines.
+        output: folder to create; with --format nnunet its name is as nnU-Net wants it, such as Dataset001_lung.
+        label_map: for maps of another label scheme: a JSON file {"foreign value": "tissue name", ...}, or the same on
+            the command line, "{1: ground_glass, 3: consolidation}". 0 is background unless it says otherwise. The
+            name unlabelled is for voxels of which nothing is known, as {0: unlabelled} where only infections were
+            drawn: from such maps the segmenter's bundle can learn, while augment and compare need whole ones.
+        patients: CSV file with the columns case (file name without .nii.gz) and patient, and optionally age (years),
+            severity (a number), history (text) and fold (given folds are used instead of drawn ones, and ``folds``
+            is ignored); other columns are not used. Without it every file counts as a patient of its own.
+        folds: number of folds, at least 2 and at most the number of patients.
+        seed: for the folds.
+        datalist: with --format nnunet, datalist.json of `dataset` or `augment` instead of images and labels.
+        format: datalist or nnunet.
+
+    Raises:
+        InputError: if anything about the input is wrong, or ``output`` holds something or cannot be written.
+    """
+    check_call(images, labels, output, label_map, patients, datalist, format)
+    given = images, labels, label_map, patients, folds, seed
+    if datalist is not None:
+        nnunet.export(datalist, output)
+    elif format == "nnunet":
+        nnunet.check_dataset_name(output)
+        with tempfile.TemporaryDirectory() as folder:
+            write_datalist(Path(folder, "dataset"), *given)
+            nnunet.export(Path(folder, "dataset/datalist.json"), output)
+    else:
+        output = Path(output)
+        held = write_datalist(output, *given)
+        written, following = output / "datalist.json", output.with_name(f"{output.absolute().name}_augmented")
+        print(f"wrote {written} ({held}) and {output / 'data_card.md'}")
+        command = ["--datalist", str(written), "--fold", "0", "--output", str(following)]
+        print(f"next: python -m tools augment {shlex.join(command)}")
+
+
+def check_call(images, labels, output, label_map, patients, datalist, format) -> None:
+    """Raise InputError unless the flags of ``dataset`` go together."""
+    if format not in FORMATS:
+        raise InputError(f"format must be one of {', '.join(FORMATS)}, not {format}")
+    if datalist is not None and format == "datalist":
+        raise InputError(f"{datalist} is a datalist already; --format nnunet writes it in nnU-Net's form")
+    described = {"images": images, "labels": labels, "label_map": label_map, "patients": patients}
+    both = [f"--{name}" for name, value in described.items() if value is not None]
+    if datalist is not None and both:
+        raise InputError(f"{', '.join(both)} and --datalist exclude each other: the datalist names its files and folds")
+    needed = {"output": output} if datalist is not None else {"images": images, "labels": labels, "output": output}
+    missing = [f"--{name}" for name, value in needed.items() if value is None]
+    if missing:
+        raise InputError(f"dataset needs {', '.join(missing)}; python -m tools dataset --help explains")
+
+
+def write_datalist(
+    output: Path,
+    images: Path,
+    labels: Path,
+    label_map: Path | dict | None,
+    patients: Path | None,
+    folds: int,
+    seed: int,
+) -> str:
+    """Check the cases, write datalist.json and the data card, and return how much there is.
+
+    The arguments are those of ``dataset``.
+    """
+    output = check_new_directory(output)
+    scheme = tissue_labels()
+    named_values = scheme | {UNLABELLED: unlabelled_value()}
+    foreign = None if label_map is None else read_label_map(label_map, named_values)
+    if not isinstance(folds, int) or folds < 2:
+        raise InputError(f"folds is {folds}, but cross-validation needs at least 2")
+    if not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed is {seed}, but must be a whole number from 0 up")
+    problems: list[str] = []
+    pairs, unpaired = pair_files(images, labels, problems)
+    items, warnings = read_patients(patients, [*pairs, *unpaired], problems)
+    if not problems and "fold" not in next(iter(items.values())):
+        count = len({item["patient"] for item in items.values()})
+        if folds > count:
+            raise InputError(f"folds is {folds}, but there are only {count} patients; a patient cannot be divided")
+
+    statistics = TissueStatistics(scheme)
+    owners: dict[str, str] = {}  # hash of the voxels to case
+    partly: list[str] = []
+    converted: list[str] = []
+    with new_directory(output) as partial:
+        for case, (image_path, label_path) in tqdm(pairs.items(), desc="checking", unit="case"):
+            checked = check_case(image_path, label_path, named_values if foreign else scheme, foreign, problems)
+            if checked is None:
+                continue
+            hu, tissue, file = checked
+            twin = owners.setdefault(hashlib.sha256(np.ascontiguousarray(hu.T)).hexdigest(), case)
+            both = [items[name]["patient"] for name in (case, twin) if name in items]
+            if len(set(both)) == 2:
+                problems.append(
+                    f"{image_path} has the same voxels as {pairs[twin][0].name}, but belongs to patient {both[0]} "
+                    f"instead of {both[1]}; name one patient, or remove one file"
+                )
+            unknown = tissue == unlabelled_value()
+            if unknown.any():
+                partly.append(case)
+            statistics.add(case, hu, np.where(unknown, 0, tissue), spacing_mm(file))
+            if foreign is not None:
+                save_nifti(tissue.astype(np.uint8), file, partial / "labels" / f"{case}.nii.gz")
+            if image_path.is_dir():
+                save_nifti(hu.astype(file.get_data_dtype()), file, partial / "images" / f"{case}.nii.gz", CONVERTED)
+                converted.append(case)
+        refuse(problems)
+
+        tissues: dict[str, set[str]] = {}
+        sizes: dict[str, int] = {}
+        for case, item in items.items():
+            tissues[item["patient"]] = tissues.get(item["patient"], set()) | statistics.tissues(case)
+            sizes[item["patient"]] = sizes.get(item["patient"], 0) + 1
+        if "fold" in next(iter(items.values())):
+            fold_of = {item["patient"]: item["fold"] for item in items.values()}
+            folds = max(fold_of.values()) + 1
+        else:
+            fold_of = assign_folds(tissues, folds, seed, sizes)
+        warnings += content_warnings(statistics, tissues) + scarce_tissues(tissues, fold_of, folds)
+        if partly:
+            warnings.append(
+                f"voxels are unlabelled in {named(partly)}; only the segmenter's bundle can learn from them, "
+                "augment and compare cannot"
+            )
+
+        training = []
+        for case, item in items.items():
+            image, label = (relative(path, output) for path in pairs[case])
+            if foreign is not None:
+                label = f"labels/{case}.nii.gz"
+            if case in converted:
+                image = f"images/{case}.nii.gz"
+            training.append({"image": image, "label": label} | item | {"fold": fold_of[item["patient"]]})
+        name = output.absolute().name
+        rows = [{"case": case, **item} for case, item in zip(items, training)]
+        card = data_card(name, statistics, rows, folds, warnings, converted)
+        write_json(partial / "data_card.json", card)
+        write_text(partial / "data_card.md", card_text(card))
+        content = {
+            "name": name,
+            "description": f"CT in HU with tissue maps; {folds} folds of whole patients",
+            "modality": "CT",
+            "labels": scheme,
+            "numTraining": len(training),
+            "training": training,
+        }
+        write_json(partial / "datalist.json", content)
+
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return f"{len(items)} cases, {len(tissues)} patients, {folds} folds"
+
+
+def named(things: Iterable[str], shown: int = 5) -> str:
+    """Return the first names of a list, and how many there are beyond.
+
+    Example:
+        >>> named("abcd", shown=2)
+        'a, b and 2 more'
+    """
+    things = list(things)
+    more = f" and {len(things) - shown} more" if len(things) > shown else ""
+    return ", ".join(things[:shown]) + more
+
+
+def read_label_map(label_map: Path | dict, scheme: dict[str, int]) -> dict[int, str]:
+    """Read and check a label map.
+
+    Args:
+        label_map: JSON file or dictionary, foreign value to tissue name.
+        scheme: tissue name to value.
+
+    Returns:
+        Foreign value to tissue name.
+
+    Raises:
+        InputError: if a value is no integer or a name is not in ``scheme``.
+    """
+    source = "label_map" if isinstance(label_map, dict) else f"label_map {label_map}"
+    content = label_map if isinstance(label_map, dict) else read_json(label_map)
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"{source} must look like {{1: ground_glass, 3: consolidation}}, not {content!r}")
+    mapping: dict[int, str] = {}
+    for value, name in content.items():
+        try:
+            number = int(str(value))
+        except ValueError:
+            raise InputError(f"{source} maps {value!r}, but label values are integers") from None
+        if name not in scheme:
+            raise InputError(f"{source} maps {value} to {name!r}, but the tissues are {', '.join(scheme)}")
+        mapping[number] = name
+    return mapping
+
+
+def content_warnings(statistics: TissueStatistics, tissues: dict[str, set[str]]) -> list[str]:
+    """Return sentences about content that is allowed but unlikely to be wanted.
+
+    Args:
+        statistics: of all cases.
+        tissues: patient to tissues.
+    """
+    absent = [name for name in statistics.labels if not any(name in held for held in tissues.values())]
+    warnings = [f"no case holds {name}; it can be neither learned nor synthesized from these data" for name in absent]
+    blank = [case for case in statistics.voxels if not statistics.tissues(case)]
+    if blank:
+        warnings.append(f"only background in {named(blank)}")
+    dense = [
+        case
+        for case, medians in statistics.median_hu.items()
+        if medians.get("healthy", -1000) > HEALTHY_MEDIAN_AT_MOST_HU
+    ]
+    if dense:
+        warnings.append(
+            f"healthy lung has a median above {HEALTHY_MEDIAN_AT_MOST_HU} HU in {named(dense)}; "
+            "do the labels lie on the lung, and are the values HU?"
+        )
+    return warnings

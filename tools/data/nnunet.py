@@ -1,0 +1,131 @@
+"""A datalist as a raw dataset of nnU-Net v2."""
+
+import re
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
+
+from tools.data.datalist import read_datalist, split
+from tools.io.files import InputError, check_new_directory, new_directory, write_json
+from tools.io.volume import SYNTHETIC_MARK, case_name, check_same_geometry, save_nifti
+from tools.tissues import unlabelled_value
+
+
+def export(datalist: Path, output: Path) -> None:
+    """Write a datalist as a raw dataset of nnU-Net v2, with its folds, and with the synthetic cases marked.
+
+    Their names begin with ``synthetic_``, ``synthetic`` in dataset.json lists them, and splits_final.json has them in
+    the training part of the fold alone for which they were painted: elsewhere their patients are tested on.
+
+    Args:
+        datalist: datalist.json of ``dataset`` or of ``augment``.
+        output: folder to create, named as nnU-Net wants it, Dataset001_lung for one.
+
+    Raises:
+        InputError: if the datalist cannot be used, two cases would have one name, or it is not known which patients
+            synthetic cases were made of.
+    """
+    output = check_dataset_name(output)
+    content = read_datalist(datalist)
+    names: dict[str, str] = {}  # case in nnU-Net's dataset to image
+    synthetic: list[str] = []
+    for item in content["training"]:
+        name = case_name(item["image"])
+        if is_synthetic(item, datalist):
+            name = f"synthetic_{name}"
+            synthetic.append(name)
+        if name in names:
+            raise InputError(f"{datalist}: {names[name]} and {item['image']} would both be named {name}")
+        names[name] = item["image"]
+    fitted_fold = content.get("held_out_fold")
+    if synthetic and fitted_fold is None:
+        raise InputError(
+            f"{datalist} holds the synthetic case {synthetic[0]}, but no held_out_fold says which patients it was not "
+            "made of; give the datalist that augment wrote"
+        )
+    with new_directory(output) as folder:
+        of_image = {image: name for name, image in names.items()}
+        about = f"{content.get('description', 'CT in HU with tissue maps')}; research use only"
+        write_dataset(folder, content, of_image, description=about, synthetic=synthetic)
+        write_json(folder / "splits_final.json", splits(content, of_image, fitted_fold))
+    number = int(output.name[len("Dataset") :][:3])
+    print(f"wrote {output} ({len(names)} cases, {len(synthetic)} of them synthetic); next, where nnU-Net is installed:")
+    print(f"  export nnUNet_raw={output.absolute().parent} nnUNet_preprocessed=… nnUNet_results=…")
+    print(f"  nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity && nnUNetv2_train {number} 2d 0")
+
+
+def check_dataset_name(output: Path) -> Path:
+    """Return a folder that can be created, if its name is one of nnU-Net's.
+
+    Raises:
+        InputError: if it is not, or the folder holds something.
+    """
+    output = Path(output)
+    if not re.fullmatch(r"Dataset\d{3}_\w+", output.name):
+        raise InputError(f"output {output} must be named as nnU-Net wants it, nnunet_raw/Dataset001_lung for one")
+    return check_new_directory(output)
+
+
+def is_synthetic(item: dict, datalist: Path) -> bool:
+    """Return whether a datalist's item is synthetic.
+
+    Raises:
+        InputError: if its CT is marked so, but the item is not.
+    """
+    said = bool(item.get("synthetic"))
+    if not said and description_of(nib.load(item["image"])).startswith(SYNTHETIC_MARK):
+        raise InputError(f"{item['image']} says {SYNTHETIC_MARK} in its header, but its item in {datalist} does not")
+    return said
+
+
+def description_of(image: nib.Nifti1Image) -> str:
+    """Return the text in a NIfTI header."""
+    return image.header["descrip"].item().decode(errors="replace")
+
+
+def splits(content: dict, names: dict[str, str], fitted_fold: int | None) -> list[dict[str, list[str]]]:
+    """Return nnU-Net's splits, one per fold: ``train`` and ``val`` with names of cases.
+
+    Args:
+        content: of a datalist.
+        names: image to case.
+        fitted_fold: the only fold in which synthetic cases are trained on.
+    """
+    found = []
+    for fold in range(max(item["fold"] for item in content["training"]) + 1):
+        train, val = split(content, fold)
+        train = [item for item in train if not item.get("synthetic") or fold == fitted_fold]
+        found.append({key: [names[item["image"]] for item in part] for key, part in (("train", train), ("val", val))})
+    return found
+
+
+def case_numbers(real: dict) -> dict[str, str]:
+    """Return image path to the name of the case in nnU-Net's dataset."""
+    return {item["image"]: f"{number:04d}" for number, item in enumerate(real["training"])}
+
+
+def write_dataset(raw: Path, content: dict, names: dict[str, str], **about: object) -> None:
+    """Write the cases of a datalist as nnU-Net's raw dataset; unlabelled voxels get the value that it ignores.
+
+    Args:
+        raw: folder of the dataset.
+        content: of the datalist, with absolute paths.
+        names: image to case.
+        **about: more keys for dataset.json.
+    """
+    labels = dict(content["labels"])
+    ignore, unlabelled = max(labels.values()) + 1, unlabelled_value()
+    for item in tqdm(content["training"], desc="nnU-Net's dataset", unit="case"):
+        image, label = nib.load(item["image"]), nib.load(item["label"])
+        check_same_geometry(image, label, item["image"], item["label"])
+        values = np.asarray(label.dataobj).astype(np.uint8)
+        if (values == unlabelled).any():
+            labels["ignore"] = ignore
+            values[values == unlabelled] = ignore
+        name, hu, mark = names[item["image"]], np.asarray(image.dataobj), description_of(image)
+        save_nifti(hu, image, raw / "imagesTr" / f"{name}_0000.nii.gz", mark)
+        save_nifti(values, image, raw / "labelsTr" / f"{name}.nii.gz", mark)
+    needed = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": len(names), "file_ending": ".nii.gz"}
+    write_json(raw / "dataset.json", needed | about)

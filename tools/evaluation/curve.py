@@ -1,0 +1,197 @@
+"""How good is painting with few network evaluations? Evaluate the held-out patients with each sampler and number."""
+
+import csv
+import math
+import time
+from pathlib import Path
+
+from tools.bundles import BUNDLES
+from tools.data.datalist import split_fold
+from tools.evaluation.figures import FLOORS, QUALITY_ROWS, draw_curve
+from tools.flags import listed
+from tools.io.files import InputError, RunError, atomic_file, open_run, read_json, sha256, write_json
+from tools.io.volume import relative
+from tools.tissues import tissue_labels
+from tools.workflows.card import card_settings, only_known
+from tools.workflows.run import check_overrides, run_bundle
+from tools.workflows.synthesizer import SYNTHESIZER
+
+# What the command itself decides.
+RESERVED = (
+    *("dataset_dir", "datalist", "fold", "model_dir", "output_dir", "checkpoint"),
+    *("num_steps", "sampler"),
+)
+HEADLINES = [name for measure in QUALITY_ROWS for name in (measure, FLOORS[measure])]
+
+
+def curve(
+    datalist: Path,
+    fold: int,
+    checkpoint: Path,
+    output: Path,
+    evaluations: tuple = (1, 2, 4, 8, 16, 50),
+    samplers: tuple = ("dpm_solver_flow",),
+    cases: int | None = None,
+    variant: str | None = None,
+    overrides: dict | None = None,
+) -> None:
+    """Score the synthesizer over the number of network evaluations, per sampler and tissue, beside the real floor.
+
+    Each number is one run of the bundle's evaluation on the fold's held-out patients. A run that is finished is not
+    repeated: start the command again to go on, or with more numbers or samplers to add them.
+    The seconds of a run hold its start.
+
+    Args:
+        datalist: datalist.json as `dataset` writes it.
+        fold: the fold that is held out.
+        checkpoint: weights of the synthesizer, trained without that fold; settings on a card beside them are kept.
+        output: folder for the runs, curve.csv and curve.png; new, or begun with the same settings.
+        evaluations: of the network per window, such as 1,2,4.
+        samplers: such as dpm_solver_flow,euler; each needs a network of its objective.
+        cases: only the first so many held-out cases; all if not given.
+        variant: overlay of the synthesizer's train.json that the weights were trained with, such as few_step.
+        overrides: ids of the synthesizer's train.json and evaluate.json and their values.
+
+    Raises:
+        InputError: if the input is unusable, a patient is on both sides, or the output holds something else.
+        RunError: if a run fails; those before it are kept.
+    """
+    overrides, samplers = dict(overrides or {}), [str(name) for name in listed(samplers)]
+    evaluations = listed(evaluations)
+    configs = config_files(variant)
+    check(evaluations, samplers, cases)
+    for key in overrides:
+        if key in RESERVED:
+            raise InputError(f"overrides may not hold {key!r}: curve sets it")
+    check_overrides(SYNTHESIZER, configs, overrides)
+    training, held_out = split_fold(Path(datalist), fold)
+    of_card = card_settings(checkpoint, held_out)
+    settings = {
+        "command": "curve", "datalist_sha256": sha256(datalist), "fold": fold, "cases": cases, "variant": variant,
+        "checkpoint_sha256": sha256(checkpoint), "overrides": overrides,
+    }  # fmt: skip
+    output = open_run(output, settings)
+    if cases is not None and cases < len(held_out):
+        print(f"only the first {cases} of {len(held_out)} held-out cases are painted")
+    config = read_json(BUNDLES / SYNTHESIZER / "configs/train.json")
+    kept = only_known(held_out[:cases], (config | of_card | overrides)["attributes"])
+    if kept != held_out:
+        datalist = write_datalist(training, kept, output)
+    runs = [(sampler, number) for sampler in samplers for number in evaluations]
+    for place, (sampler, number) in enumerate(runs, 1):
+        folder, title = output / f"{sampler}_{number}", f"run {place} of {len(runs)}: {sampler}, {number} evaluations"
+        if (folder / "result.json").is_file():
+            print(f"{title} (finished earlier)", flush=True)
+            continue
+        print(title, flush=True)
+        run = {"dataset_dir": str(Path(datalist).parent), "datalist": str(datalist), "fold": fold}
+        run |= {"model_dir": str(Path(checkpoint).parent), "checkpoint": str(checkpoint), "output_dir": str(folder)}
+        run |= {"num_steps": number, "sampler": sampler}
+        start = time.monotonic()
+        run_bundle(SYNTHESIZER, configs, of_card | run | overrides, folder / "evaluate.log")
+        seconds = round(time.monotonic() - start, 1)
+        result = {"sampler": sampler, "evaluations": number, "seconds": seconds, "tissues": read_quality(folder)}
+        write_json(folder / "result.json", result)
+    rows = gather(output)
+    print(f"\n{format_table(rows)}\n\nwrote curve.csv and curve.png in {output}")
+
+
+def config_files(variant: str | None) -> list[str]:
+    """Return the configs of an evaluation, the overlay of a variant among them.
+
+    Raises:
+        InputError: if there is no such overlay.
+    """
+    overlays = sorted(path.stem for path in (BUNDLES / SYNTHESIZER / "configs").glob("*.yaml"))
+    if variant is not None and variant not in overlays:
+        raise InputError(f"there is no variant {variant!r}; there are {', '.join(overlays)}")
+    return ["train.json", *([f"{variant}.yaml"] if variant else []), "evaluate.json"]
+
+
+def check(evaluations: list, samplers: list[str], cases: int | None) -> None:
+    """Raise InputError for an argument that cannot be used."""
+    whole = [value for value in evaluations if isinstance(value, int) and not isinstance(value, bool) and value > 0]
+    if not evaluations or whole != evaluations:
+        raise InputError(f"evaluations must be whole numbers of at least 1 such as 1,2,4, not {evaluations}")
+    if not samplers:
+        raise InputError("samplers must name at least one, such as euler")
+    if cases is not None and (not isinstance(cases, int) or cases < 1):
+        raise InputError(f"cases must be a whole number of at least 1, not {cases}")
+
+
+def write_datalist(training: list[dict], held_out: list[dict], output: Path) -> Path:
+    """Write a datalist of the training items and some of the held-out ones, and return its path."""
+    items = [item | {key: relative(item[key], output) for key in ("image", "label")} for item in training + held_out]
+    write_json(output / "datalist.json", {"training": items})
+    return output / "datalist.json"
+
+
+def read_quality(folder: Path) -> dict[str, dict[str, float | None]]:
+    """Return tissue to measure to value from the quality.csv of an evaluation, or from its metrics.csv.
+
+    Raises:
+        RunError: if there is neither, or nothing about a tissue in it.
+    """
+    tissues: dict[str, dict[str, float | None]] = {}
+    if (folder / "quality.csv").is_file():
+        with open(folder / "quality.csv", newline="") as stream:
+            for row in csv.DictReader(stream):
+                tissues[row["tissue"]] = {name: _finite(value) for name, value in row.items() if name != "tissue"}
+    elif (folder / "metrics.csv").is_file():
+        names = [name for name in tissue_labels() if name != "background"]
+        values = dict(line.split(",") for line in (folder / "metrics.csv").read_text().split())
+        for tissue in names:
+            found = {name: values[f"{name}_{tissue}"] for name in HEADLINES if f"{name}_{tissue}" in values}
+            if found:
+                tissues[tissue] = {name: _finite(value) for name, value in found.items()}
+    else:
+        raise RunError(f"the evaluation ended without quality.csv or metrics.csv in {folder}")
+    if not tissues:
+        raise RunError(f"the evaluation in {folder} measured no tissue")
+    return tissues
+
+
+def _finite(text: str) -> float | None:
+    return float(text) if text and math.isfinite(float(text)) else None
+
+
+def gather(output: Path) -> list[dict]:
+    """Write curve.csv and curve.png from all finished runs in a folder, and return the rows."""
+    results = sorted((read_json(path) for path in output.glob("*/result.json")), key=_order)
+    rows = [
+        {key: result[key] for key in ("sampler", "evaluations")}
+        | {"tissue": tissue} | measures | {"seconds": result["seconds"]}
+        for result in results
+        for tissue, measures in result["tissues"].items()
+    ]  # fmt: skip
+    columns = dict.fromkeys(key for row in rows for key in row if key != "seconds")
+    with atomic_file(output / "curve.csv") as temporary, open(temporary, "w", newline="") as stream:
+        writer = csv.DictWriter(stream, [*columns, "seconds"])
+        writer.writeheader()
+        writer.writerows(rows)
+    with atomic_file(output / "curve.png") as temporary:
+        temporary.write_bytes(draw_curve(rows, tissue_labels()))
+    return rows
+
+
+def _order(result: dict) -> tuple:
+    return result["sampler"], result["evaluations"]
+
+
+def format_table(rows: list[dict]) -> str:
+    """Return Wasserstein-1 in HU, one line per sampler and number, one column per tissue, and the floor last."""
+    tissues = list(dict.fromkeys(row["tissue"] for row in rows))
+    lines = [("sampler", "evaluations", *tissues, "seconds")]
+    for sampler, number, seconds in dict.fromkeys((row["sampler"], row["evaluations"], row["seconds"]) for row in rows):
+        of_run = {row["tissue"]: row for row in rows if (row["sampler"], row["evaluations"]) == (sampler, number)}
+        cells = [_cell(of_run.get(tissue, {}).get("hu_wasserstein")) for tissue in tissues]
+        lines.append((sampler, str(number), *cells, f"{seconds:.0f}"))
+    floors = {row["tissue"]: row.get("hu_wasserstein_floor") for row in rows}
+    lines.append(("real tissue", "", *[_cell(floors[tissue]) for tissue in tissues], ""))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
+    return "\n".join(["Wasserstein-1 in HU between painted and real tissue", *text])
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"

@@ -1,0 +1,152 @@
+"""Figures of many small panels: what was asked for against what was painted, and quality over evaluations."""
+
+import math
+
+from tools.plotting import INK, QUIET, RULE, calm, new_figure, png_bytes
+from tools.tissues import tissue_colours, words
+
+PANEL = (2.5, 2.2)  # inches
+COLUMNS = 4
+COLOUR = "#0072b2"
+HISTOGRAM_COLOURS = {"real": INK, "unknown": "#d55e00", "told": "#0072b2"}
+SAMPLER_STYLES = ("-", "--", ":", "-.")
+MARKERS = "osD^vP*X"  # of the histories, which may lie on each other
+AXES = {
+    "mean_hu": "mean, HU", "median_hu": "median, HU", "abnormal_share": "share not healthy, by HU",
+    "non_healthy_share": "share not healthy, segmented", "low_share": "share below -950 HU",
+    "high_share": "share above -500 HU",
+}  # fmt: skip
+UNITS = {"density": "asked for, HU", "severity": "severity asked for", "age": "age asked for, years"}
+QUALITY_ROWS = {"hu_wasserstein": "Wasserstein-1, HU", "texture_distance": "texture distance"}
+FLOORS = {"hu_wasserstein": "hu_wasserstein_floor", "texture_distance": "texture_floor"}
+
+
+def draw_conditions(rows: list[dict], summary: dict, labels: dict[str, int]) -> bytes:
+    """Draw one panel per condition and measure: asked for across, painted upwards, and last the HU of whole lungs.
+
+    Args:
+        rows: of conditions.csv.
+        summary: of summary.json.
+        labels: tissue name to value.
+
+    Returns:
+        A PNG.
+    """
+    judgements, colours = summary["judgements"], tissue_colours(labels)
+    count = len(judgements) + 1
+    columns = min(COLUMNS, count)
+    lines = math.ceil(count / columns)
+    figure = new_figure(PANEL[0] * columns, PANEL[1] * lines)
+    for number, judgement in enumerate(judgements, 1):
+        axes = figure.add_subplot(lines, columns, number)
+        _frame(axes)
+        colour = colours.get(judgement["tissue"], COLOUR)
+        if judgement["condition"] == "history":
+            _history(axes, judgement)
+        else:
+            keys = ("condition", "tissue", "measure")
+            _levels(axes, judgement, [r for r in rows if all(r[key] == judgement[key] for key in keys)], colour)
+        title = " ".join(filter(None, (judgement["condition"], words(judgement["tissue"]))))
+        axes.set_title(f"{title}\n{judgement['verdict']}", fontsize=8, weight="bold", color=INK, loc="left")
+        axes.set_ylabel(AXES.get(judgement["measure"], words(judgement["measure"])), fontsize=7.5, color=INK)
+    _histograms(figure.add_subplot(lines, columns, count), summary["unknown"])
+    return png_bytes(figure)
+
+
+def _frame(axes) -> None:
+    calm(axes)
+    axes.grid(color=RULE, linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=7)
+
+
+def _levels(axes, judgement: dict, rows: list[dict], colour: str) -> None:
+    """Draw each host as a thin line, the means as dots, and what was to be expected as a dashed line."""
+    hosts: dict[str, list[tuple]] = {}
+    for row in rows:
+        hosts.setdefault(row["case"], []).append((row["requested"], row["measured"]))
+    for points in hosts.values():
+        axes.plot(*zip(*points), color=QUIET, alpha=0.5, linewidth=0.7)
+    x, y = list(judgement["levels"]), list(judgement["levels"].values())
+    axes.plot(x, y, "o-", color=colour, markersize=5, linewidth=1.4, markeredgecolor="white")
+    slope = 1.0 if judgement["condition"] == "density" else judgement.get("real_slope")
+    if judgement["condition"] == "density":
+        axes.axline((x[0], x[0]), slope=1, color=INK, linewidth=0.9, linestyle="--")
+    elif slope is not None:  # only the slope of real lung: through the middle of the means
+        middle = sum(x) / len(x), sum(y) / len(y)
+        axes.axline(middle, slope=slope, color=INK, linewidth=0.9, linestyle="--")
+    axes.set_xlabel(UNITS[judgement["condition"]], fontsize=7.5, color=INK)
+
+
+def _history(axes, judgement: dict) -> None:
+    """Draw each history as a dot, its real patients across and its paintings upwards, and both means as lines."""
+    names = list(judgement["levels"])
+    x, y = [judgement["real"][name] for name in names], [judgement["levels"][name] for name in names]
+    axes.axvline(sum(x) / len(x), color=RULE, linewidth=1.2)
+    axes.axhline(sum(y) / len(y), color=RULE, linewidth=1.2)
+    for number, (name, place) in enumerate(zip(names, zip(x, y))):
+        marker, colour = MARKERS[number % len(MARKERS)], f"C{number}"
+        axes.plot(*place, marker, color=colour, markersize=5, alpha=0.8, markeredgecolor="white", label=name)
+    axes.legend(fontsize=6, frameon=False, handletextpad=0)
+    axes.margins(0.25)
+    axes.set_xlabel("real patients of that history", fontsize=7.5, color=INK)
+
+
+def _histograms(axes, unknown: dict) -> None:
+    """Draw the HU of whole lungs: real, painted with nothing told, painted with everything told."""
+    _frame(axes)
+    for kind, heights in unknown["histograms"].items():
+        axes.stairs(heights, unknown["bin_edges_hu"], color=HISTOGRAM_COLOURS[kind], linewidth=1.2, label=kind)
+    axes.set_title("whole lung\nnothing or all told", fontsize=8, weight="bold", color=INK, loc="left")
+    axes.set_xlabel("HU", fontsize=7.5, color=INK)
+    axes.set_ylabel("share of voxels", fontsize=7.5, color=INK)
+    axes.legend(fontsize=7, frameon=False)
+
+
+def draw_curve(rows: list[dict], labels: dict[str, int]) -> bytes:
+    """Draw quality over network evaluations: a column per tissue, a row per measure, a line per sampler.
+
+    Args:
+        rows: of curve.csv.
+        labels: tissue name to value.
+
+    Returns:
+        A PNG; the dashed line is what real tissue scores against real tissue.
+    """
+    colours = tissue_colours(labels)
+    tissues = [name for name in colours if any(row["tissue"] == name for row in rows)]
+    measures = [name for name in QUALITY_ROWS if any(row.get(name) is not None for row in rows)]
+    samplers = list(dict.fromkeys(row["sampler"] for row in rows))
+    figure = new_figure(PANEL[0] * len(tissues), PANEL[1] * len(measures))
+    for line, name in enumerate(measures):
+        for column, tissue in enumerate(tissues):
+            axes = figure.add_subplot(len(measures), len(tissues), line * len(tissues) + column + 1)
+            _frame(axes)
+            known = [row for row in rows if row["tissue"] == tissue and row.get(name) is not None]
+            for sampler, style in zip(samplers, SAMPLER_STYLES * len(samplers)):
+                points = sorted((row["evaluations"], row[name]) for row in known if row["sampler"] == sampler)
+                axes.plot(
+                    *zip(*points), "o" + style, color=colours[tissue], markersize=4, label=sampler
+                ) if points else 0
+            if not known:
+                axes.text(0.5, 0.5, "too little of it", transform=axes.transAxes, fontsize=8, color=QUIET, ha="center")
+            floors = [row[FLOORS[name]] for row in known if row.get(FLOORS[name]) is not None]
+            if floors:
+                axes.axhline(floors[0], color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+            _evaluations(axes, sorted({row["evaluations"] for row in rows}))
+            if line == 0:
+                axes.set_title(words(tissue), fontsize=9, weight="bold", color=INK, loc="left")
+            if column == 0:
+                axes.set_ylabel(QUALITY_ROWS[name], fontsize=8, color=INK)
+            if line == column == 0 and len(samplers) > 1:
+                axes.legend(fontsize=7, frameon=False, handlelength=4)
+    return png_bytes(figure)
+
+
+def _evaluations(axes, evaluations: list[int]) -> None:
+    """Label the axis of network evaluations."""
+    axes.set_xscale("log")
+    axes.set_xticks(evaluations, [str(number) for number in evaluations])
+    axes.set_xticks([], minor=True)
+    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+    axes.set_xlabel("network evaluations", fontsize=7.5, color=INK)

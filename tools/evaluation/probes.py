@@ -1,0 +1,299 @@
+"""What to paint in order to see whether the synthesizer obeys a condition: hosts, their slices, maps and levels."""
+
+import csv
+import dataclasses
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
+
+from tools.io.files import InputError, atomic_file
+from tools.io.volume import case_name, check_same_geometry, load_ct, load_labels, save_nifti
+from tools.tissues import pathological_tissues, tissue_labels
+
+LUNG, ALL_HEALTHY, UNKNOWN, TOLD, MAP = "lung", "all_healthy", "unknown", "told", "map"
+UNKNOWN_VALUE = 255  # in a target map: any tissue will do
+LEVELS = 5
+DENSITY_QUANTILES, SEVERITY_QUANTILES, AGE_QUANTILES = (0.1, 0.9), (0.05, 0.95), (0.0, 1.0)
+FEWEST_VOXELS = 100  # of a tissue in the slices of a host
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """A held-out patient, and the axial slices that hold most of what is needed.
+
+    Attributes:
+        item: of the datalist.
+        axis: the axial axis of the stored voxels.
+        window: the slices.
+        voxels: of what is needed in them.
+    """
+
+    item: dict
+    axis: int
+    window: slice
+    voxels: int
+
+    @property
+    def name(self) -> str:
+        """Name of the case."""
+        return case_name(self.item["image"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """A host's slices and the maps that say what is repainted in them; several probes may share it.
+
+    Attributes:
+        name: of its files.
+        host: whose slices.
+        image: the CT, cut.
+        hu: its voxels, clipped to the window of the synthesizer.
+        truth: tissue map.
+        label: tissue map that differs from ``target`` wherever is to be painted.
+        target: tissue map wanted.
+    """
+
+    name: str
+    host: Host
+    image: nib.Nifti1Image
+    hu: np.ndarray
+    truth: np.ndarray
+    label: np.ndarray
+    target: np.ndarray
+
+    @property
+    def region(self) -> np.ndarray:
+        """Where is painted."""
+        return self.label != self.target
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """One painting.
+
+    Attributes:
+        case: its name.
+        condition: density, severity, age, history, unknown, told or map.
+        tissue: whose density is asked for, otherwise empty.
+        requested: value or word asked for; None where nothing or everything is told.
+        scene: what is painted.
+        told: columns of conditions.csv.
+    """
+
+    case: str
+    condition: str
+    tissue: str
+    requested: float | str | None
+    scene: Scene
+    told: dict[str, object]
+
+
+def axial_axis(affine: np.ndarray) -> int:
+    """Return the axis of the voxels along which slices are axial.
+
+    Example:
+        >>> axial_axis(np.diag([1, 1, -5, 1])), axial_axis(np.eye(4)[[2, 0, 1, 3]])
+        (2, 1)
+    """
+    return next(axis for axis, code in enumerate(nib.aff2axcodes(affine)) if code in "SI")
+
+
+def best_slices(mask: np.ndarray, axis: int, slices: int) -> slice:
+    """Return the neighbouring slices that hold most of a mask.
+
+    Example:
+        >>> best_slices(np.array([0, 1, 0, 1, 1, 0])[None, None] > 0, 2, 2)
+        slice(3, 5, None)
+    """
+    counts = mask.sum(axis=tuple(other for other in range(mask.ndim) if other != axis))
+    length = min(slices, len(counts))
+    start = int(np.argmax(np.convolve(counts, np.ones(length), "valid")))
+    return slice(start, start + length)
+
+
+def cut(array: np.ndarray, axis: int, window: slice) -> np.ndarray:
+    """Return some slices of an array."""
+    return array[(slice(None),) * axis + (window,)]
+
+
+def load_case(item: dict) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Image]:
+    """Return HU, tissue map and the image of a datalist item, in the stored orientation."""
+    hu, image = load_ct(item["image"])
+    label, label_image = load_labels(item["label"], tissue_labels())
+    check_same_geometry(image, label_image, item["image"], item["label"])
+    return hu, label, image
+
+
+def find_hosts(held_out: list[dict], cases: int, slices: int) -> dict[str, list[Host]]:
+    """Return, for each tissue and for ``lung``, the held-out patients whose slices hold most of it, most first.
+
+    Args:
+        held_out: items of the datalist; of the cases of a patient the one that holds most is taken.
+        cases: patients at most.
+        slices: neighbouring axial slices of each.
+    """
+    labels = {name: value for name, value in tissue_labels().items() if value}
+    found: dict[str, list[Host]] = {name: [] for name in (*labels, LUNG)}
+    for item in tqdm(held_out, desc="looking for hosts", unit="case"):
+        label, file = load_labels(item["label"], tissue_labels())
+        axis = axial_axis(file.affine)
+        for name in found:
+            mask = label > 0 if name == LUNG else label == labels[name]
+            window = best_slices(mask, axis, slices)
+            voxels = int(cut(mask, axis, window).sum())
+            if voxels >= FEWEST_VOXELS:
+                found[name].append(Host(item, axis, window, voxels))
+    hosts = {}
+    for name, candidates in found.items():
+        best: dict[str, Host] = {}
+        for host in sorted(candidates, key=lambda host: -host.voxels):
+            best.setdefault(host.item["patient"], host)
+        hosts[name] = list(best.values())[:cases]
+    return hosts
+
+
+def work_maps(kind: str, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the map for ``labels/`` and the one for ``targets/``, which differ wherever is to be painted.
+
+    Args:
+        kind: a tissue, which is painted anew where it is; ``all_healthy``, a lung of healthy tissue alone;
+            ``unknown``, a lung of which no tissue is known; ``told``, the lung as it is.
+        truth: tissue map.
+    """
+    labels, lung = tissue_labels(), truth > 0
+    healthy, other = labels["healthy"], labels[pathological_tissues()[0]]
+    another = np.where(lung, np.where(truth == healthy, other, healthy), 0)  # in no voxel what it is
+    if kind == UNKNOWN:
+        return truth, np.where(lung, UNKNOWN_VALUE, 0)
+    if kind == ALL_HEALTHY:
+        return np.where(lung, other, 0), np.where(lung, healthy, 0)
+    return (another if kind == TOLD else np.where(truth == labels[kind], another, truth)), truth
+
+
+def set_scene(kind: str, host: Host, hu_window: tuple[float, float]) -> Scene:
+    """Return a scene of a host."""
+    _, truth, image = load_case(host.item)
+    window = (slice(None),) * host.axis + (host.window,)
+    image, truth = image.slicer[window], truth[window]
+    hu = np.clip(image.get_fdata(dtype=np.float32), *hu_window)
+    label, target = work_maps(kind, truth)
+    return Scene(f"{kind}-{host.name}-{host.window.start}", host, image, hu, truth, label, target)
+
+
+def spread(values: list[float], quantiles: tuple[float, float], digits: int) -> list[float]:
+    """Return evenly spaced levels between two quantiles.
+
+    Example:
+        >>> spread([0, 10, 20], (0.0, 1.0), 1)
+        [0.0, 5.0, 10.0, 15.0, 20.0]
+    """
+    return [round(float(level), digits) for level in np.linspace(*np.quantile(values, quantiles), LEVELS)]
+
+
+def plan(survey: list[dict], hosts: dict[str, list[Host]], hu_window) -> tuple[list[Probe], dict[str, str]]:
+    """Return all paintings, and why a condition cannot be probed.
+
+    Args:
+        survey: what the training patients are like, of ``obedience.survey``.
+        hosts: of :func:`find_hosts`.
+        hu_window: HU that the synthesizer can paint.
+
+    Raises:
+        InputError: if no held-out patient has lung.
+    """
+    if not hosts[LUNG]:
+        raise InputError(f"no held-out patient has {FEWEST_VOXELS} voxels of lung, so there is nothing to paint")
+    asked, skipped = requests(survey)
+    probes, scenes = [], {}
+    for condition, tissue, kind, levels in asked:
+        chosen = hosts[tissue or LUNG]
+        if condition == MAP:  # patients who between them have every tissue
+            chosen = list({(h.name, h.window.start): h for ill in pathological_tissues() for h in hosts[ill]}.values())
+        if not chosen:
+            skipped[f"{condition} {tissue}"] = f"no held-out patient has {FEWEST_VOXELS} voxels of it in the slices"
+        for host in chosen:
+            place = (kind, host.name, host.window.start)
+            if place not in scenes:
+                scenes[place] = set_scene(kind, host, hu_window)
+            scene = scenes[place]
+            name = "_".join(filter(None, (condition, tissue)))
+            for number, level in enumerate(levels):
+                if condition == TOLD:
+                    told = attributes_of(scene) | densities_of(scene)
+                elif condition == MAP:  # set beside the same patient's real lung; told what `augment` tells
+                    told = attributes_of(scene)
+                else:
+                    told = {} if level is None else {name if tissue else condition: level}
+                number = host.window.start if condition == MAP else number
+                probes.append(Probe(f"{name}-{number}-{host.name}", condition, tissue, level, scene, told))
+    return probes, skipped
+
+
+def requests(survey: list[dict]) -> tuple[list[tuple[str, str, str, list]], dict[str, str]]:
+    """Return condition, tissue, kind of scene and levels of all that is asked for, and why something is not."""
+    asked, skipped = [], {}
+    for tissue in (name for name, value in tissue_labels().items() if value):
+        known = [row["density"][tissue] for row in survey if tissue in row["density"]]
+        if len(set(known)) < 2:
+            skipped[f"density {tissue}"] = f"{len(known)} training cases hold it; its range needs two"
+        else:
+            asked.append(("density", tissue, tissue, spread(known, DENSITY_QUANTILES, 1)))
+    for name, kind, quantiles, digits in (
+        ("severity", UNKNOWN, SEVERITY_QUANTILES, 4), ("age", ALL_HEALTHY, AGE_QUANTILES, 1),
+    ):  # fmt: skip
+        known = [float(row[name]) for row in survey if row[name] is not None]
+        if len(set(known)) < 2:
+            skipped[name] = (
+                f"{len(set(known))} values of the training patients are known to the synthesizer; two are needed"
+            )
+        else:
+            asked.append((name, "", kind, spread(known, quantiles, digits)))
+    words = sorted({row["history"] for row in survey if row["history"]})
+    if len(words) < 2:
+        skipped["history"] = f"{len(words)} of the training patients are known to the synthesizer; two are needed"
+    else:
+        asked.append(("history", "", UNKNOWN, words))
+    return [*asked, *((kind, "", TOLD if kind == MAP else kind, [None]) for kind in (UNKNOWN, TOLD, MAP))], skipped
+
+
+def attributes_of(scene: Scene) -> dict[str, object]:
+    """Return what is known of a scene's patient."""
+    return {key: scene.host.item[key] for key in ("severity", "age", "history") if scene.host.item.get(key) is not None}
+
+
+def densities_of(scene: Scene) -> dict[str, float]:
+    """Return the mean HU of each tissue of a scene as they are, under the names of conditions."""
+    labels = {name: value for name, value in tissue_labels().items() if value and (scene.truth == value).any()}
+    return {f"density_{name}": round(float(scene.hu[scene.truth == v].mean()), 1) for name, v in labels.items()}
+
+
+def lay_out(probes: list[Probe], work: Path) -> None:
+    """Write what the bundle paints from: links to the CTs and maps of the scenes, and conditions.csv."""
+    for scene in {probe.scene.name: probe.scene for probe in probes}.values():
+        save_nifti(np.asarray(scene.image.dataobj), scene.image, work / "scenes" / f"{scene.name}-images.nii.gz")
+        for kind, array in (("labels", scene.label), ("targets", scene.target)):
+            save_nifti(array.astype(np.uint8), scene.image, work / "scenes" / f"{scene.name}-{kind}.nii.gz")
+    for kind in ("images", "labels", "targets"):
+        (work / kind).mkdir(parents=True)
+        for probe in probes:
+            source = (work / "scenes" / f"{probe.scene.name}-{kind}.nii.gz").absolute()
+            (work / kind / f"{probe.case}.nii.gz").symlink_to(source)
+    columns = list(dict.fromkeys(key for probe in probes for key in probe.told))
+    with atomic_file(work / "conditions.csv") as temporary, open(temporary, "w", newline="") as stream:
+        writer = csv.DictWriter(stream, ["case", "seed", *columns])
+        writer.writeheader()  # the levels of a host share their noise
+        writer.writerows({"case": probe.case, "seed": probe.scene.host.name} | probe.told for probe in probes)
+
+
+def unpainted(probes: list[Probe], painted: Path) -> list[Probe]:
+    """Return the probes whose painting is missing, or was cut short when an earlier run was killed."""
+    remaining = []
+    for probe in probes:
+        try:
+            np.asarray(nib.load(painted / f"{probe.case}.nii.gz").dataobj)
+        except (OSError, EOFError, zlib.error, nib.filebasedimages.ImageFileError):
+            remaining.append(probe)
+    return remaining

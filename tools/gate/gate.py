@@ -1,0 +1,261 @@
+"""The quality gate: whether painted tissue may be used, judged by what the fold's training patients are like.
+
+Each measure of a painted tissue has a limit. The limits come from the real tissue of the training patients, each
+measured as if it were painted and the other patients were the training set; held-out patients are not read.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from tqdm import tqdm
+
+from tools.gate.copies import HU_WINDOW, TILES_KEPT, TileBank
+from tools.gate.tissue import Tissue, card, describe, none_for_nan, out_of_distribution
+from tools.io.files import InputError
+from tools.io.volume import canonical, case_name, load_case, load_labels
+from tools.tissues import tissue_labels
+
+MIN_VOXELS = 24
+HU_QUANTILES = (0.02, 0.98)  # the median must lie between these of the tissue's voxels, each case counting the same
+CASE_QUANTILES = (0.02, 0.98)  # real cases beyond these do not set a limit: of fewer than fifty, the extreme ones do
+# Measure to the factors by which its lowest and its highest limit lie beyond the real cases; None for no limit. Of few
+# cases the extremes say little, so the factor is taken to the power of 1 + 2 / cases.
+MARGINS = {
+    "spread_hu": (2.0, 2.0),
+    "seam_ratio": (1.25, 1.25),
+    "ood": (None, 2.0),
+    "region_distance": (2.0, None),
+    "patch_distance": (2.0, None),
+}
+RECALL_SHARE = 0.5  # of the median recall of real tissue
+JUDGE_AT_LEAST = 0.5  # median recall of real tissue from which a segmenter may judge painted tissue
+WITHOUT_CALIBRATION = 0.03  # limit of a distance to the nearest tile where no tissue is held by two patients
+Limit = tuple[float | None, float | None]  # lowest and highest value allowed
+REGION, PATCH = 16, 32  # edge of the tiles, voxels: painted voxels alone, and with their surroundings
+
+
+class Gate:
+    """Measures and judges the painted tissue of one fold.
+
+    Args:
+        training: items of the datalist with absolute ``image`` and ``label``, and ``patient``.
+        labels: tissue name to value, of the tissues that may be painted; 0 is left out.
+
+    Raises:
+        InputError: if the training cases hold none of the tissues, or a file is unusable.
+    """
+
+    def __init__(self, training: list[dict], labels: Mapping[str, int]) -> None:
+        self.labels = {name: value for name, value in labels.items() if value}
+        self.items = {case_name(item["image"]): item for item in training}
+        self.real: dict[str, list[Tissue]] = {name: [] for name in self.labels}
+        self.painted: dict[str, list[Tissue]] = {name: [] for name in self.labels}
+        most = max(2000, TILES_KEPT // max(len(self.items), 1))
+        self.regions = {name: TileBank(REGION, most=most) for name in self.labels}
+        self.patches = {name: TileBank(PATCH, whole=True, most=most) for name in self.labels}
+        self.earlier = {name: TileBank(REGION, most=2000) for name in self.labels}  # painted cases
+        for case in tqdm(self.items, desc="learning what is real", unit="case"):
+            self._learn(case)
+        self.real = {name: tissues for name, tissues in self.real.items() if tissues}
+        if not self.real:
+            raise InputError(f"the {len(training)} training cases hold none of {', '.join(self.labels)} to judge by")
+        everything = [(name, tissue) for name, tissues in self.real.items() for tissue in tissues]
+        for name, tissue in tqdm(everything, desc="calibrating the gate", unit="tissue"):
+            self._compare(name, tissue, leave_out=tissue.owner)
+            tissue.region = tissue.patch = None
+        self.limits = {name: self._limits(name) for name in self.real}
+        self._lend_limits()
+
+    def _learn(self, case: str) -> None:
+        """Keep what one training case holds of each tissue."""
+        label, hu, _ = load_case(self.items[case])
+        for name, value in self.labels.items():
+            where = label == value
+            if np.count_nonzero(where) < MIN_VOXELS:
+                continue
+            tissue = self._describe(name, case, self.items[case]["patient"], hu, where, (label > 0) & ~where)
+            self.real[name].append(tissue)
+            for bank in (self.regions[name], self.patches[name]):
+                bank.add(case, tissue.owner, hu, where)
+
+    def _describe(
+        self, name: str, case: str, owner: str, hu: np.ndarray, where: np.ndarray, around: np.ndarray
+    ) -> Tissue:
+        """Return one tissue of a case with the measures that need no other case, and the tiles to compare."""
+        tissue = describe(case, owner, hu, where, around)
+        tissue.region, tissue.patch = self.regions[name].ask(hu, where), self.patches[name].ask(hu, where)
+        return tissue
+
+    def _compare(self, name: str, tissue: Tissue, leave_out: str | None) -> tuple[str, str]:
+        """Add the measures that need other cases; return the nearest place of the region and of the patch.
+
+        The tissue's own patient is always left out where surroundings count: a painted case has those of its source.
+
+        Args:
+            name: of the tissue.
+            tissue: what is compared.
+            leave_out: patient to leave out of the other comparisons.
+        """
+        others = [other.textures for other in self.real[name] if other.owner != leave_out]
+        region = self.regions[name].nearest(tissue.region, leave_out)
+        patch = self.patches[name].nearest(tissue.patch, tissue.owner)
+        tissue.measures |= {
+            "ood": out_of_distribution(tissue.textures, np.concatenate(others)) if others else float("nan"),
+            "region_distance": region.distance,
+            "patch_distance": patch.distance,
+        }
+        return region.where, patch.where
+
+    def _limits(self, name: str) -> dict[str, Limit]:
+        """Return measure to limit for one tissue; a measure that no real case has is absent."""
+        shares = np.cumsum(sum(tissue.counts / tissue.counts.sum() for tissue in self.real[name]))
+        low, high = HU_WINDOW[0] + np.searchsorted(shares / shares[-1], HU_QUANTILES)
+        limits: dict[str, Limit] = {"median_hu": (float(low), float(high))}
+        for measure, (below, above) in MARGINS.items():
+            values = np.array([tissue.measures[measure] for tissue in self.real[name]])
+            values = values[np.isfinite(values)]
+            if len(values):
+                least, most = np.quantile(values, CASE_QUANTILES)
+                power = 1 + 2 / len(values)
+                limits[measure] = (below and float(least / below**power), above and float(most * above**power))
+        return limits
+
+    def _lend_limits(self) -> None:
+        """Give a tissue whose distances cannot be calibrated, as that of a single patient, the others' lowest limit."""
+        for measure in ("region_distance", "patch_distance"):
+            known = [limits[measure][0] for limits in self.limits.values() if measure in limits]
+            for limits in self.limits.values():
+                limits.setdefault(measure, (min(known) if known else WITHOUT_CALIBRATION, None))
+
+    def calibrate_faithfulness(self, answers: Iterable[tuple[str, np.ndarray]]) -> None:
+        """Set the limit of recall from the segmenter's answers on training cases.
+
+        The segmenter has been trained on them, so its recall there is better than on patients it has not seen; the
+        limit, half of the median, leaves room for that. Of a tissue that it hardly finds even there it is no judge:
+        below a median of ``JUDGE_AT_LEAST`` recall is measured and sets no limit.
+
+        Args:
+            answers: case name and the segmenter's tissue map in canonical orientation, of some or all training cases.
+
+        Raises:
+            InputError: if a case is not a training case or an answer has another shape than its map.
+        """
+        for case, answer in answers:
+            if case not in self.items:
+                raise InputError(f"answer of {case}, which is not a training case")
+            label, image = load_labels(self.items[case]["label"], tissue_labels())
+            label = canonical(label, image.affine)
+            if answer.shape != label.shape:
+                raise InputError(f"answer of {case} has shape {answer.shape}, but its map has {label.shape}")
+            for name, tissues in self.real.items():
+                for tissue in tissues:
+                    if tissue.case == case:
+                        tissue.measures["recall"] = recall(answer, self.labels[name], label == self.labels[name])
+        for name, tissues in self.real.items():
+            recalls = [tissue.measures["recall"] for tissue in tissues if "recall" in tissue.measures]
+            if recalls and np.median(recalls) >= JUDGE_AT_LEAST:
+                self.limits[name]["recall"] = (RECALL_SHARE * float(np.median(recalls)), None)
+
+    def measure(
+        self, case: str, source: str, hu: np.ndarray, target: np.ndarray, region: np.ndarray,
+        answer: np.ndarray | None = None,
+    ) -> dict[str, dict]:  # fmt: skip
+        """Return what is measured of each painted tissue of a case; the case is remembered, to find near-duplicates.
+
+        Args:
+            case: its name.
+            source: name of the training case that was painted.
+            hu: painted CT in HU, canonical orientation, shape (W, H, D).
+            target: its tissue map, the same shape.
+            region: painted voxels, bool, the same shape.
+            answer: the segmenter's tissue map of the painted CT, the same shape; without it faithfulness is unknown.
+
+        Returns:
+            Tissue to measures: ``voxels``; ``not_finite`` voxels, and if there are any nothing more; ``median_hu``,
+            ``spread_hu``; ``seam_ratio``; ``ood``; ``region_distance``, ``patch_distance`` and ``earlier_distance``
+            (1 - r to the nearest tile of the training set, of other patients with surroundings, and of cases painted
+            before), with ``region_nearest``, ``patch_nearest`` and ``earlier_nearest``, such as "case007 slice 12";
+            ``recall``. None where it could not be measured.
+
+        Raises:
+            InputError: if the source is not a training case.
+        """
+        if source not in self.items:
+            raise InputError(f"source {source} of {case} is not a training case")
+        measured = {}
+        for name, value in self.labels.items():
+            where = region & (target == value)
+            if not where.any():
+                continue
+            measures = {"voxels": int(where.sum()), "not_finite": int((~np.isfinite(hu[where])).sum())}
+            measured[name] = measures
+            if measures["not_finite"] or measures["voxels"] < MIN_VOXELS or name not in self.real:
+                continue
+            owner = self.items[source]["patient"]
+            tissue = self._describe(name, case, owner, hu, where, (target > 0) & ~region)
+            nearest = self._compare(name, tissue, leave_out=None)
+            twin = self.earlier[name].nearest(tissue.region, case)
+            tissue.region = tissue.patch = None
+            tissue.measures["earlier_distance"] = twin.distance
+            if answer is not None:
+                tissue.measures["recall"] = recall(answer, value, where)
+            self.earlier[name].add(case, case, hu, where)
+            self.painted[name].append(tissue)
+            places = zip(("region_nearest", "patch_nearest", "earlier_nearest"), (*nearest, twin.where))
+            measured[name] = none_for_nan(measures | tissue.measures | dict(places))
+        return measured
+
+    def judge(self, measured: Mapping[str, dict]) -> dict[str, dict]:
+        """Return the measures of each tissue with ``accepted`` and ``reasons``, one sentence for each limit broken."""
+        judged = {}
+        for name, measures in measured.items():
+            reasons = self._reasons(name, measures)
+            judged[name] = {"accepted": not reasons, "reasons": reasons} | measures
+        return judged
+
+    def _reasons(self, name: str, measures: Mapping) -> list[str]:
+        """Return why a tissue is rejected."""
+        if measures["not_finite"]:
+            return [f"{measures['not_finite']} voxels that are not finite"]
+        if measures["voxels"] < MIN_VOXELS:
+            return [f"only {measures['voxels']} voxels"]
+        if name not in self.real:
+            return ["no training case holds this tissue, so there is nothing to judge it by"]
+        reasons = []
+        for measure, (low, high) in (
+            self.limits[name] | {"earlier_distance": self.limits[name]["region_distance"]}
+        ).items():
+            value = measures.get(measure)
+            if value is not None and ((low is not None and value < low) or (high is not None and value > high)):
+                reasons.append(SENTENCES[measure].format(value=value, low=low, high=high, **measures))
+        return reasons
+
+    def card(self, accepted: Mapping[str, set[str]] | None = None) -> dict[str, dict]:
+        """Return the quality card of each tissue that was painted, as in :func:`tools.gate.tissue.card`.
+
+        Args:
+            accepted: tissue to the names of the painted cases that count; all of them if None.
+        """
+        cards = {}
+        for name, tissues in self.painted.items():
+            if tissues:
+                chosen = [tissue for tissue in tissues if accepted is None or tissue.case in accepted.get(name, ())]
+                cards[name] = card(self.real[name], chosen)
+        return cards
+
+
+SENTENCES = {
+    "median_hu": "median {value:.0f} HU, outside {low:.0f} to {high:.0f}",
+    "spread_hu": "spread {value:.0f} HU, outside {low:.0f} to {high:.0f}",
+    "seam_ratio": "border {value:.2f} as abrupt as a jump, outside {low:.2f} to {high:.2f}",
+    "ood": "texture {value:.2f} deviations from real tiles, above {high:.2f}",
+    "recall": "the segmenter finds {value:.2f} of it, below {low:.2f}",
+    "region_distance": "a copy of {region_nearest} (1 - r = {value:.3f}, below {low:.3f})",
+    "patch_distance": "with its surroundings a copy of {patch_nearest} (1 - r = {value:.3f}, below {low:.3f})",
+    "earlier_distance": "almost the same as painted {earlier_nearest} (1 - r = {value:.3f}, below {low:.3f})",
+}
+
+
+def recall(answer: np.ndarray, value: int, where: np.ndarray) -> float:
+    """Return the share of a tissue's voxels that the segmenter names so."""
+    return float((answer[where] == value).mean())

@@ -1,0 +1,79 @@
+"""Putting painted cases through the quality gate: what it reads, and what it writes down."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
+
+from tools.data.provenance import GATE_CARD, cases_read
+from tools.gate.gate import Gate
+from tools.io.files import read_json, sha256, write_json
+from tools.io.volume import canonical, case_name, load_labels
+from tools.tissues import pathological_tissues, tissue_labels
+from tools.workflows.segmenter import segment
+
+
+def check_painted(
+    plan: list[dict], training: list[dict], output: Path, work: Path, segmenter: Path | None
+) -> dict[str, dict]:
+    """Put every painted case through the quality gate, write gate.json and quality.json.
+
+    Returns:
+        Case to tissue to ``accepted``, ``reasons`` and measures.
+    """
+    labels = {name: tissue_labels()[name] for name in pathological_tissues()}
+    gate = Gate(training, labels)
+    painted = {row["case"]: work / "painted" / f"{row['case']}.nii.gz" for row in plan}
+    answers: dict[str, np.ndarray] = {}
+    if segmenter:
+        card = read_json(Path(segmenter).with_name("card.json"))
+        real = {case_name(item["image"]): item["image"] for item in training}
+        gate.calibrate_faithfulness(segment(real, segmenter, card, work / "real"))
+        answers = dict(segment(painted, segmenter, card, work / "judged"))
+    else:
+        print("no segmenter was given, so whether one would find what was painted is not checked")
+    checks = {}
+    for row in tqdm(plan, desc="checking", unit="case"):
+        image = nib.load(painted[row["case"]])
+        hu, label, target = (
+            canonical(array, image.affine)
+            for array in (
+                image.get_fdata(dtype=np.float32),
+                load_labels(row["label"], tissue_labels())[0],
+                load_labels(row["map"], tissue_labels())[0],
+            )
+        )
+        measured = gate.measure(row["case"], row["source"], hu, target, target != label, answers.get(row["case"]))
+        checks[row["case"]] = gate.judge(measured)
+    accepted: dict[str, set[str]] = {}
+    for case, tissues in checks.items():
+        for name, tissue in tissues.items():
+            if tissue["accepted"]:
+                accepted.setdefault(name, set()).add(case)
+    limits = {name: {key: list(pair) for key, pair in limits.items()} for name, limits in gate.limits.items()}
+    judge = {"sha256": sha256(segmenter), "cases": card["cases"]} if segmenter else None
+    write_json(output / GATE_CARD, {"cases": cases_read(training), "limits": limits, "segmenter": judge})
+    cards = {"tissues": gate.card(accepted), "unfiltered": gate.card()}
+    quality = {
+        kind: {name: quality_measures(card) for name, card in tissues.items()} for kind, tissues in cards.items()
+    }
+    write_json(output / "quality.json", {"schema": 1} | quality)
+    return checks
+
+
+def quality_measures(card: dict) -> dict:
+    """Return a tissue's quality card measure by measure, painted beside what real tissue scores: its floor.
+
+    Args:
+        card: from :func:`tools.gate.tissue.card`.
+    """
+    painted, real = card["painted"], card["real"]
+    found = {"painted_cases": painted["cases"], "real_cases": real["cases"]}
+    for name in ("hu_wasserstein", "texture_distance"):
+        unit = "HU" if name == "hu_wasserstein" else ""
+        found[name] = {"painted": card[name], "floor": card[f"{name}_floor"], "unit": unit}
+    for name in [name for name in real if name not in ("cases", "voxels")]:
+        unit = "HU" if "hu" in name.split("_") else ""
+        found[name] = {"painted": painted.get(name), "floor": real[name], "unit": unit}
+    return found

@@ -1,0 +1,196 @@
+"""What tissue of one case is like, real or painted, and the quality card that sets painted beside real tissue."""
+
+import functools
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+
+import numpy as np
+import torch
+from scipy.spatial.distance import cdist
+
+from tools.gate.copies import HU_WINDOW, Asked, spread
+from tools.workflows.run import read_bundle
+
+QUANTILES = (0.05, 0.5, 0.95)
+TILES_DESCRIBED = 64  # of one tissue of one case, spread evenly
+SLICES_DESCRIBED = 48  # among which they are looked for
+NEIGHBOURS = 5
+FEWEST_PLACES = 24  # on the border, for a ratio
+
+
+@dataclass
+class Tissue:
+    """One tissue of one case.
+
+    Attributes:
+        case: its name.
+        owner: its patient.
+        voxels: how many.
+        counts: of its voxels per bin of 1 HU over HU_WINDOW, shape (bins,).
+        textures: features of some of its tiles, shape (N, F) as in ``scripts.texture``.
+        measures: name to number, NaN where it could not be measured.
+        region: tiles to look for among those of other cases.
+        patch: the same with their surroundings.
+    """
+
+    case: str
+    owner: str
+    voxels: int
+    counts: np.ndarray
+    textures: np.ndarray
+    measures: dict[str, float] = field(default_factory=dict)
+    region: Asked | None = None
+    patch: Asked | None = None
+
+
+@functools.cache
+def synthesis_script(name: str) -> ModuleType:
+    """Return a module of the synthesizer's scripts.
+
+    Raises:
+        RunError: if this process has loaded the scripts of another bundle.
+    """
+    read_bundle("difflung_synthesis", "train.json")
+    return importlib.import_module(f"scripts.{name}")
+
+
+def describe(case: str, owner: str, hu: np.ndarray, where: np.ndarray, around: np.ndarray) -> Tissue:
+    """Return one tissue of a case with the measures that need no other case.
+
+    ``median_hu`` and ``spread_hu`` (standard deviation); ``seam_ratio``, see :func:`seam_ratio`.
+
+    Args:
+        case: its name.
+        owner: its patient.
+        hu: CT in HU, shape (W, H, D).
+        where: the tissue, bool, the same shape; not empty.
+        around: the lung that the tissue borders on, bool, the same shape.
+    """
+    texture, voxels = synthesis_script("texture"), synthesis_script("voxels")
+    box = voxels.painted_box(where)
+    hu, where, around = hu[box], where[box], around[box]
+    inside = hu[where]
+    slices = spread(np.flatnonzero(where.any((0, 1))), SLICES_DESCRIBED)
+    cut = [texture.cut_tiles(hu[..., z], where[..., z]) for z in slices]
+    tiles, insides = (spread(np.concatenate(parts), TILES_DESCRIBED) for parts in zip(*cut))
+    measures = {
+        "median_hu": float(np.median(inside)),
+        "spread_hu": float(inside.std(dtype=np.float64)),
+        "seam_ratio": seam_ratio(hu, where, around),
+    }
+    textures = texture.tile_features(tiles, insides, HU_WINDOW)
+    return Tissue(case, owner, len(inside), voxels.hu_counts(inside, HU_WINDOW), textures, measures)
+
+
+def seam_ratio(hu: np.ndarray, where: np.ndarray, around: np.ndarray) -> float:
+    """Return how abruptly a tissue ends: the mean |HU step| across its border over that between the next voxels out.
+
+    Of four voxels on a line, two inside and two outside: |second - third| over |first - fourth|, each averaged over the
+    border. A ramp gives 1/3, a jump 1, a rim brighter or darker than both sides more. How much the tissue differs from
+    what is around it, which depends on where it lies, has no say.
+
+    Args:
+        hu: CT in HU, shape (W, H, D).
+        where: the tissue, bool, the same shape.
+        around: the lung it borders on, bool, the same shape.
+
+    Returns:
+        NaN with fewer than FEWEST_PLACES places to measure at.
+    """
+    across, apart = [np.zeros(0)], [np.zeros(0)]
+    for axis in (0, 1):
+        lines, inner, outer = (np.moveaxis(array, axis, 0) for array in (hu, where, around))
+        for near, far in ((inner, outer), (outer, inner)):
+            border = near[:-3] & near[1:-2] & far[2:-1] & far[3:]
+            across.append(np.abs(lines[2:-1][border] - lines[1:-2][border]))
+            apart.append(np.abs(lines[3:][border] - lines[:-3][border]))
+    across, apart = np.concatenate(across), np.concatenate(apart)
+    if len(across) < FEWEST_PLACES:
+        return float("nan")
+    return float(across.mean() / max(apart.mean(), 1.0))
+
+
+def out_of_distribution(textures: np.ndarray, reference: np.ndarray) -> float:
+    """Return how far tiles lie from reference tiles: to the NEIGHBOURS-th nearest, median over the tiles.
+
+    Args:
+        textures: features, shape (N, F).
+        reference: features, shape (M, F), which standardise both.
+
+    Returns:
+        Root mean square over the features, in standard deviations of the reference; NaN without tiles, or with no more
+        than NEIGHBOURS reference tiles.
+    """
+    if not len(textures) or len(reference) <= NEIGHBOURS:
+        return float("nan")
+    standardise = synthesis_script("texture").standardise
+    apart = cdist(standardise(textures, reference), standardise(reference, reference))
+    return float(np.median(np.partition(apart, NEIGHBOURS - 1, axis=1)[:, NEIGHBOURS - 1]) / textures.shape[1] ** 0.5)
+
+
+def card(real: Sequence[Tissue], painted: Sequence[Tissue]) -> dict:
+    """Return the quality of one tissue: painted beside real, and real beside real as the floor.
+
+    The floor compares the real cases of one half (every second case) with those of the other. A texture distance
+    depends on the number of tiles: painting is compared with either half in turn and as many tiles as the floor.
+
+    Args:
+        real: the tissue of the training cases, with their measures; not empty.
+        painted: the tissue of the painted cases, with their measures.
+
+    Returns:
+        ``painted`` and ``real``, each with cases, voxels, hu_q05, hu_q50, hu_q95, laa950 (share below -950 HU) and the
+        medians over the cases of the measures; ``hu_wasserstein`` (HU) and ``texture_distance``, each with its
+        ``_floor``. None where a figure cannot be had.
+    """
+    halves = [real[0::2], real[1::2]]
+    result = {"painted": summary(painted), "real": summary(real)}
+    result["hu_wasserstein"] = hu_distance(real, painted)
+    result["hu_wasserstein_floor"] = hu_distance(*halves)
+    result |= texture_distances(halves, painted)
+    return none_for_nan(result)
+
+
+def summary(tissues: Sequence[Tissue]) -> dict:
+    """Return what :func:`card` says of one side."""
+    found = {"cases": len(tissues), "voxels": sum(tissue.voxels for tissue in tissues)}
+    if not tissues:
+        return found
+    counts = sum(tissue.counts for tissue in tissues)
+    hu = synthesis_script("voxels").quantiles(counts, QUANTILES, HU_WINDOW)
+    found |= {f"hu_q{share * 100:02.0f}": value for share, value in zip(QUANTILES, hu)}
+    low = synthesis_script("texture").LOW_ATTENUATION_HU - HU_WINDOW[0]
+    found["laa950"] = float(counts[:low].sum() / counts.sum())
+    for name in sorted({name for tissue in tissues for name in tissue.measures}):
+        values = np.array([tissue.measures.get(name, np.nan) for tissue in tissues])
+        found[name] = float(np.median(values[np.isfinite(values)])) if np.isfinite(values).any() else float("nan")
+    return found
+
+
+def hu_distance(first: Sequence[Tissue], second: Sequence[Tissue]) -> float:
+    """Return the Wasserstein-1 distance in HU of two sets of cases, NaN if either is empty."""
+    if not first or not second:
+        return float("nan")
+    pair = (torch.from_numpy(sum(tissue.counts for tissue in tissues)).double() for tissues in (first, second))
+    return float(synthesis_script("metrics").wasserstein_1(*pair, bin_width=1))
+
+
+def texture_distances(halves: list[Sequence[Tissue]], painted: Sequence[Tissue]) -> dict[str, float]:
+    """Return ``texture_distance`` and ``texture_distance_floor``, NaN where there are too few tiles."""
+    frechet = synthesis_script("texture").frechet_distance
+    if not all((*halves, painted)):
+        return dict.fromkeys(("texture_distance", "texture_distance_floor"), float("nan"))
+    sets = [np.concatenate([tissue.textures for tissue in tissues]) for tissues in (*halves, painted)]
+    reference = np.concatenate(sets[:2])
+    first, second, own = (spread(rows, min(map(len, sets))) for rows in sets)
+    distance = (frechet(first, own, reference) + frechet(second, own, reference)) / 2
+    return {"texture_distance": distance, "texture_distance_floor": frechet(first, second, reference)}
+
+
+def none_for_nan(values: dict) -> dict:
+    """Return a dictionary in which None stands for numbers that are not finite, as JSON has no NaN."""
+    if not isinstance(values, dict):
+        return None if isinstance(values, float) and not np.isfinite(values) else values
+    return {key: none_for_nan(value) for key, value in values.items()}

@@ -1,0 +1,1 @@
+"""Disk and geometry: files, volumes, DICOM series."""

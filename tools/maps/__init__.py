@@ -1,0 +1,1 @@
+"""New tissue maps: lesions moved and deformed, or drawn by a model of their shapes."""

@@ -1,0 +1,167 @@
+"""Is a tissue map that a user drew or edited usable for the CT it is named after, and is it plausible?"""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
+
+from tools.io.files import InputError
+from tools.io.volume import canonical, canonical_spacing, case_name, check_same_geometry, list_nifti, load_labels
+from tools.maps.lesions import MIN_LESION_VOXELS, Lesion, find_lesions, lesion_bank
+from tools.tissues import pathological_tissues, tissue_labels, words
+
+# What is compared with the training lesions: name in words and unit.
+COMPARED = {
+    "volume_ml": ("size", " ml"),
+    "depth_mm": ("distance to the pleura", " mm"),
+    "height": ("height in lung", ""),
+}
+Ranges = dict[str, dict[str, tuple[float, float]]]
+
+
+@dataclass
+class Finding:
+    """What was found of one map: it is usable if ``errors`` is empty; ``volume_ml`` is what it adds per tissue."""
+
+    path: Path
+    item: dict | None
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    volume_ml: dict[str, float] = field(default_factory=dict)
+
+
+def list_maps(folder: Path) -> list[Path]:
+    """Return the maps of a folder (or of its folder ``maps``, as the command writes it), or the one file given."""
+    folder = Path(folder)
+    if folder.is_file():
+        return [folder]
+    return list(list_nifti(folder / "maps" if (folder / "maps").is_dir() else folder).values())
+
+
+def find_host(path: Path, items: list[dict]) -> dict | None:
+    """Return the datalist item a map is named after: ``<case>.nii.gz`` or ``<case>_anything.nii.gz``, longest first."""
+    name = case_name(path)
+    hosts = [item for item in items if f"{name}_".startswith(f"{case_name(item['image'])}_")]
+    return max(hosts, key=lambda item: len(case_name(item["image"])), default=None)
+
+
+def ranges(lesions: Iterable[Lesion]) -> Ranges:
+    """Return the least and greatest value of each measure in ``COMPARED`` per tissue."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for lesion in lesions:
+        for name in COMPARED:
+            values.setdefault(lesion.tissue, {}).setdefault(name, []).append(lesion.measures[name])
+    return {
+        tissue: {name: (min(numbers), max(numbers)) for name, numbers in by_name.items()}
+        for tissue, by_name in values.items()
+    }
+
+
+def check_map(path: Path, items: list[dict], known: Ranges | None = None) -> Finding:
+    """Check one map.
+
+    Args:
+        path: NIfTI file, named after its host.
+        items: datalist items of the CTs it may be for, with absolute paths.
+        known: of :func:`ranges`; nothing is said about plausibility without it.
+
+    Returns:
+        Errors: no such host, another geometry, unknown labels, changes outside the lung, erased lung or lesions,
+        nothing new, too little of a tissue. Warnings: lesions unlike those of the training patients.
+    """
+    item = find_host(path, items)
+    if item is None:
+        return Finding(path, None, [_no_host(path, items)])
+    finding = Finding(path, item)
+    try:
+        target, target_image = load_labels(path, tissue_labels())
+        image = nib.load(item["image"])
+        check_same_geometry(image, target_image, item["image"], path)
+        label, _ = load_labels(item["label"], tissue_labels())
+    except (InputError, OSError) as error:
+        finding.errors.append(str(error).removeprefix(f"{path} "))
+        return finding
+    finding.errors += _changes(label, target)
+    labels, voxel_ml = tissue_labels(), float(np.prod(canonical_spacing(image))) / 1000
+    new = np.where(target != label, target, np.where(label > 0, labels["healthy"], 0))
+    for tissue in pathological_tissues():
+        voxels = int((new == labels[tissue]).sum())
+        if 0 < voxels < MIN_LESION_VOXELS:
+            finding.errors.append(f"adds only {voxels} voxels of {tissue}; {MIN_LESION_VOXELS} are the least")
+        if voxels:
+            finding.volume_ml[tissue] = voxels * voxel_ml
+    if not finding.volume_ml and not finding.errors:
+        finding.errors.append(f"adds no lesion to {item['label']}")
+    if known is not None and not finding.errors:
+        finding.warnings += _implausible(canonical(new, image.affine), canonical_spacing(image), known)
+    return finding
+
+
+def _no_host(path: Path, items: list[dict]) -> str:
+    cases = [case_name(item["image"]) for item in items]
+    close = difflib.get_close_matches(case_name(path), cases, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return (
+        f"is named after none of the {len(cases)} CTs it may be for; name it CASE.nii.gz or CASE_anything.nii.gz{hint}"
+    )
+
+
+def _changes(label: np.ndarray, target: np.ndarray) -> list[str]:
+    """Return what is wrong with the voxels that differ between a host's map and a new one."""
+    healthy = tissue_labels()["healthy"]
+    wrong = {
+        "changes {} voxels outside the lung; only tissue inside the host's lung can be painted": (label == 0)
+        & (target != 0),
+        "makes {} voxels of the lung background; the lung must stay as it is": (label != 0) & (target == 0),
+        "makes {} voxels of lesions healthy; lesions can be added or replaced, not erased": (label > 0)
+        & (label != healthy)
+        & (target == healthy),
+    }
+    return [text.format(int(voxels.sum())) for text, voxels in wrong.items() if voxels.any()]
+
+
+def _implausible(new: np.ndarray, spacing: np.ndarray, known: Ranges) -> list[str]:
+    """Return a sentence per tissue and measure in which new lesions lie outside the training lesions' range."""
+    labels = tissue_labels()
+    lesions = find_lesions("", new, None, spacing, {tissue: labels[tissue] for tissue in pathological_tissues()})
+    texts = []
+    for tissue in pathological_tissues():
+        own = [lesion.measures for lesion in lesions if lesion.tissue == tissue]
+        if own and tissue not in known:
+            texts.append(f"{tissue}: no training patient has any, so nothing is known of its lesions")
+            continue
+        for name, (meaning, unit) in COMPARED.items() if own else ():
+            low, high = known[tissue][name]
+            outside = [row[name] for row in own if not low <= row[name] <= high]
+            if outside:
+                worst = max(outside, key=lambda value: max(low - value, value - high))
+                texts.append(
+                    f"{tissue}: {meaning} of {len(outside)} of {len(own)} lesions lies outside the training lesions' "
+                    f"{low:.3g} to {high:.3g}{unit} (farthest {worst:.3g}{unit})"
+                )
+    return texts
+
+
+def check_maps(check: Path, items: list[dict]) -> None:
+    """Print what is wrong or unusual of every map.
+
+    Raises:
+        InputError: if any map is unusable.
+    """
+    paths = list_maps(check)
+    lesions, _ = lesion_bank(items)
+    known = ranges(lesion for some in lesions.values() for lesion in some)
+    findings = [check_map(path, items, known) for path in tqdm(paths, desc="checking maps", unit="map")]
+    for finding in findings:
+        lines = [f"error: {text}" for text in finding.errors] + [f"warning: {text}" for text in finding.warnings]
+        adds = ", ".join(f"{words(tissue)} {volume:.3g} ml" for tissue, volume in finding.volume_ml.items())
+        lines = lines or ["fine"]
+        print("\n  ".join([f"{finding.path.name}" + f" adds {adds}" * bool(adds), *lines]))
+    unusable = [finding.path.name for finding in findings if finding.errors]
+    if unusable:
+        raise InputError(f"{len(unusable)} of {len(findings)} maps cannot be painted: {', '.join(unusable)}")
+    print(f"all {len(findings)} maps can be painted: python -m tools augment --maps {check} …")

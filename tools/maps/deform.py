@@ -1,0 +1,107 @@
+"""A lesion turned, scaled and bent, and how much of it two masks share."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from tools.maps.lesions import Lesion
+
+SCALE = (0.8, 1.25)  # in the axial plane, of a lesion that is moved
+
+
+@dataclass
+class Deformation:
+    """How a lesion is changed in its axial plane: ``bend`` is unit noise, shape (2, w, h), smoothed when applied."""
+
+    angle: float
+    scale: float
+    mirror: float
+    bend: np.ndarray
+
+
+def draw_deformation(lesion: Lesion, spacing: np.ndarray, rng: np.random.Generator) -> Deformation:
+    """Draw a turn (up to 25 degrees), a scale (0.8 to 1.25), whether to mirror, and a bend.
+
+    Args:
+        lesion: the donor.
+        spacing: voxel size in mm of the CT that receives it.
+        rng: source of randomness.
+    """
+    angle, scale = np.deg2rad(rng.uniform(-25, 25)), rng.uniform(*SCALE)
+    mirror = rng.choice([-1.0, 1.0])
+    half = np.ceil(_radius_mm(lesion, scale) / spacing[:2]).astype(int) + 1
+    return Deformation(angle, scale, mirror, rng.normal(size=(2, *(2 * half + 1))))
+
+
+def _radius_mm(lesion: Lesion, scale: float) -> float:
+    return np.linalg.norm((np.array(lesion.shape) * lesion.spacing)[:2]) / 2 * scale
+
+
+def source_plane(lesion: Lesion, spacing: np.ndarray, deformation: Deformation) -> np.ndarray:
+    """Return where in the lesion's slices each voxel of a deformed slice comes from: indices, shape (2, w, h).
+
+    Args:
+        lesion: the donor.
+        spacing: voxel size in mm of the CT that receives it.
+        deformation: from :func:`draw_deformation` with the same lesion and spacing.
+    """
+    angle, radius = deformation.angle, _radius_mm(lesion, deformation.scale)
+    half = np.array(deformation.bend.shape[1:]) // 2
+    grid = np.stack(np.mgrid[-half[0] : half[0] + 1, -half[1] : half[1] + 1]).astype(float)
+    position = grid * spacing[:2, None, None]  # mm from the centre
+    smooth = np.maximum(half / 3, 1.0)
+    bend = np.stack([ndimage.gaussian_filter(component, smooth, mode="nearest") for component in deformation.bend])
+    bend *= 0.12 * radius / max(np.abs(bend).max(), 1e-9)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / deformation.scale
+    source = np.einsum("ij,jxy->ixy", turn, position + bend)
+    source[0] *= deformation.mirror
+    return source / lesion.spacing[:2, None, None] + (np.array(lesion.shape[:2])[:, None, None] - 1) / 2
+
+
+def deform(
+    lesion: Lesion, spacing: np.ndarray, deformation: Deformation, with_hu: bool = True
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Turn, scale, mirror and bend a lesion in its axial plane.
+
+    Args:
+        lesion: the donor.
+        spacing: voxel size in mm of the CT that receives it.
+        deformation: from :func:`draw_deformation` with the same lesion and spacing.
+        with_hu: whether its HU are wanted too.
+
+    Returns:
+        Mask and, in it, HU (or None) in the receiving CT's voxels, shape (w, h, d), and the corner's offset from the
+        lesion's centre.
+    """
+    plane = source_plane(lesion, spacing, deformation)
+    size, depth = plane.shape[1:], max(1, round(lesion.shape[2] * lesion.spacing[2] / spacing[2]))
+    donors = [min(int((k + 0.5) / depth * lesion.shape[2]), lesion.shape[2] - 1) for k in range(depth)]
+    donor_mask = np.moveaxis(lesion.mask, 2, 0)
+    touched = ndimage.map_coordinates(donor_mask.any(axis=0).astype(np.float32), plane, order=1) > 0.5
+    donor_share, points = donor_mask.astype(np.float32), plane[:, touched]
+    mask = np.zeros((depth, *size), bool)
+    for k, donor in enumerate(donors):
+        mask[k, touched] = ndimage.map_coordinates(donor_share[donor], points, order=1) > 0.5
+    hu = None
+    if with_hu:
+        hu, donor_hu = np.zeros(mask.shape, np.float32), np.moveaxis(lesion.hu, 2, 0).astype(np.float32)
+        for k, donor in enumerate(donors):
+            hu[k, mask[k]] = ndimage.map_coordinates(donor_hu[donor], plane[:, mask[k]], order=1, mode="nearest")
+        hu = np.moveaxis(hu, 0, 2)
+    mask = np.moveaxis(mask, 0, 2)
+    return mask, hu, np.array([-(size[0] // 2), -(size[1] // 2), -(depth // 2)])
+
+
+def overlap(shape: tuple, corner: np.ndarray, room: tuple) -> tuple[tuple, tuple]:
+    """Return where a block that begins at ``corner`` lies in an array of shape ``room``, and which part of it that is.
+
+    Example:
+        >>> overlap((4,), np.array([-1]), (10,))
+        ((slice(0, 3, None),), (slice(1, 4, None),))
+    """
+    first, last = np.maximum(corner, 0), np.minimum(corner + np.array(shape), room)
+    last = np.maximum(first, last)
+    inside = tuple(slice(int(a), int(b)) for a, b in zip(first, last))
+    window = tuple(slice(int(a - c), int(b - c)) for a, b, c in zip(first, last, corner))
+    return inside, window

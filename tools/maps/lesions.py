@@ -1,0 +1,108 @@
+"""Lesions of the training patients: found in their tissue maps, measured, and deformed to be moved.
+
+Everything here works in voxels of canonical (RAS) orientation, so that left, front and top mean the same in every CT.
+"""
+
+import zlib
+
+import numpy as np
+from scipy import ndimage
+from tqdm import tqdm
+
+from tools.io.volume import case_name, load_case
+from tools.maps.shape import measures
+from tools.quantify.extents import pleura_distance
+from tools.tissues import pathological_tissues, tissue_labels
+
+MIN_LESION_VOXELS = 24
+
+
+class Lesion:
+    """One connected lesion of a training patient; its arrays are kept compressed, since a bank holds thousands.
+
+    Args:
+        case: the CT it comes from.
+        tissue: its tissue's name.
+        mask: its voxels, shape (w, h, d).
+        hu: the CT around it, int16, the same shape, or None; kept in the mask and next to it within the slice.
+        spacing: voxel size in mm.
+        measures: size, shape and place, of ``lesion_shape.measures``.
+    """
+
+    def __init__(
+        self,
+        case: str,
+        tissue: str,
+        mask: np.ndarray,
+        hu: np.ndarray | None,
+        spacing: np.ndarray,
+        measures: dict[str, float],
+    ) -> None:
+        self.case, self.tissue, self.spacing, self.measures, self.shape = case, tissue, spacing, measures, mask.shape
+        self._mask = zlib.compress(mask.tobytes(), 1)
+        near = None if hu is None else ndimage.binary_dilation(mask, np.ones((3, 3, 1)))
+        self._hu = None if hu is None else zlib.compress(np.where(near, hu, 0).astype(np.int16).tobytes(), 1)
+
+    @property
+    def mask(self) -> np.ndarray:
+        return np.frombuffer(zlib.decompress(self._mask), bool).reshape(self.shape)
+
+    @property
+    def hu(self) -> np.ndarray | None:
+        return None if self._hu is None else np.frombuffer(zlib.decompress(self._hu), np.int16).reshape(self.shape)
+
+
+def lung_height(lung: np.ndarray) -> np.ndarray:
+    """Return each slice's height in the lung, 0 at the lowest and 1 at the highest, 0.5 in a single slice."""
+    occupied = np.flatnonzero(lung.any(axis=(0, 1)))
+    if len(occupied) < 2:
+        return np.full(lung.shape[2], 0.5)
+    return (np.arange(lung.shape[2]) - occupied[0]) / (occupied[-1] - occupied[0])
+
+
+def find_lesions(
+    case: str, label: np.ndarray, hu: np.ndarray | None, spacing: np.ndarray, tissues: dict[str, int]
+) -> list[Lesion]:
+    """Return the connected lesions of a CT.
+
+    Args:
+        case: its name.
+        label: tissue map in canonical orientation, shape (W, H, D).
+        hu: CT in HU, the same shape; None if the lesions shall carry none.
+        spacing: voxel size in mm.
+        tissues: pathological tissue name to value.
+    """
+    depth, height = pleura_distance(label > 0, spacing), lung_height(label > 0)
+    lesions = []
+    for tissue, value in tissues.items():
+        parts, _ = ndimage.label(label == value)
+        for index, box in enumerate(ndimage.find_objects(parts), start=1):
+            mask = parts[box] == index
+            if mask.sum() < MIN_LESION_VOXELS:
+                continue
+            crop = None if hu is None else hu[box].round().astype(np.int16)
+            measured = measures(mask, depth[box], height[box[2]], spacing)
+            lesions.append(Lesion(case, tissue, mask, crop, spacing, measured))
+    return lesions
+
+
+def lesion_bank(training: list[dict], with_hu: bool = False) -> tuple[dict[str, list[Lesion]], dict[str, list[float]]]:
+    """Return the lesions per tissue, and the volume in ml per tissue and case that has it (empty if none).
+
+    Args:
+        training: datalist items with absolute paths.
+        with_hu: whether the lesions shall carry their HU.
+    """
+    labels = tissue_labels()
+    tissues = {tissue: labels[tissue] for tissue in pathological_tissues()}
+    bank: dict[str, list[Lesion]] = {}
+    volumes: dict[str, list[float]] = {tissue: [] for tissue in tissues}
+    for item in tqdm(training, desc="collecting lesions", unit="case"):
+        label, hu, spacing = load_case(item)
+        for lesion in find_lesions(case_name(item["image"]), label, hu if with_hu else None, spacing, tissues):
+            bank.setdefault(lesion.tissue, []).append(lesion)
+        for tissue, value in tissues.items():
+            voxels = int((label == value).sum())
+            if voxels:
+                volumes[tissue].append(voxels * float(np.prod(spacing)) / 1000)
+    return bank, volumes

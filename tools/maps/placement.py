@@ -1,0 +1,108 @@
+"""A CT that receives new lesions: moved ones are placed in plausible healthy lung, and all are entered into its map.
+
+Everything here works in voxels of canonical (RAS) orientation, so that left, front and top mean the same in every CT.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import ndimage
+
+from tools.maps.deform import deform, draw_deformation, overlap
+from tools.maps.lesions import MIN_LESION_VOXELS, Lesion, lung_height
+from tools.quantify.extents import pleura_distance
+
+PLACES_TRIED = 12  # attempts to place one lesion before another is drawn
+MIN_INSIDE = 0.6  # share of a placed lesion that must fall on healthy lung
+MAX_HEALTHY_SHARE = 0.4  # of a CT's healthy lung that may be painted
+
+
+@dataclass
+class Host:
+    """A CT that receives lesions, in canonical orientation.
+
+    Attributes:
+        label: tissue map, shape (W, H, D).
+        hu: CT in HU, the same shape; None if nothing shall be pasted.
+        spacing: voxel size in mm.
+        healthy: value of healthy tissue.
+        target: the map with the placed lesions.
+        pasted: the CT with the donors' HU in the placed lesions, None without ``hu``.
+        donors: per transplanted lesion, the donor's case, tissue and voxels.
+        grown: per procedural lesion, its tissue and voxels.
+    """
+
+    label: np.ndarray
+    hu: np.ndarray | None
+    spacing: np.ndarray
+    healthy: int
+    target: np.ndarray = field(init=False)
+    pasted: np.ndarray | None = field(init=False)
+    donors: list[dict] = field(default_factory=list)
+    grown: list[dict] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.target = self.label.copy()
+        self.pasted = None if self.hu is None else self.hu.copy()
+        self.depth_mm = pleura_distance(self.label > 0, self.spacing)
+        self.height = lung_height(self.label > 0)
+        self.room = int((self.label == self.healthy).sum() * MAX_HEALTHY_SHARE)
+        self.box = (
+            ndimage.find_objects((self.label > 0).astype(np.uint8))[0] if self.label.any() else (slice(0, 0),) * 3
+        )
+
+    def likely_places(
+        self, height: float, depth_mm: float, rng: np.random.Generator, looked_at: int = 400, kept: int = 40
+    ) -> np.ndarray:
+        """Return the healthy voxels that are most like a height in the lung and a distance to the pleura.
+
+        Args:
+            height: 0 at the base, 1 at the apex.
+            depth_mm: distance to the pleura in the slice.
+            rng: source of randomness.
+            looked_at: voxels drawn at random.
+            kept: of these, the most alike.
+
+        Returns:
+            Voxel indices, shape (kept, 3), or (0, 3) if nothing is healthy.
+        """
+        free = self.target[self.box] == self.healthy
+        candidates = np.flatnonzero(free)
+        if not len(candidates):
+            return np.zeros((0, 3), int)
+        candidates = np.stack(
+            np.unravel_index(candidates[rng.integers(len(candidates), size=looked_at)], free.shape), axis=1
+        )
+        candidates += [axis.start for axis in self.box]
+        depth = self.depth_mm[tuple(candidates.T)]
+        unlike = np.abs(self.height[candidates[:, 2]] - height) / 0.15 + np.abs(depth - depth_mm) / 8.0
+        return candidates[np.argsort(unlike, kind="stable")[:kept]]
+
+    def place(self, lesion: Lesion, value: int, rng: np.random.Generator) -> int:
+        """Place one lesion, deformed, where height and distance to the pleura are like the donor's.
+
+        Args:
+            lesion: what to place.
+            value: label value of its tissue.
+            rng: source of randomness.
+
+        Returns:
+            Voxels painted, 0 if no place was found.
+        """
+        likely = self.likely_places(lesion.measures["height"], lesion.measures["depth_mm"], rng)
+        for _ in range(PLACES_TRIED if len(likely) else 0):
+            centre = likely[rng.integers(len(likely))]
+            deformation = draw_deformation(lesion, self.spacing, rng)
+            mask, hu, corner = deform(lesion, self.spacing, deformation, self.pasted is not None)
+            inside, window = overlap(mask.shape, corner + centre, self.target.shape)
+            free = mask[window] & (self.target[inside] == self.healthy)
+            voxels = int(free.sum())
+            if voxels < MIN_LESION_VOXELS or voxels < MIN_INSIDE * mask[window].sum() or voxels > self.room:
+                continue
+            self.target[inside][free] = value
+            if self.pasted is not None:
+                self.pasted[inside][free] = hu[window][free]
+            self.room -= voxels
+            self.donors.append({"case": lesion.case, "tissue": lesion.tissue, "voxels": voxels})
+            return voxels
+        return 0

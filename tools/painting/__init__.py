@@ -1,0 +1,1 @@
+"""Painting synthetic cases for a fold."""

@@ -1,0 +1,202 @@
+"""Make synthetic cases for one fold: train the synthesizer on the fold's training patients, draw maps, paint, check."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tools.data.datalist import split_fold
+from tools.data.provenance import MAPS_CARD
+from tools.gate.run import check_painted
+from tools.io.files import InputError, open_run, read_json, sha256, write_json
+from tools.io.volume import load_labels, relative
+from tools.maps.bank import draw_bank, maps_card, read_maps
+from tools.painting import replay as replay_module
+from tools.painting.manifest import MANIFEST_SCHEMA, collect
+from tools.tissues import tissue_labels
+from tools.workflows.run import check_overrides
+from tools.workflows.synthesizer import (
+    CONFIGS,
+    SYNTHESIZER,
+    existing_weights,
+    known_attributes,
+    known_conditions,
+    paint,
+    painting_overrides,
+    smallest_region,
+    train_synthesizer,
+    write_conditions,
+)
+
+METHODS = (*CONFIGS, "copy_paste")
+
+
+def augment(
+    case: str | None = None,
+    /,
+    datalist: Path | None = None,
+    fold: int | None = None,
+    output: Path | None = None,
+    method: str = "cbmat",
+    balance: float = 1.0,
+    steps: int = 8,
+    seed: int = 0,
+    maps: Path | None = None,
+    procedural: float = 0.0,
+    segmenter: Path | None = None,
+    synthesizer: Path | None = None,
+    max_cases: int | None = None,
+    overrides: dict | None = None,
+    replay: Path | None = None,
+) -> None:
+    """Paint synthetic cases for one fold until its rare tissues are balanced, or make one of them again.
+
+    Only the fold's training patients are read: the synthesizer is trained on them, the lesions that give the new maps
+    their shapes are theirs, and so are the CTs that are painted. Started again with the same settings it goes on.
+
+    Args:
+        case: with replay, the painted case to make again.
+        datalist: datalist.json as `dataset` writes it.
+        fold: the fold that is held out.
+        output: new folder for images, labels, datalist.json, manifest.jsonl and the synthesizer; with replay a file.
+        method: cbmat, konz or no_ablation, how the synthesizer is trained, or copy_paste to fill the same maps with the
+            donors' own HU (the free rival).
+        balance: volume that each pathological tissue shall reach, as a share of the most frequent one's.
+        steps: network evaluations per painted window.
+        seed: of the maps, the training and the painting.
+        maps: folder of maps to paint, as `masks` writes them or drawn by hand, instead of drawing new ones.
+        procedural: share of the lesions whose shape is drawn by a model of the training lesions instead of moved.
+        segmenter: model.pt of this fold's segmenter, card.json beside it, for the gate's test of faithfulness.
+        synthesizer: weights made by an earlier `augment`, to use instead of training new ones.
+        max_cases: at most so many cases are painted; as many as there are training cases if not given.
+        overrides: ids of the synthesizer's train.json and their values, such as "{max_epochs: 4}".
+        replay: manifest.jsonl of an earlier `augment`; the case is made again, and compared with what was made then.
+
+    Raises:
+        InputError: if the input is unusable, a patient is on both sides, or the output holds something else.
+        RunError: if a replay differs from what was made then.
+    """
+    if replay is not None:
+        if case is None:
+            raise InputError("replay needs the case too: augment --replay MANIFEST CASE")
+        replay_module.replay(Path(replay), case, Path(output) if output else None)
+        return
+    missing = [name for name, value in (("datalist", datalist), ("fold", fold), ("output", output)) if value is None]
+    if missing or case is not None:
+        raise InputError(
+            f"augment cannot place {case!r}: a case follows --replay MANIFEST" if case is not None
+            else f"augment needs {', '.join(f'--{name}' for name in missing)}"
+        )  # fmt: skip
+    overrides = dict(overrides or {})
+    _check(method, balance, steps, max_cases, procedural, maps, overrides)
+    training, held_out = split_fold(Path(datalist), fold)
+    if segmenter:
+        existing_weights(segmenter, held_out, "segmenter")
+    settings = {
+        "command": "augment", "schema": MANIFEST_SCHEMA, "datalist_sha256": sha256(datalist), "fold": fold,
+        "balance": balance, "steps": steps, "seed": seed, "method": method, "max_cases": max_cases,
+        "procedural": procedural, "maps": str(Path(maps).resolve()) if maps else None, "overrides": overrides,
+        "synthesizer": sha256(existing_weights(synthesizer, held_out)) if synthesizer else None,
+        "segmenter": sha256(segmenter) if segmenter else None,
+    }  # fmt: skip
+    output = open_run(output, settings)
+    if (output / "datalist.json").is_file():
+        print(f"{output} is complete already")
+        return
+    work = output / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    if maps:
+        plan = read_maps(Path(maps), training)
+        write_json(output / MAPS_CARD, maps_card(training, plan, [[]] * len(plan), {"supplied": str(maps)}))
+    else:
+        pasted = work / "painted" if method == "copy_paste" else None
+        plan, _ = draw_bank(training, output / "maps", balance, seed, max_cases or len(training), procedural, pasted)
+    made_by: dict = {"method": method, "seed": seed, "steps": None, "checkpoint_sha256": None}
+    if not plan:
+        print("the tissues are balanced already, so nothing was painted")
+    if method != "copy_paste":
+        plan = large_enough(plan, smallest_region(overrides))
+    if plan and method != "copy_paste":
+        overrides["attributes"] = known_attributes(training, synthesizer, overrides)
+        weights = Path(synthesizer) if synthesizer else train_synthesizer(training, output, seed, method, overrides)
+        made_by |= {"steps": steps, "checkpoint": relative(weights, output), "checkpoint_sha256": sha256(weights)}
+        made_by |= {"painting": painting_overrides(overrides, steps, seed), "threads": torch.get_num_threads()}
+        items, told = {item["image"]: item for item in training}, {}
+        for row in plan:
+            row["conditions"] = told[row["case"]] = known_conditions(items[row["image"]], overrides["attributes"])
+            lay_out(row, work)
+        write_conditions(told, overrides["attributes"], work / "conditions.csv")
+        print(f"painting; the log is {output / 'paint.log'}", flush=True)
+        paint(work, weights, made_by["painting"], made_by["threads"], output / "paint.log")
+    checks = check_painted(plan, training, output, work, segmenter) if plan and method != "copy_paste" else {}
+    rows = collect(plan, checks, output, work, made_by)
+    write_datalists(Path(datalist), training, held_out, rows, fold, output)
+    shutil.rmtree(work, ignore_errors=True)
+    accepted = sum(row["accepted"] for row in rows)
+    print(
+        f"painted {len(rows)} cases in {output}, {accepted} accepted (manifest.jsonl says why any was not); "
+        f"next: python -m tools compare --datalist {datalist} --output COMPARISON, or train on {output}/datalist.json"
+    )
+
+
+def _check(method, balance, steps, max_cases, procedural, maps, overrides) -> None:
+    """Raise InputError for a setting that is out of range."""
+    if method not in METHODS:
+        raise InputError(f"method must be one of {', '.join(METHODS)}, not {method}")
+    if not 0 < balance <= 1:
+        raise InputError(f"balance must be above 0 and at most 1, not {balance}")
+    if not 0 <= procedural <= 1:
+        raise InputError(f"procedural must be from 0 to 1, not {procedural}")
+    if method == "copy_paste" and (procedural or maps):
+        raise InputError("copy_paste pastes the HU of donors, which procedural and supplied maps do not have")
+    if not isinstance(steps, int) or steps < 1:
+        raise InputError(f"steps must be a whole number of at least 1, not {steps}")
+    if max_cases is not None and (not isinstance(max_cases, int) or max_cases < 1):
+        raise InputError(f"max_cases must be a whole number of at least 1, not {max_cases}")
+    check_overrides(SYNTHESIZER, ["train.json"], overrides)
+
+
+def large_enough(plan: list[dict], least: int) -> list[dict]:
+    """Return the maps with at least so many voxels to paint, and name those left out."""
+    kept = []
+    for row in plan:
+        label, target = (load_labels(row[key], tissue_labels())[0] for key in ("label", "map"))
+        voxels = np.count_nonzero(label != target)
+        if voxels >= least:
+            kept.append(row)
+        else:
+            print(f"map {row['case']} is left out: {voxels} voxels to paint, fewer than {least}")
+    return kept
+
+
+def lay_out(row: dict, work: Path) -> None:
+    """Link what painting a case needs into ``work``: its CT, its map and the map wanted."""
+    for key, kind in (("image", "images"), ("label", "labels"), ("map", "targets")):
+        folder = work / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        suffix = ".nii.gz" if str(row[key]).endswith(".gz") else ".nii"
+        (folder / (row["case"] + suffix)).symlink_to(Path(row[key]).absolute())
+
+
+def write_datalists(
+    datalist: Path, training: list[dict], held_out: list[dict], rows: list[dict], fold: int, output: Path
+) -> None:
+    """Write the fold's datalists: real cases keep their fold, painted ones have fold -1.
+
+    ``datalist_unfiltered.json`` holds every painted case, ``datalist.json``, written last, the accepted ones.
+    """
+    real = []
+    for item in training + held_out:
+        real.append(item | {key: relative(item[key], output) for key in ("image", "label")})
+    content = {key: value for key, value in read_json(datalist).items() if key not in ("training", "numTraining")}
+    for name, kept in (
+        ("datalist_unfiltered.json", rows),
+        ("datalist.json", [row for row in rows if row["accepted"]]),
+    ):
+        painted = [
+            {"image": f"images/{row['case']}.nii.gz", "label": f"labels/{row['case']}.nii.gz", "fold": -1,
+             "patient": row["patient"], "synthetic": True, "source": row["source"]} for row in kept
+        ]  # fmt: skip
+        items = real + painted
+        write_json(output / name, content | {"held_out_fold": fold, "numTraining": len(items), "training": items})

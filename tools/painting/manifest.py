@@ -1,0 +1,93 @@
+"""The manifest of painted cases: how each was made, and whether the quality gate accepted it."""
+
+import hashlib
+import json
+import platform
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
+
+from tools.bundles import BUNDLES
+from tools.data.provenance import digest
+from tools.io.files import InputError, RunError, read_json, write_text
+from tools.io.volume import SYNTHETIC_MARK, load_ct, load_labels, relative, save_nifti
+from tools.tissues import tissue_labels
+from tools.workflows.run import versions
+from tools.workflows.synthesizer import SYNTHESIZER
+
+MANIFEST_SCHEMA = 2
+
+
+def read_manifest(path: Path) -> list[dict]:
+    """Read the manifest that ``augment`` wrote, one dict per painted case.
+
+    Raises:
+        InputError: if it is missing or a line is damaged.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; run augment again")
+    lines = []
+    for number, text in enumerate(path.read_text().splitlines(), 1):
+        try:
+            line = json.loads(text)
+            line["case"], line["source"], line["tissues"], line["accepted"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} line {number} is damaged: {error!r}") from None
+        lines.append(line)
+    return lines
+
+
+def collect(plan: list[dict], checks: dict[str, dict], output: Path, work: Path, made_by: dict) -> list[dict]:
+    """Write each painted case and the manifest, and return the manifest's rows."""
+    rows = []
+    about = {"versions": versions(), "processor": platform.processor() or platform.machine()}
+    if made_by["steps"]:
+        about |= painting_terms(made_by["painting"])
+    for row in tqdm(plan, desc="writing", unit="case"):
+        source, image = load_ct(row["image"])
+        label, _ = load_labels(row["label"], tissue_labels())
+        target, _ = load_labels(row["map"], tissue_labels())
+        painted = nib.load(work / "painted" / f"{row['case']}.nii.gz").get_fdata(dtype=np.float32)
+        region = target != label
+        if not np.array_equal(painted[~region], source[~region]):
+            raise RunError(f"{row['case']} changed outside its painted region")
+        case_checks = checks.get(row["case"], {})
+        reasons = [f"{name}: {reason}" for name, tissue in case_checks.items() for reason in tissue["reasons"]]
+        voxels = as_stored(painted, image)
+        mark = f"{SYNTHETIC_MARK} {made_by['method']} of {row['source']}"
+        save_nifti(voxels, image, output / "images" / f"{row['case']}.nii.gz", mark)
+        save_nifti(target.astype(np.uint8), image, output / "labels" / f"{row['case']}.nii.gz", mark)
+        rows.append(
+            {"schema": MANIFEST_SCHEMA}
+            | {key: row[key] for key in ("case", "source", "patient", "tissues", "volume_ml", "donors")}
+            | {key: row[key] for key in ("map_sha256", "map_kind")}
+            | {"source_sha256": digest(row["image"]), "label_sha256": digest(row["label"])}
+            | {f"{key}_file": relative(row[key], output) for key in ("image", "label", "map")}
+            | {"conditions": row.get("conditions", {})}
+            | made_by | about
+            | {"voxels_sha256": voxels_sha256(voxels), "accepted": not reasons,
+               "reason": "; ".join(reasons), "checks": case_checks}
+        )  # fmt: skip
+    write_text(output / "manifest.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def painting_terms(painting: dict) -> dict:
+    """Return sampler and guidance of a painting, by its settings or else by the config's defaults."""
+    config = read_json(BUNDLES / SYNTHESIZER / "configs/inference.json") | painting
+    return {key: config[key] for key in ("sampler", "guidance", "attribute_guidance", "tissue_guidance")}
+
+
+def as_stored(painted: np.ndarray, source: nib.Nifti1Image) -> np.ndarray:
+    """Return painted HU as they are written: whole numbers where the source has whole numbers, else float32."""
+    whole = np.issubdtype(source.get_data_dtype(), np.integer) and np.array_equal(painted, np.round(painted))
+    return painted.astype(np.int16) if whole and np.abs(painted).max() < 32767 else painted.astype(np.float32)
+
+
+def voxels_sha256(voxels: np.ndarray) -> str:
+    """Return the SHA-256 of an array's type, shape and values."""
+    digest = hashlib.sha256(f"{voxels.dtype.str} {voxels.shape}".encode())
+    digest.update(np.ascontiguousarray(voxels).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""How much of a lung is ill, and where."""

@@ -1,0 +1,144 @@
+"""How much of a lung is ill, and where: extents of each tissue per CT, as a table and a picture."""
+
+import math
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
+
+from tools import plotting
+from tools.io.files import InputError, new_directory, write_json, write_text
+from tools.io.volume import check_same_geometry, list_cts, list_nifti, load_ct, load_labels, spacing_mm, turned
+from tools.plotting import LUNG_WINDOW_HU
+from tools.quantify import extents
+from tools.tissues import COLOUR_TABLE, colour_table, tissue_colours, tissue_labels, words
+
+SHOWN_SLICES = 5
+POSTFIX = "_tissues"  # of the segmenter's files
+
+
+def quantify(images: Path, tissues: Path, output: Path, periphery_mm: float = extents.PERIPHERY_MM) -> None:
+    """Measure the extent of each tissue: millilitres and percent of the lung, of each lung, third and zone.
+
+    Regions: the whole lung; right and left; upper, middle and lower third (of equal height); periphery (within
+    `periphery_mm` of the lung's border in its slice) and centre. Besides, the share of voxels below -950 HU and the
+    mean HU.
+
+    Args:
+        images: folder of CTs in HU: NIfTI files, and subfolders that each hold one DICOM series.
+        tissues: folder of their tissue maps (NIfTI), named as the CTs (a series as its folder), or with _tissues after
+            the name as the segmenter does.
+        output: new folder for quantification.csv (a row per case and region), quantification.json, CASE.png, and
+            lung_tissues.ctbl, a colour table with which 3D Slicer shows the maps in the pictures' colours.
+        periphery_mm: depth of the periphery.
+
+    Raises:
+        InputError: if a CT or a map is missing or unusable, or the output exists.
+    """
+    if isinstance(periphery_mm, bool) or not isinstance(periphery_mm, (int, float)) or not 0 < periphery_mm < math.inf:
+        raise InputError(f"periphery_mm must be a depth in mm above 0, not {periphery_mm}")
+    pairs = pair(images, tissues)
+    labels, cases = tissue_labels(), {}
+    with new_directory(output) as folder:
+        for case, (image_path, map_path) in tqdm(pairs.items(), desc="quantifying", unit="case"):
+            hu, label, spacing = load(image_path, map_path, labels)
+            if not (label > 0).any():
+                tqdm.write(f"{case}: no lung in {map_path}; its extents are empty")
+                cases[case] = None
+                continue
+            cases[case] = extents.measure(hu, label, spacing, labels, float(periphery_mm))
+            (folder / f"{case}.png").write_bytes(draw(hu, label, spacing, cases[case], labels))
+        write_json(folder / "quantification.json", {"labels": labels, "periphery_mm": periphery_mm, "cases": cases})
+        extents.write_rows(folder / "quantification.csv", cases, labels)
+        write_text(folder / COLOUR_TABLE, colour_table(labels))
+    pictures = sum(found is not None for found in cases.values())
+    print(f"wrote quantification.csv, quantification.json, {COLOUR_TABLE} and {pictures} pictures in {output}")
+
+
+def pair(images: Path, tissues: Path) -> dict[str, tuple[Path, Path]]:
+    """Return case name to CT and tissue map.
+
+    Raises:
+        InputError: if a CT has no map or a map has no CT.
+    """
+    found, maps = list_cts(images), list_nifti(tissues)
+    named = {name.removesuffix(POSTFIX) if name not in found else name: path for name, path in maps.items()}
+    if len(named) < len(maps):
+        raise InputError(f"{tissues} holds two maps of one CT, with and without {POSTFIX}")
+    lonely = sorted(set(found) ^ set(named))
+    if lonely:
+        missing = "tissue map" if lonely[0] in found else "CT"
+        raise InputError(f"{lonely[0]} has no {missing}; {images} and {tissues} must hold the same cases")
+    return {case: (path, named[case]) for case, path in found.items()}
+
+
+def load(image_path: Path, map_path: Path, labels: dict[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return HU, label values and voxel size in mm, axes to the patient's right, front and head."""
+    hu, image = load_ct(image_path)
+    label, label_image = load_labels(map_path, labels)
+    if image_path.is_dir():
+        image = turned(image, label_image)
+        hu = np.asarray(image.dataobj, np.float32)
+    check_same_geometry(image, label_image, image_path, map_path)
+    upright = [nib.as_closest_canonical(nib.Nifti1Image(array, image.affine)) for array in (hu, label)]
+    return *(np.asarray(file.dataobj) for file in upright), np.array(spacing_mm(upright[0]))
+
+
+def draw(hu, label, spacing, found: dict[str, dict], labels: dict[str, int]) -> bytes:
+    """Draw slices from the lowest to the highest, plain and with the tissues in colour, above the shares per region.
+
+    Args:
+        hu: shape (W, H, D), canonical.
+        label: label values, the same shape.
+        spacing: voxel size in mm.
+        found: of ``extents.measure``.
+        labels: tissue name to value.
+
+    Returns:
+        A PNG.
+    """
+    from matplotlib.colors import to_rgba
+    from matplotlib.patches import Patch
+
+    colours = tissue_colours(labels)
+    occupied = np.flatnonzero((label > 0).any(axis=(0, 1)))
+    places = np.linspace(0, 1, min(SHOWN_SLICES, len(occupied)) + 2)[1:-1]
+    shown = [int(occupied[round(place * (len(occupied) - 1))]) for place in places]
+    figure = plotting.new_figure(2.0 * max(len(shown), 3), 2 * 2.0 + 2.6)
+    grid = figure.add_gridspec(3, len(shown), height_ratios=(2, 2, 2.4))
+    for column, k in enumerate(shown):
+        for row in (0, 1):
+            axes = figure.add_subplot(grid[row, column])
+            axes.set_axis_off()
+            view = {"origin": "lower", "aspect": spacing[1] / spacing[0]}
+            low, high = LUNG_WINDOW_HU
+            axes.imshow(hu[..., k].T, cmap="gray", vmin=low, vmax=high, **view)
+            if row:
+                paint = np.zeros((*label.shape[1::-1], 4))
+                for name, colour in colours.items():
+                    paint[(label[..., k] == labels[name]).T] = to_rgba(colour, 0.25 if name == "healthy" else 0.6)
+                axes.imshow(paint, **view)
+            else:
+                axes.set_title(f"slice {k}", fontsize=7.5, color=plotting.INK)
+            axes.set_xlim(hu.shape[0] - 0.5, -0.5)  # the patient's right is drawn on the left
+    axes = figure.add_subplot(grid[2, :])
+    plotting.calm(axes)
+    names = [name for name in found if found[name]["lung_ml"]]
+    left = np.zeros(len(names))
+    for tissue, colour in colours.items():
+        width = np.array([found[name][f"{tissue}_percent"] for name in names])
+        axes.barh(names[::-1], width[::-1], left=left[::-1], color=colour, height=0.7)
+        left += width
+    whole = found["whole"]
+    for name in names:
+        axes.annotate(f" {found[name]['lung_ml']:.0f} ml", (100, name), fontsize=7.5, color=plotting.INK, va="center")
+    axes.set_xlim(0, 112)
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlabel("percent of the region's lung", fontsize=8, color=plotting.INK)
+    handles = [
+        Patch(color=colour, label=f"{words(name)} {whole[f'{name}_percent']:.1f} %, {whole[f'{name}_ml']:.0f} ml")
+        for name, colour in colours.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=7.5, frameon=False)
+    return plotting.png_bytes(figure)

@@ -1,0 +1,1 @@
+"""One page with the verdict, the figures and the pictures."""

@@ -1,0 +1,1 @@
+"""Bundles as other programs take them."""

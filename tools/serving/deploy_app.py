@@ -1,0 +1,311 @@
+"""The app for MONAI Deploy: a CT as a DICOM series in; its tissues as DICOM SEG, their extents as DICOM SR and CSV out.
+
+``tools/serving/deploy.py`` copies this file as ``__main__.py`` into a folder that also holds what it imports, the
+bundle's ``scripts`` and ``extents.py``. Python puts that folder on its path, where the bundle's ``inferer`` finds
+``scripts`` too. It runs in the environment of MONAI Deploy and is never imported by the tools. Research use only.
+"""
+
+import sys
+from pathlib import Path
+
+import highdicom as hd
+import nibabel as nib
+import numpy as np
+from extents import measure, write_rows
+from highdicom.color import CIELabColor
+from monai.deploy.conditions import CountCondition
+from monai.deploy.core import AppContext, Application, Image, IOType, Operator
+from monai.deploy.operators.dicom_data_loader_operator import DICOMDataLoaderOperator
+from monai.deploy.operators.dicom_series_selector_operator import DICOMSeriesSelectorOperator
+from monai.deploy.operators.dicom_series_to_volume_operator import DICOMSeriesToVolumeOperator
+from monai.deploy.operators.monai_bundle_inference_operator import (
+    IOMapping,
+    MonaiBundleInferenceOperator,
+    get_bundle_config,
+)
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import generate_uid
+from scripts.dicom import check_series, dicom_files
+
+MODEL, MAKER = "lung_tissue_seg", "The DiffLung bundle developers"
+DESCRIPTION = "Lung tissue, research use only"
+REPEATED = ("FrameOfReferenceUID", "StudyInstanceUID", "StudyID", "StudyDate", "StudyTime", "AccessionNumber")
+REPEATED += ("PatientID", "PatientName", "PatientBirthDate", "PatientSex")
+# What a tissue's segment is, and its colour in the tools' figures. pydicom's dictionary (DICOM PS3.16) has no emphysema
+# and no consolidation of the lung: these are SNOMED CT's disorders.
+FINDINGS = {
+    "healthy": (codes.SCT.Lung, "#8a8a8a"),
+    "ground_glass": (codes.DCM.GroundGlassOpacity, "#56b4e9"),
+    "fibrosis": (codes.SCT.Fibrosis, "#e69f00"),
+    "emphysema": (Code("87433001", "SCT", "Pulmonary emphysema"), "#009e73"),
+    "consolidation": (Code("95436008", "SCT", "Lung consolidation"), "#cc79a7"),
+}
+SITES = {
+    "whole": {"anatomic_location": codes.SCT.Lung},
+    "right": {"anatomic_location": codes.SCT.Lung, "laterality": codes.SCT.Right},
+    "left": {"anatomic_location": codes.SCT.Lung, "laterality": codes.SCT.Left},
+    "upper": {"anatomic_location": codes.SCT.UpperZoneOfLung},
+    "middle": {"anatomic_location": codes.SCT.MiddleZoneOfLung},
+    "lower": {"anatomic_location": codes.SCT.LowerZoneOfLung},
+    "central": {"anatomic_location": codes.SCT.Lung, "topographical_modifier": codes.SCT.Central},
+    "peripheral": {"anatomic_location": codes.SCT.Lung, "topographical_modifier": codes.SCT.Peripheral},
+}
+ML = Code("ml", "UCUM", "milliliter")
+# The dictionary has no code for the two percentages: these are private, as 99 says.
+SHARE = (Code("tissue_percent", "99DIFFLUNG", "Share of the volume of lung"), codes.UCUM.Percent)
+DARK = (Code("below_950_percent", "99DIFFLUNG", "Share of the lung below -950 HU"), codes.UCUM.Percent)
+
+
+def find_series(root: Path) -> Path:
+    """Return the folder below ``root``, or ``root`` itself, that holds the one CT.
+
+    Raises:
+        ValueError: if there is not exactly one folder of DICOM files, if they are not one whole series of CT (see
+            ``scripts.dicom``), or if they lack what a DICOM SEG repeats of them.
+    """
+    folders = [folder for folder in (root, *sorted(root.rglob("*"))) if folder.is_dir()]
+    held = {folder: files for folder in folders if (files := dicom_files(folder))}
+    if len(held) != 1:
+        names = f" ({', '.join(map(str, held))})" if held else ""
+        raise ValueError(f"{root} holds {len(held)} folders with DICOM files{names}; the app labels one series")
+    folder, files = held.popitem()
+    check_series(folder)
+    header = dcmread(files[0], stop_before_pixels=True)
+    missing = [tag for tag in REPEATED if tag not in header]
+    if missing:
+        raise ValueError(f"{files[0]} lacks {', '.join(missing)}, which a DICOM SEG repeats")
+    return folder
+
+
+def find_model(path: Path) -> Path:
+    """Return the TorchScript file at or below a path; raise ValueError if there is not exactly one."""
+    found = [path] if path.is_file() else sorted(path.rglob("*.ts"))
+    if len(found) != 1:
+        raise ValueError(f"{path} holds {len(found)} TorchScript files (.ts), not one; name one by -m")
+    return found[0]
+
+
+def describe(labels: dict[str, int], version: str) -> list[hd.seg.SegmentDescription]:
+    """Return a description of each tissue as a segment, in the order of their values.
+
+    Raises:
+        ValueError: if a tissue has no code here, or their values are not 1, 2, 3, ...
+    """
+    tissues = sorted((name for name, value in labels.items() if value), key=labels.get)
+    unknown = [name for name in tissues if name not in FINDINGS]
+    if unknown:
+        raise ValueError(f"the model's label {unknown[0]} has no code in the app, which knows {', '.join(FINDINGS)}")
+    if [labels[name] for name in tissues] != list(range(1, len(tissues) + 1)):
+        raise ValueError(f"the model's labels are {labels}; segments are numbered 1, 2, 3, ...")
+    algorithm = hd.AlgorithmIdentificationSequence(MODEL, codes.DCM.ArtificialIntelligence, version)
+    segments = []
+    for number, name in enumerate(tissues, 1):
+        ill = name != "healthy"
+        finding, colour = FINDINGS[name]
+        segment = hd.seg.SegmentDescription(
+            number,
+            segment_label=name.replace("_", " "),
+            segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure if ill else codes.SCT.Tissue,
+            segmented_property_type=finding,
+            algorithm_type="AUTOMATIC",
+            algorithm_identification=algorithm,
+            anatomic_regions=[codes.SCT.Lung],
+            display_color=CIELabColor.from_string(colour),
+        )
+        if not ill:
+            normal = hd.sr.CodedConcept.from_code(codes.SCT.Normal)
+            segment.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [normal]
+        segments.append(segment)
+    return segments
+
+
+def segmentation(tissues: np.ndarray, slices: list[Dataset], labels: dict[str, int], version: str) -> Dataset:
+    """Return tissues as DICOM SEG in the geometry of the CT.
+
+    Args:
+        tissues: label values, shape (slices, rows, columns).
+        slices: the CT's DICOM slices, in that order.
+        labels: tissue name to value.
+        version: of the bundle.
+    """
+    return hd.seg.Segmentation(
+        source_images=slices,
+        pixel_array=np.ascontiguousarray(tissues),
+        segmentation_type="BINARY",
+        segment_descriptions=describe(labels, version),
+        series_instance_uid=hd.UID(),
+        series_number=900,
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        manufacturer=MAKER,
+        manufacturer_model_name=MODEL,
+        software_versions=version,
+        device_serial_number="0",
+        content_label="TISSUES",
+        content_description=DESCRIPTION,
+        series_description=f"{DESCRIPTION}: {slices[0].get('SeriesDescription', '')}"[:64],
+    )
+
+
+def measure_extents(hu: np.ndarray, tissues: np.ndarray, affine: np.ndarray, labels: dict[str, int]) -> dict | None:
+    """Return region to measure to value as ``python -m tools quantify`` does, or None where there is no lung.
+
+    Args:
+        hu: CT in HU, shape (slices, rows, columns).
+        tissues: label values, the same shape.
+        affine: from columns, rows and slices to RAS.
+        labels: tissue name to value.
+    """
+    if not tissues.any():
+        return None
+    volumes = [nib.Nifti1Image(np.swapaxes(array, 0, 2), affine) for array in (hu.astype(np.float32), tissues)]
+    hu, tissues = (nib.as_closest_canonical(volume) for volume in volumes)
+    spacing = np.array(nib.affines.voxel_sizes(hu.affine))
+    return measure(np.asarray(hu.dataobj), np.asarray(tissues.dataobj), spacing, labels)
+
+
+def report(found: dict | None, seg: Dataset, slices: list[Dataset], version: str) -> Dataset:
+    """Return the extents as a DICOM SR (TID 1500): a group per tissue, which names its segment, and one for the lung.
+
+    Args:
+        found: of :func:`measure_extents`.
+        seg: of :func:`segmentation`.
+        slices: the CT's DICOM slices.
+        version: of the bundle.
+    """
+    rows = found or {"whole": {"lung_ml": 0.0}}
+    groups = [_group("lung", codes.SCT.Lung, rows, {
+        "lung_ml": (codes.SCT.Volume, ML), "below_950_percent": DARK,
+        "mean_hu": (codes.DCM.MeanAttenuationCoefficient, codes.UCUM.HounsfieldUnit),
+    })]  # fmt: skip
+    for segment in seg.SegmentSequence if found else []:
+        name = segment.SegmentLabel.replace(" ", "_")
+        measures = {f"{name}_ml": (codes.SCT.Volume, ML), f"{name}_percent": SHARE}
+        reference = None
+        if rows["whole"][f"{name}_ml"]:
+            reference = hd.sr.ReferencedSegment.from_segmentation(seg, segment.SegmentNumber)
+        groups.append(_group(segment.SegmentLabel, FINDINGS[name][0], rows, measures, reference))
+    device = hd.sr.DeviceObserverIdentifyingAttributes(
+        uid=generate_uid(entropy_srcs=[MODEL, version]), name=MODEL, manufacturer_name=MAKER, model_name=version
+    )
+    content = hd.sr.MeasurementReport(
+        hd.sr.ObservationContext(hd.sr.ObserverContext(codes.DCM.Device, device)),
+        procedure_reported=codes.LN.CTUnspecifiedBodyRegion,
+        imaging_measurements=groups,
+    )
+    return hd.sr.Comprehensive3DSR(
+        evidence=[seg, *slices],
+        content=content[0],
+        series_instance_uid=hd.UID(),
+        series_number=901,
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        manufacturer=MAKER,
+        is_complete=True,
+        series_description=DESCRIPTION,
+    )
+
+
+def _group(name: str, finding: Code, rows: dict, measures: dict, segment: hd.sr.ReferencedSegment | None = None):
+    """Return one finding's measures in every region; one that the CT does not have refers to no segment."""
+    measurements = [
+        hd.sr.Measurement(concept, round(row[key], 3), unit, finding_sites=[hd.sr.FindingSite(**SITES[region])])
+        for region, row in rows.items()
+        for key, (concept, unit) in measures.items()
+        if row.get(key) is not None
+    ]
+    given = {
+        "tracking_identifier": hd.sr.TrackingIdentifier(hd.UID(), name),
+        "finding_type": finding,
+        "measurements": measurements,
+    }
+    if segment is None:
+        return hd.sr.MeasurementsAndQualitativeEvaluations(**given)
+    return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(**given, referenced_segment=segment)
+
+
+class CTVolumeOperator(DICOMSeriesToVolumeOperator):
+    """The SDK's, with pixels of their own size: its affine (4.0.0) takes the height of a pixel for its width."""
+
+    def compute_affine_transform(self, s_1, s_n, n, series) -> None:
+        super().compute_affine_transform(s_1, s_n, n, series)
+        height_mm, width_mm = (float(size) for size in s_1[0x0028, 0x0030].value)
+        for affine in (series.dicom_affine_transform, series.nifti_affine_transform):
+            for axis, size_mm in enumerate((width_mm, height_mm)):
+                affine[:3, axis] *= size_mm / np.linalg.norm(affine[:3, axis])
+
+
+class ResultsOperator(Operator):
+    """Write tissues.dcm (SEG), measurements.dcm (SR) and quantification.csv."""
+
+    def __init__(self, fragment, *args, folder: Path, labels: dict[str, int], version: str, **kwargs) -> None:
+        self.folder, self.labels, self.version = folder, labels, version
+        super().__init__(fragment, *args, **kwargs)
+
+    def setup(self, spec) -> None:
+        for name in ("image", "pred", "study_selected_series_list"):
+            spec.input(name)
+
+    def compute(self, op_input, op_output, context) -> None:
+        image, tissues = op_input.receive("image"), op_input.receive("pred").asnumpy()
+        series = op_input.receive("study_selected_series_list")[0].selected_series[0].series
+        slices = [instance.get_native_sop_instance() for instance in series.get_sop_instances()]
+        seg = segmentation(tissues, slices, self.labels, self.version)
+        found = measure_extents(image.asnumpy(), tissues, image.metadata()["affine"], self.labels)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        seg.save_as(self.folder / "tissues.dcm")
+        report(found, seg, slices, self.version).save_as(self.folder / "measurements.dcm")
+        write_rows(self.folder / "quantification.csv", {slices[0].SeriesInstanceUID: found}, self.labels)
+
+
+class TissueApp(Application):
+    """Load the series, label it with the bundle, write the results."""
+
+    def __init__(self, context: AppContext, series: Path, model: Path, labels: dict[str, int], version: str) -> None:
+        super().__init__()
+        self.app_context, self.series, self.model = context, series, model
+        self.labels, self.bundle_version = labels, version  # an Application has a version of its own
+
+    def compose(self) -> None:
+        once = CountCondition(self, 1)  # else the folder is read again and again
+        load = DICOMDataLoaderOperator(self, once, input_folder=self.series, name="load")
+        select = DICOMSeriesSelectorOperator(self, name="select")
+        volume = CTVolumeOperator(self, name="volume")
+        infer = MonaiBundleInferenceOperator(
+            self,
+            app_context=self.app_context,
+            input_mapping=[IOMapping("image", Image, IOType.IN_MEMORY)],
+            output_mapping=[IOMapping("pred", Image, IOType.IN_MEMORY)],
+            bundle_path=self.model,
+            name="infer",
+        )
+        folder = Path(self.app_context.output_path)
+        results = ResultsOperator(self, folder=folder, labels=self.labels, version=self.bundle_version, name="results")
+        chosen = {("study_selected_series_list", "study_selected_series_list")}
+        self.add_flow(load, select, {("dicom_study_list", "dicom_study_list")})
+        self.add_flow(select, volume, chosen)
+        self.add_flow(volume, infer, {("image", "image")})
+        self.add_flow(infer, results, {("pred", "pred")})
+        self.add_flow(volume, results, {("image", "image")})
+        self.add_flow(select, results, chosen)
+
+
+def main() -> None:
+    """Run the app on the folders named by -i, -o and -m; what it cannot label is refused before anything runs."""
+    context = Application.init_app_context(sys.argv)
+    try:
+        series, model = find_series(Path(context.input_path)), find_model(Path(context.model_path))
+        config = get_bundle_config(model, "inference")
+        labels, version = config["labels"], config["_meta_"]["version"]
+        describe(labels, version)
+    except ValueError as error:
+        sys.exit(str(error))
+    context.update({"model": str(model)})
+    TissueApp(context, series, model, labels, version).run()
+
+
+if __name__ == "__main__":
+    main()

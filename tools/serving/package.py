@@ -1,0 +1,154 @@
+"""``python -m tools package``: a bundle as a zip that the Model Zoo could release, proven to run alone."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from tools.bundles import BUNDLES
+from tools.flags import listed
+from tools.io.files import InputError, check_new_directory, new_directory, read_json, write_json
+from tools.serving.archive import sha1, unpack, write_zip
+from tools.serving.bundle_check import bundle_problems
+from tools.serving.deploy import write_app
+from tools.serving.publish import (
+    UNNAMED,
+    check_repository,
+    credentials,
+    model_info,
+    to_github,
+    to_hugging_face,
+    upload_plan,
+)
+from tools.serving.triton import write_repository
+from tools.serving.unpacked import SEGMENTER, SYNTHESIZER, Proof, draw_patients
+from tools.serving.workflow_check import workflow_problems
+from tools.workflows.run import versions
+
+TARGETS = ("zoo", "torchscript", "onnx", "triton", "deploy")
+UNIT_TESTS = BUNDLES.parent / "tests/zoo"
+LEFT_OUT = ("__pycache__", ".gitkeep", "eval", "models")  # what running leaves in a bundle's folder
+
+
+def package(
+    bundle: str,
+    output: Path,
+    weights: Path | None = None,
+    targets: str = "zoo",
+    data_license: Path | None = None,
+    repository: str | None = None,
+    publish: str | None = None,
+) -> None:
+    """Check a bundle, zip it, unpack it elsewhere, run it there, and write what a release needs.
+
+    The output holds NAME_vVERSION.zip; package.json, every command that was run from the unpacked zip and how it went;
+    model_info.json, the entry by which MONAI finds the release; upload.json, what publishing would send where;
+    unit_tests, as the Model Zoo keeps them beside its bundles; and what the targets made. Nothing is written unless all
+    went well, and nothing leaves this machine without ``--publish``.
+
+    Args:
+        bundle: folder name below ``bundles/``.
+        output: folder to create.
+        weights: state dict to ship as models/model.pt; the bundle's own if None.
+        targets: of zoo (the Model Zoo's check of the network), torchscript, onnx, triton and deploy (the segmenter
+            only), with commas.
+        data_license: text that replaces docs/data_license.txt: what the data behind the weights permit. Needed to
+            publish.
+        repository: owner/name on GitHub or Hugging Face, for the addresses.
+        publish: github or huggingface uploads, with the credentials in GITHUB_TOKEN or HF_TOKEN.
+
+    Raises:
+        InputError: if the bundle, its weights or an argument is not fit; all problems of the bundle are named together.
+        RunError: if a command fails in the unpacked zip, or changes it, or an upload fails.
+    """
+    output, targets = check_new_directory(output), _targets(bundle, targets)
+    if repository is not None:
+        check_repository(repository)
+    token = credentials(publish, repository)
+    if publish and data_license is None:
+        raise InputError(
+            f"publish {publish} needs --data_license, a text that says what the data behind the weights permit"
+        )
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        with new_directory(output) as partial:
+            staged = _stage(bundle, weights, data_license, work / "staged" / bundle)
+            dataset_dir, cases_dir = draw_patients(work / "drawn", bundle)
+            problems = bundle_problems(staged) + workflow_problems(staged, dataset_dir, cases_dir, work / "built")
+            if problems:
+                raise InputError(f"{bundle} is not fit for release: {'; '.join(problems)}")
+            (staged / "large_files.yml").unlink(missing_ok=True)  # the zip holds the large files themselves
+            version = read_json(staged / "configs/metadata.json")["version"]
+            archive = partial / f"{bundle}_v{version}.zip"
+            write_zip(staged, archive)
+            root = unpack(archive, work / "somebody else/bundles")
+            proof = Proof(root, work / "runs", dataset_dir, cases_dir, output.with_name(f"{output.name}.failed.log"))
+            _prove(proof, targets, partial)
+            _describe(archive, root, repository or UNNAMED, proof.steps)
+        archive = output / archive.name
+        if publish == "github":
+            print(f"released as {to_github(archive, repository, token)}")
+        elif publish == "huggingface":
+            print(f"uploaded as {to_hugging_face(root, version, repository, token)}")
+    print(f"wrote {archive} ({archive.stat().st_size / 1e6:.1f} MB); package.json says what was run from it")
+    if not publish:
+        print("nothing was uploaded; upload.json says what --publish github or huggingface would send where")
+
+
+def _targets(bundle: str, targets: str) -> list[str]:
+    """Return the targets that are asked for, after checking them and the bundle's name."""
+    known = sorted(path.name for path in BUNDLES.iterdir() if path.is_dir())
+    if bundle not in known:
+        raise InputError(f"there is no bundle {bundle!r}; there are {', '.join(known)}")
+    names = listed(targets)
+    unknown = [name for name in names if name not in TARGETS]
+    if unknown or not names:
+        raise InputError(f"targets are of {', '.join(TARGETS)}, not {unknown[0] if unknown else targets!r}")
+    if "deploy" in names and bundle == SYNTHESIZER:
+        raise InputError(
+            f"target deploy is for {SEGMENTER}: its app turns a CT into a segmentation, which {bundle} does not"
+        )
+    return names
+
+
+def _stage(bundle: str, weights: Path | None, data_license: Path | None, staged: Path) -> Path:
+    """Return a copy of the bundle with the weights, and the data's licence, that will be shipped."""
+    weights = BUNDLES / bundle / "models/model.pt" if weights is None else Path(weights)
+    if not weights.is_file():
+        raise InputError(f"weights {weights} do not exist; train the bundle, or name weights with --weights")
+    shutil.copytree(BUNDLES / bundle, staged, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
+    (staged / "models").mkdir()
+    shutil.copyfile(weights, staged / "models/model.pt")
+    if data_license is not None:
+        if not Path(data_license).is_file():
+            raise InputError(f"data_license {data_license} does not exist")
+        shutil.copyfile(data_license, staged / "docs/data_license.txt")
+    return staged
+
+
+def _prove(proof: Proof, targets: list[str], output: Path) -> None:
+    """Run the workflows and the targets from the unpacked zip; their files go into ``output``."""
+    stem = next(output.glob("*.zip")).stem
+    proof.workflows()
+    if "zoo" in targets:
+        proof.zoo_checks()
+    if "torchscript" in targets:
+        proof.torchscript(output / f"{stem}.ts")
+    if "onnx" in targets:
+        proof.onnx(output / f"{stem}.onnx")
+    if "triton" in targets:
+        proof.make("triton", write_repository, output / "triton")
+    if "deploy" in targets:
+        proof.make("deploy", write_app, output / "deploy")
+    proof.check_untouched()
+
+
+def _describe(archive: Path, root: Path, repository: str, steps: list[dict]) -> None:
+    """Write package.json, model_info.json, upload.json and the unit tests beside the zip."""
+    output, (bundle, version) = archive.parent, archive.stem.rsplit("_v", 1)
+    card = {"bundle": bundle, "version": version, "zip": archive.name, "bytes": archive.stat().st_size}
+    write_json(output / "package.json", card | {"sha1": sha1(archive), "versions": versions(), "steps": steps})
+    write_json(output / "model_info.json", model_info(archive, repository))
+    write_json(output / "upload.json", upload_plan(archive, root, repository))
+    (output / "unit_tests").mkdir()
+    for path in sorted(UNIT_TESTS.glob(f"test_{bundle}*.py")):
+        shutil.copyfile(path, output / "unit_tests" / path.name)

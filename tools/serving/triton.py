@@ -1,0 +1,96 @@
+"""Model repositories for Triton: a bundle's network as ONNX and as TorchScript, each with its configuration."""
+
+import importlib.util
+import shutil
+import tempfile
+from pathlib import Path
+
+from tools.io.files import InputError, check_new_directory, new_directory, read_json, write_text
+from tools.serving.exports import export
+
+# kind of model: Triton's backend, the file that it looks for, and what the exports call it
+KINDS = {"onnx": ("onnxruntime", "model.onnx", "model.onnx"), "torchscript": ("pytorch", "model.pt", "model.ts")}
+MAX_BATCH = 16  # windows, what both bundles send at most as they come
+
+
+def triton(bundle_root: Path, output: Path) -> None:
+    """Export a bundle's network for Triton Inference Server: as ONNX and as TorchScript, with config.pbtxt.
+
+    Args:
+        bundle_root: folder of the bundle, with weights in models/model.pt.
+        output: the model repository; it may hold the models of another bundle.
+
+    Raises:
+        InputError: if the weights are missing, onnx is not installed, or the repository holds such a model already.
+        RunError: if an export fails.
+    """
+    write_repository(bundle_root, output)
+    print(f"wrote {' and '.join(model_names(bundle_root))} in {output}; now: tritonserver --model-repository={output}")
+
+
+def write_repository(bundle_root: Path, output: Path) -> None:
+    """Write ``<bundle>_onnx`` and ``<bundle>_torchscript`` into a model repository, see :func:`triton`."""
+    root = Path(bundle_root).resolve()
+    metadata = read_json(root / "configs/metadata.json")
+    if not (root / "models/model.pt").is_file():
+        raise InputError(f"{root} has no weights in models/model.pt; train it first")
+    for package in ("onnx", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f"{package} is not installed; ONNX export needs pip install -r requirements-dev.txt")
+    folders = {kind: check_new_directory(Path(output) / name) for kind, name in zip(KINDS, model_names(root))}
+    texts = {kind: configuration(folder.name, kind, metadata) for kind, folder in folders.items()}
+    with tempfile.TemporaryDirectory() as exported:
+        export(root, metadata, Path(exported))
+        for kind, folder in folders.items():
+            _, wanted, written = KINDS[kind]
+            with new_directory(folder) as partial:
+                (partial / "1").mkdir()
+                shutil.move(Path(exported) / written, partial / "1" / wanted)
+                write_text(partial / "config.pbtxt", texts[kind])
+
+
+def model_names(bundle_root: Path) -> list[str]:
+    """Return the names of a bundle's models in a repository, in the order of KINDS."""
+    return [f"{Path(bundle_root).resolve().name}_{kind}" for kind in KINDS]
+
+
+def configuration(name: str, kind: str, metadata: dict) -> str:
+    """Return the text of a model's ``config.pbtxt``.
+
+    Args:
+        name: of the model.
+        kind: one of KINDS.
+        metadata: the bundle's, whose ``network_data_format`` has the tensors.
+
+    Raises:
+        InputError: if a tensor is not float32.
+    """
+    backend, _, _ = KINDS[kind]
+    tensors = metadata["network_data_format"]
+    inputs = ",\n".join(_tensor(key, value) for key, value in tensors["inputs"].items())
+    outputs = ",\n".join(_tensor(key, value) for key, value in tensors["outputs"].items())
+    sides = " x ".join(map(str, tensors["inputs"]["image"]["spatial_shape"]))
+    return f"""# {metadata["name"]} {metadata["version"]}, exported by python -m tools triton. Research use only.
+# Sides of an image: {sides}. Requests of the same sides become one batch.
+name: "{name}"
+backend: "{backend}"
+max_batch_size: {MAX_BATCH}
+input [
+{inputs}
+]
+output [
+{outputs}
+]
+dynamic_batching {{ }}
+# KIND_AUTO: on every GPU, or on the CPU where there is none; KIND_CPU keeps a GPU free, count starts more at a time
+instance_group [ {{ count: 1, kind: KIND_AUTO }} ]
+"""
+
+
+def _tensor(name: str, tensor: dict) -> str:
+    dims = [tensor["num_channels"], *(-1 for _ in tensor["spatial_shape"])]
+    if tensor["dtype"] != "float32":
+        raise InputError(f"tensor {name} of metadata.json is {tensor['dtype']}, but the exported networks take float32")
+    # the network takes one number a sample, shape (B,); Triton wants a second dimension in a request
+    reshape = ", reshape: { shape: [ ] }" if dims == [1] else ""
+    return f'  {{ name: "{name}", data_type: TYPE_FP32, dims: {dims}{reshape} }}'

@@ -1,0 +1,237 @@
+"""Running an unpacked bundle as its user would: other paths, another working directory, none of this repository."""
+
+import contextlib
+import io
+import os
+import shutil
+import site
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from tools.data.dataset import dataset
+from tools.io.files import RunError, sha256
+from tools.phantom.phantom import phantom
+from tools.serving.exports import strip_onnx, strip_torchscript
+from tools.tissues import tissue_labels
+from tools.workflows.run import first_error
+
+SEGMENTER, SYNTHESIZER = "lung_tissue_seg", "difflung_synthesis"
+# Two iterations, and what makes them cheap.
+TRAINING = {
+    SEGMENTER: {"max_epochs": 1, "epoch_length": 2},
+    SYNTHESIZER: {"max_epochs": 1, "epoch_length": 2, "val_interval": 2, "measured_patches": 64},
+}
+EVALUATION = {SEGMENTER: {}, SYNTHESIZER: {"samples": 1}}
+ONNX_KWARGS = "{input_names: [image], output_names: [pred], dynamic_axes: {image: {0: batch, 2: width, 3: height}}}"
+
+
+def draw_patients(folder: Path, bundle: str) -> tuple[Path, Path]:
+    """Draw four small patients; return the folder of their datalist, and that of a case for the bundle's inference."""
+    drawn, paint = folder / "phantom", folder / "paint"
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # of no use here
+        phantom(drawn, patients=4, size=(64, 64, 6))
+        dataset(drawn / "images", drawn / "labels", folder / "dataset", patients=drawn / "patients.csv", folds=2)
+    first = sorted((drawn / "images").glob("*.nii.gz"))[0].name
+    for name in ("images", "labels"):
+        (paint / name).mkdir(parents=True)
+        shutil.copyfile(drawn / name / first, paint / name / first)
+    label = nib.load(drawn / "labels" / first)
+    target, labels = np.asarray(label.dataobj).copy(), tissue_labels()
+    left = target[: target.shape[0] // 2]
+    left[left == labels["healthy"]] = labels["ground_glass"]
+    (paint / "targets").mkdir()
+    nib.save(nib.Nifti1Image(target, label.affine), paint / "targets" / first)
+    return folder / "dataset", paint / "images" if bundle == SEGMENTER else paint
+
+
+class Proof:
+    """The commands of a bundle's page, run from its unpacked zip.
+
+    Args:
+        root: the bundle's folder.
+        work: folder for everything that the runs write.
+        dataset_dir: of the datalist for training and evaluation.
+        cases_dir: what inference reads.
+        log: file that keeps what a failed step printed.
+
+    Attributes:
+        steps: one per command so far: name, command, seconds, result (ok).
+    """
+
+    def __init__(self, root: Path, work: Path, dataset_dir: Path, cases_dir: Path, log: Path) -> None:
+        self.root, self.work, self.dataset_dir, self.cases_dir, self.log = root, work, dataset_dir, cases_dir, log
+        self.steps: list[dict] = []
+        (work / "exported").mkdir(parents=True)
+        self.files = {path: sha256(path) for path in root.rglob("*") if path.is_file()}
+
+    def workflows(self) -> None:
+        """Train two iterations into a folder of its own, evaluate and infer with the shipped weights.
+
+        Raises:
+            RunError: if a run fails or does not write what it should.
+        """
+        name, work = self.root.name, self.work
+        training = {"dataset_dir": self.dataset_dir, "model_dir": work / "models", "output_dir": work / "training"}
+        self.run("train", "training", ["train.json"], training | TRAINING[name], work / "models/model.pt")
+        scoring = {"dataset_dir": self.dataset_dir, "output_dir": work / "evaluation"} | EVALUATION[name]
+        self.run("evaluate", "evaluating", ["train.json", "evaluate.json"], scoring, work / "evaluation/metrics.csv")
+        self.infer("inference", [])
+
+    def infer(self, name: str, overlays: list[str], **overrides: object) -> None:
+        """Run inference into a folder of the step's name; with overlays its answers must be those without.
+
+        Raises:
+            RunError: if it fails, writes nothing, or the answers differ in a voxel.
+        """
+        output = self.work / name
+        places = {"dataset_dir": self.cases_dir, "output_dir": output}
+        self.run(name, "inferring", ["inference.json", *overlays], places | overrides, output)
+        answers = sorted(path.name for path in output.glob("*.nii.gz"))
+        if not answers:
+            raise RunError(f"{name} of {self.root.name} wrote no .nii.gz file")
+        for answer in answers if overlays else []:
+            one, other = (np.asarray(nib.load(self.work / kind / answer).dataobj) for kind in ("inference", name))
+            if not np.array_equal(one, other):
+                raise RunError(
+                    f"{name} of {self.root.name} answers otherwise than inference in {(one != other).sum()} voxels"
+                )
+
+    def zoo_checks(self) -> None:
+        """Check the network as the Model Zoo does; the zoo's check of the schema needs a network connection."""
+        self.call("verify_net_in_out", ["verify_net_in_out", "network_def", *self._configs(), "--device", "cpu"])
+
+    def torchscript(self, output: Path) -> None:
+        """Export to TorchScript; the segmenter must then label as before.
+
+        Args:
+            output: file to write.
+        """
+        if self._exports_itself():
+            self.export("model.ts", output)
+            return
+        words = ["ckpt_export", "network_def", "--filepath", self.work / "exported/model.ts", *self._weights()]
+        self.call("torchscript", words, self.work / "exported/model.ts")
+        strip_torchscript(self.work / "exported/model.ts")
+        self.infer("inference_torchscript", ["inference_torchscript.json"], model_dir=self.work / "exported")
+        shutil.copyfile(self.work / "exported/model.ts", output)
+
+    def onnx(self, output: Path) -> None:
+        """Export to ONNX; the segmenter must then label as before.
+
+        Args:
+            output: file to write.
+        """
+        if self._exports_itself():
+            self.export("model.onnx", output)
+            return
+        words = ["onnx_export", "network_def", "--filepath", self.work / "exported/model.onnx", *self._weights()]
+        words += ["--input_shape", "[2,1,96,64]", "--converter_kwargs", ONNX_KWARGS]
+        self.call("onnx", words, self.work / "exported/model.onnx")
+        strip_onnx(self.work / "exported/model.onnx")
+        self.infer("inference_onnx", ["inference_onnx.json"], model_dir=self.work / "exported")
+        shutil.copyfile(self.work / "exported/model.onnx", output)
+
+    def export(self, file: str, output: Path) -> None:
+        """Let a bundle with configs/export.json write model.ts and model.onnx, if it has not yet, and copy one."""
+        made = {kind: self.work / "exported" / f"model.{kind}" for kind in ("ts", "onnx")}
+        if not made["onnx"].exists():
+            places = {"torchscript": made["ts"], "onnx": made["onnx"]}
+            self.run("export", "run", ["inference.json", "export.json"], places, made["onnx"])
+            strip_torchscript(made["ts"])
+            strip_onnx(made["onnx"])
+        shutil.copyfile(self.work / "exported" / file, output)
+
+    def _exports_itself(self) -> bool:
+        """Return whether the bundle's network needs more inputs than MONAI's own exports know."""
+        return (self.root / "configs/export.json").is_file()
+
+    def make(self, name: str, function: Callable[[Path, Path], None], output: Path) -> None:
+        """Let a function of the tools make something of the unpacked bundle, and note it."""
+        start = time.perf_counter()
+        function(self.root, output)
+        command = f"{function.__module__}.{function.__name__}"
+        seconds = round(time.perf_counter() - start, 1)
+        self.steps.append({"name": name, "command": command, "seconds": seconds, "result": "ok"})
+
+    def check_untouched(self) -> None:
+        """Raise RunError if a file of the unpacked bundle changed, vanished or came into being."""
+        now = {path: sha256(path) for path in self.root.rglob("*") if path.is_file()}
+        changed = sorted(path for path in now.keys() | self.files.keys() if now.get(path) != self.files.get(path))
+        if changed:
+            raise RunError(f"running {self.root.name} changed {changed[0].relative_to(self.root)} in its own folder")
+
+    def run(self, name: str, run_id: str, configs: list[str], overrides: dict, makes: Path) -> None:
+        """Run a workflow from a folder that is not the bundle's."""
+        files = [str(self.root / "configs" / config) for config in configs]
+        words = ["run", run_id, "--bundle_root", self.root, "--config_file", files[0] if len(files) == 1 else files]
+        words += ["--meta_file", self.root / "configs/metadata.json"]
+        words += ["--logging_file", self.root / "configs/logging.conf"]
+        for key, value in ({"device": "cpu"} | overrides).items():
+            words += [f"--{key}", value]
+        self.call(name, words, makes, cwd=self.work)
+
+    def call(
+        self,
+        name: str,
+        words: Iterable,
+        makes: Path | None = None,
+        cwd: Path | None = None,
+    ) -> None:
+        """Run ``python -m monai.bundle`` and note how it went.
+
+        Args:
+            name: of the step.
+            words: of the command.
+            makes: what it must write.
+            cwd: where it runs; the bundle's folder if None, for commands that look for ``scripts`` there.
+
+        Raises:
+            RunError: if it fails, or does not write what it must.
+        """
+        words = [str(word) for word in words]
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "monai.bundle", *words]
+        done = subprocess.run(
+            command, cwd=cwd or self.root, env=self._environment(), capture_output=True, text=True, errors="replace"
+        )
+        step = {"name": name, "command": self._readable(words), "seconds": round(time.perf_counter() - start, 1)}
+        if done.returncode or not (makes is None or makes.exists()):
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            self.log.write_text(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
+            raise RunError(f"{name} of {self.root.name} failed: {_cause(done.stderr)}; its log is {self.log}")
+        self.steps.append(step | {"result": "ok"})
+        print(f"{name}: ok, {step['seconds']} s", flush=True)
+
+    def _configs(self) -> list:
+        configs = self.root / "configs"
+        return ["--meta_file", configs / "metadata.json", "--config_file", configs / "inference.json"]
+
+    def _weights(self) -> list:
+        return ["--ckpt_file", self.root / "models/model.pt", *self._configs()]
+
+    def _environment(self) -> dict[str, str]:
+        """Return the environment of somebody else: another home, no way here, nothing written beside the sources."""
+        own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        home = {"HOME": str(self.work), "PYTHONUSERBASE": site.getuserbase()}
+        return own | home | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore", "OMP_WAIT_POLICY": "PASSIVE"}
+
+    def _readable(self, words: list[str]) -> str:
+        """Return a command with names for the folders of this one run."""
+        folders = {"DATA": self.dataset_dir, "CASES": self.cases_dir, "BUNDLE": self.root, "WORK": self.work}
+        line = " ".join(["python -m monai.bundle", *words])
+        for name, folder in folders.items():
+            line = line.replace(str(folder), name)
+        return line
+
+
+def _cause(log: str) -> str:
+    """Return the error that began a failure, with its second line where the first says nothing."""
+    error = first_error(log)
+    more = log.partition(error)[2].split("\n") if error.endswith(":") else []
+    return " ".join([error, *[line.strip() for line in more if line.strip()][:1]])

@@ -1,0 +1,1 @@
+"""The two bundles as the tools run them."""

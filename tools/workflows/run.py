@@ -1,0 +1,154 @@
+"""Running a bundle's workflow in a process of its own (two bundles in one process would share ``scripts``)."""
+
+import importlib.metadata
+import multiprocessing
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from monai.bundle import ConfigParser
+
+from tools.bundles import BUNDLES
+from tools.io.files import InputError, RunError, read_json
+
+
+def check_overrides(bundle: str, config_files: list[str], overrides: dict) -> None:
+    """Raise InputError for an override whose id the configs do not have; MONAI itself would silently ignore it.
+
+    Args:
+        bundle: folder name below ``bundles/``.
+        config_files: names below the bundle's ``configs/``; a later one overlays the earlier ones.
+        overrides: config id to value; nested ids are written with ``::``.
+    """
+    parser = ConfigParser()
+    parser.read_config([str(BUNDLES / bundle / "configs" / name) for name in config_files])
+    for key in overrides:
+        try:
+            parser[key]
+        except (KeyError, ValueError, IndexError, TypeError):
+            raise InputError(f"{bundle}/{'+'.join(config_files)} has no id {key!r} to override") from None
+
+
+def read_bundle(bundle: str, config_file: str) -> ConfigParser:
+    """Return a bundle's config, from which its network can be built in this process.
+
+    Args:
+        bundle: folder name below ``bundles/``; the same one each time, since a process holds the scripts of one.
+        config_file: name below the bundle's ``configs/``.
+
+    Raises:
+        RunError: if this process has loaded the scripts of another bundle.
+    """
+    root = BUNDLES / bundle
+    loaded = getattr(sys.modules.get("scripts"), "__file__", None)
+    if loaded and Path(loaded).parents[1] != root:
+        raise RunError(f"{bundle} cannot be built in a process that has loaded {loaded}; start one of its own")
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    parser = ConfigParser()
+    parser.read_config(str(root / "configs" / config_file))
+    parser["bundle_root"] = str(root)
+    return parser
+
+
+def run_bundle(
+    bundle: str, config_files: list[str], overrides: dict, log: Path, variables: dict[str, str] | None = None
+) -> None:
+    """Run ``python -m monai.bundle run`` on one of our bundles and wait for it; its progress bar shows on a terminal.
+
+    Args:
+        bundle: folder name below ``bundles/``.
+        config_files: names below the bundle's ``configs/``; a later one overlays the earlier ones.
+        overrides: config id to value.
+        log: file that receives everything the run prints.
+        variables: environment variables of the run, beside those of this process.
+
+    Raises:
+        InputError: if an override names an id that the configs do not have.
+        RunError: if the run fails; the message holds the error it began with.
+    """
+    check_overrides(bundle, config_files, overrides)
+    root = BUNDLES / bundle
+    files = [str(root / "configs" / name) for name in config_files]
+    command = [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", str(root)]
+    command += ["--config_file", files[0] if len(files) == 1 else str(files)]
+    command += [
+        "--meta_file",
+        str(root / "configs/metadata.json"),
+        "--logging_file",
+        str(root / "configs/logging.conf"),
+    ]
+    for key, value in overrides.items():
+        command += [f"--{key}", value if isinstance(value, str) else repr(value)]
+    Path(log).parent.mkdir(parents=True, exist_ok=True)
+    # idle OpenMP threads sleep instead of spinning: as fast alone, and far faster beside other work
+    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | (variables or {}) | {"PYTHONUNBUFFERED": "1"}
+    with open(log, "wb") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.PIPE, env=environment)
+        try:
+            for chunk in iter(lambda: process.stderr.read1(4096), b""):
+                stream.write(chunk)
+                stream.flush()
+                if sys.stderr.isatty() and b"\r" in chunk:  # a progress bar
+                    sys.stderr.buffer.write(b"\r" + chunk.rsplit(b"\r")[-1])
+                    sys.stderr.flush()
+        except BaseException:  # Ctrl-C, or a full disk: do not leave the process behind
+            process.terminate()
+            process.wait()
+            raise
+        returncode = process.wait()
+    if returncode:
+        cause = first_error(Path(log).read_text(errors="replace"))
+        raise RunError(f"{bundle}/{config_files[0]} failed (exit {returncode}): {cause}; its log is {log}")
+
+
+def run_measured(bundle: str, overrides: dict, log: Path) -> tuple[float, float]:
+    """Run a bundle's inference and return the seconds it took, start included, and the largest memory it held in GB.
+
+    Raises:
+        RunError: if the run fails.
+    """
+    # a small process in between: the system counts as a child's memory what its parent held when it started
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_run_alone, bundle, overrides, log).result()
+
+
+def _run_alone(bundle: str, overrides: dict, log: Path) -> tuple[float, float]:
+    start = time.perf_counter()
+    run_bundle(bundle, ["inference.json"], overrides, log)
+    seconds = time.perf_counter() - start
+    unit = 1 if sys.platform == "darwin" else 1024
+    return seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 1e9
+
+
+def first_error(log: str) -> str:
+    """Return the error that began a chain of tracebacks, or the last line where there is no traceback.
+
+    Example:
+        >>> first_error("KeyError: 'fold'\\n\\nThe above exception ...\\nRuntimeError: Failed to evaluate")
+        "KeyError: 'fold'"
+    """
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[A-Za-z_.]*(Error|Exception|Interrupt)\b", line)]
+    return (errors or lines[-1:] or ["no output"])[0]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    found = {name: importlib.metadata.version(name) for name in ("monai", "torch", "numpy")}
+    found |= {"python": platform.python_version()}
+    for bundle in sorted(path.name for path in BUNDLES.iterdir() if (path / "configs/metadata.json").is_file()):
+        found[bundle] = read_json(BUNDLES / bundle / "configs/metadata.json")["version"]
+    return found
+
+
+def clean_environment() -> dict[str, str]:
+    """Return the environment without this project's packages, and with threads that sleep while they wait."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return {"OMP_WAIT_POLICY": "PASSIVE"} | kept

@@ -1,0 +1,70 @@
+"""The segmenter's bundle as the tools run it: budgets, voxel size, labelling CTs, Dice."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from tools.bundles import BUNDLES
+from tools.io.files import read_json
+from tools.io.volume import canonical, load_labels, spacing_mm
+from tools.tissues import tissue_labels
+from tools.workflows.run import run_bundle
+
+SEGMENTER = "lung_tissue_seg"
+
+
+STEPS_PER_EPOCH_AT_LEAST = 50
+
+
+def epochs(iterations: int) -> tuple[int, int]:
+    """Split a number of optimizer steps exactly into epochs of at least 50 steps, as many epochs as possible.
+
+    Returns:
+        Number of epochs and steps per epoch.
+
+    Example:
+        >>> epochs(2000), epochs(120), epochs(7)
+        ((40, 50), (2, 60), (1, 7))
+    """
+    most = max(1, iterations // STEPS_PER_EPOCH_AT_LEAST)
+    number = next(number for number in range(most, 0, -1) if iterations % number == 0)
+    return number, iterations // number
+
+
+def median_spacing_mm(items: list[dict]) -> list[float]:
+    """Return [s, s, -1]: the median in-plane voxel size of some items, and slices left as they are."""
+    import nibabel as nib
+
+    sizes = [size for item in items for size in spacing_mm(nib.load(item["image"]))[:2]]
+    size = round(float(np.median(sizes)), 4)
+    return [size, size, -1]
+
+
+def segment(images: dict[str, Path], weights: Path, card: dict, work: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield case and tissue map, canonical orientation, of what a segmenter answers for some CTs."""
+    cts, answers = work / "cts", work / "answers"
+    cts.mkdir(parents=True)
+    for case, path in images.items():
+        (cts / f"{case}{'.nii.gz' if str(path).endswith('.gz') else '.nii'}").symlink_to(Path(path).absolute())
+    shared = read_json(BUNDLES / SEGMENTER / "configs/inference.json")
+    settings = {key: value for key, value in card["overrides"].items() if key in shared}
+    settings |= {"spacing_mm": card["spacing_mm"], "model_dir": str(Path(weights).parent)}
+    settings |= {"dataset_dir": str(cts), "output_dir": str(answers)}
+    run_bundle(SEGMENTER, ["inference.json"], settings, work / "segment.log")
+    for case in images:
+        answer, image = load_labels(answers / f"{case}_tissues.nii.gz", tissue_labels())
+        yield case, canonical(answer, image.affine)
+    shutil.rmtree(work)
+
+
+def dice(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Return the Dice of masks, pooled over pairs.
+
+    Example:
+        >>> dice([(np.array([True, True]), np.array([True, False])), (np.array([True]), np.array([True]))])
+        0.8
+    """
+    common = sum(int((a & b).sum()) for a, b in pairs)
+    return 2 * common / sum(int(a.sum() + b.sum()) for a, b in pairs)
