@@ -23,6 +23,7 @@ test-integrations: .venv/.dev $(INTEGRATIONS:%=.venv-%/.ready)
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 .venv/.run: requirements.txt
 	$(PYTHON) -m venv .venv

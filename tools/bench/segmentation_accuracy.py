@@ -12,7 +12,6 @@ import pandas as pd
 from tools.bench import nnunet
 from tools.bench.nnunet_worker import STEPS_PER_EPOCH
 from tools.bundles import BUNDLES
-from tools.comparison.verdicts import RESAMPLES
 from tools.data.datalist import check_real, read_datalist, split
 from tools.data.nnunet import case_numbers
 from tools.io.files import InputError, RunError, open_run, read_json, sha256, write_json
@@ -21,6 +20,7 @@ from tools.workflows.run import run_bundle
 from tools.workflows.segmenter import dice, epochs, median_spacing_mm
 
 BUNDLE = "lung_tissue_seg"
+RESAMPLES = 10_000
 SEGMENTER, PLAIN, NNUNET = METHODS = ("segmenter", "plain U-Net", "nnU-Net")
 # the paper's baseline: MONAI's U-Net as it comes, all tissues alike
 PLAIN_SETTINGS = {

@@ -14,7 +14,7 @@ from tools.serving import deploy
 from tools.serving.deploy import write_app
 
 SEGMENTER = BUNDLES / "lung_tissue_seg"
-PINNED = Path(__file__).parents[1] / "integrations/requirements-deploy.txt"
+PINNED = Path(__file__).parents[2] / "integrations/requirements-deploy.txt"
 
 
 def bundle(folder, weights=True):
