@@ -17,7 +17,7 @@ import pytest
 
 from tools.comparison.compare import compare
 from tools.data.dataset import dataset
-from tools.painting.augment import augment
+from tools.painting.replay import replay
 from tools.phantom.phantom import phantom
 from tools.report.report import report
 
@@ -61,7 +61,7 @@ def test_chain_from_nothing_to_a_report_and_a_case_painted_again(datalist, tmp_p
     for row in rows:
         painted = np.asarray(nib.load(augmented / f"images/{row['case']}.nii.gz").dataobj)
         assert painted.dtype == np.int16
-    augment(rows[1]["case"], replay=augmented / "manifest.jsonl", output=tmp_path / "again.nii.gz")
+    replay(augmented / "manifest.jsonl", rows[1]["case"], tmp_path / "again.nii.gz")
     again = (tmp_path / "again.nii.gz").read_bytes()
     assert again == (augmented / f"images/{rows[1]['case']}.nii.gz").read_bytes()
     page = (tmp_path / "report.html").read_text()

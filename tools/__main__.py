@@ -2,7 +2,6 @@
 
 import ast
 import difflib
-import functools
 import importlib
 import inspect
 import sys
@@ -21,18 +20,32 @@ COMMANDS = {
     "demo": "demo",
     "phantom": "phantom.phantom",
     "dataset": "data.dataset",
-    "masks": "maps.masks",
+    "maps": "maps.maps",
+    "check_maps": "maps.check",
     "augment": "painting.augment",
+    "replay": "painting.replay",
     "compare": "comparison.compare",
     "report": "report.report",
     "conditions": "evaluation.conditions",
     "curve": "evaluation.curve",
     "quantify": "quantify.quantify",
-    "bench": "bench.bench",
+    "bench_synthesis": "bench.synthesis_speed",
+    "bench_segmentation": "bench.segmentation_speed",
+    "bench_accuracy": "bench.segmentation_accuracy",
+    "export_nnunet": "data.nnunet",
     "import_weights": "workflows.import_weights",
     "federated": "federated.federated",
     "triton": "serving.triton",
     "package": "serving.package",
+}
+
+# Earlier spelling, a command or a command and its flag, to the one of today.
+RENAMED = {
+    "masks": "maps, and masks --check is check_maps --maps FOLDER",
+    "bench": "bench_synthesis, bench_segmentation, or bench_accuracy for bench segmentation --datalist",
+    "augment --replay": "replay --manifest MANIFEST --case CASE",
+    "dataset --format": "export_nnunet --datalist DATALIST after dataset",
+    "dataset --datalist": "export_nnunet --datalist DATALIST",
 }
 
 
@@ -59,7 +72,7 @@ def _number(text: str, kind: type) -> bool:
     return True
 
 
-def check_flags(command: str, function: Callable, arguments: list[str]) -> list[str]:
+def check_flags(command: str, function: Callable, arguments: list[str]) -> None:
     """Check the words of a command before anything runs (fire would run first and complain afterwards).
 
     Args:
@@ -67,26 +80,16 @@ def check_flags(command: str, function: Callable, arguments: list[str]) -> list[
         function: the function behind it.
         arguments: the words after the command's name.
 
-    Returns:
-        The words that follow no flag.
-
     Raises:
-        InputError: if a word names a flag that the command does not have, or follows none and has no place; if a flag
-            is given twice, has no value, or no number where a number is needed; if something needed is missing.
+        InputError: if a word names a flag that the command does not have, or follows none; if a flag is given twice,
+            has no value, or no number where a number is needed; if something needed is missing.
     """
-    parameters = _flags(function)
-    places = [name for name, flag in parameters.items() if flag.kind is flag.POSITIONAL_ONLY]
-    flags = {name: flag for name, flag in parameters.items() if name not in places}
-    given: dict[str, str] = {}
-    placed: list[str] = []
+    flags = _flags(function)
+    given: set[str] = set()
     words = list(arguments)
     while words:
         word = words.pop(0)
         if not word.startswith("-"):
-            if places:
-                places.pop(0)
-                placed.append(word)
-                continue
             raise InputError(
                 f"{command} cannot place {word!r}; each value follows its flag, as in --{next(iter(flags))} VALUE"
             )
@@ -94,6 +97,8 @@ def check_flags(command: str, function: Callable, arguments: list[str]) -> list[
             raise InputError(f"{command} has no flag {word}; flags begin with two dashes")
         flag, equals, value = word[2:].partition("=")
         flag = flag.replace("-", "_")
+        if f"{command} --{flag}" in RENAMED:
+            raise InputError(f"{command} --{flag} is now {RENAMED[f'{command} --{flag}']}")
         if flag not in flags:
             close = difflib.get_close_matches(flag, flags, n=1)
             hint = f"did you mean --{close[0]}?" if close else f"it has {', '.join('--' + name for name in flags)}"
@@ -112,12 +117,10 @@ def check_flags(command: str, function: Callable, arguments: list[str]) -> list[
             raise InputError(f"{command} --{flag} needs a whole number, not {value!r}")
         if float in kinds and str not in kinds and not _number(value, float) and value != "None":
             raise InputError(f"{command} --{flag} needs a number, not {value!r}")
-        given[flag] = value
-    missing = [name.upper() for name in places if parameters[name].default is inspect.Parameter.empty]
-    missing += [f"--{name}" for name, flag in flags.items() if flag.default is flag.empty and name not in given]
+        given.add(flag)
+    missing = [f"--{name}" for name, flag in flags.items() if flag.default is flag.empty and name not in given]
     if missing:
         raise InputError(f"{command} needs {', '.join(missing)}; python -m tools {command} --help explains")
-    return placed
 
 
 def usage() -> str:
@@ -126,7 +129,7 @@ def usage() -> str:
     for command, module in COMMANDS.items():
         source = ast.parse(Path(__file__).parent.joinpath(*module.split(".")).with_suffix(".py").read_text())
         function = next(node for node in source.body if isinstance(node, ast.FunctionDef) and node.name == command)
-        lines.append(f"  {command:14s} {ast.get_docstring(function).splitlines()[0]}")
+        lines.append(f"  {command:18s} {ast.get_docstring(function).splitlines()[0]}")
     return "\n".join(lines)
 
 
@@ -135,9 +138,6 @@ def command_usage(command: str, function: Callable) -> str:
     words = [f"usage: python -m tools {command}"]
     for name, flag in _flags(function).items():
         value = name.upper() if flag.default in (flag.empty, None) else flag.default
-        if flag.kind is flag.POSITIONAL_ONLY:
-            words.append(name.upper() if flag.default is flag.empty else f"[{name.upper()}]")
-            continue
         word = f"--{name}" if bool in _types(flag) else f"--{name} {value}"
         words.append(word if flag.default is flag.empty else f"[{word}]")
     return f"{' '.join(words)}\n\n{inspect.getdoc(function)}"
@@ -145,19 +145,6 @@ def command_usage(command: str, function: Callable) -> str:
 
 def _text_or_dict(text: str) -> object:
     return parser.DefaultParseValue(text) if text.startswith("{") else text
-
-
-def _with_place(function: Callable, placed: list[str]) -> Callable:
-    """Return a function of the flags alone, with the word that follows none, if any, in its place."""
-
-    @functools.wraps(function)
-    def of_flags(*flags):
-        return function(*(placed or [None]), *flags)
-
-    own = [flag for flag in _flags(function).values() if flag.kind is not flag.POSITIONAL_ONLY]
-    del of_flags.__wrapped__  # fire would look behind it
-    of_flags.__signature__ = inspect.Signature(own)
-    return of_flags
 
 
 def main(arguments: list[str]) -> int:
@@ -174,6 +161,9 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments else 2
     command, *rest = arguments
     command = command.replace("-", "_")
+    if command in RENAMED:
+        print(f"{command} is now {RENAMED[command]}", file=sys.stderr)
+        return 2
     if command not in COMMANDS:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
@@ -184,15 +174,12 @@ def main(arguments: list[str]) -> int:
         print(command_usage(command, function))
         return 0
     try:
-        placed = check_flags(command, function, rest)
+        check_flags(command, function, rest)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
     try:
         kinds = {name: set(_types(flag)) for name, flag in _flags(function).items()}
-        if any(flag.kind is flag.POSITIONAL_ONLY and flag.default is None for flag in _flags(function).values()):
-            function = _with_place(function, placed)  # fire knows no place that may stay empty
-            rest = [word for word in rest if word not in placed]
         # a folder named 12 stays a path, and a text with commas stays a text
         texts = {name: _text_or_dict if dict in kind else str for name, kind in kinds.items() if kind & {Path, str}}
         fire.Fire(decorators.SetParseFns(**texts)(function), command=rest, name=f"tools {command}")

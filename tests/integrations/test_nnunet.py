@@ -1,4 +1,4 @@
-"""nnU-Net v2 takes what `tools dataset --format nnunet` writes: its check is content, its planner keeps our folds."""
+"""nnU-Net v2 takes what `tools export_nnunet` writes: its check is content, its planner keeps our folds."""
 
 import json
 import sys
@@ -37,7 +37,7 @@ def raw(cohort, tmp_path_factory) -> Path:
     content["training"].append(source | painted | {"fold": -1, "synthetic": True})
     (folder / "datalist.json").write_text(json.dumps(content | {"held_out_fold": 1}))
     words = ["--datalist", folder / "datalist.json", "--output", folder / "nnunet_raw/Dataset007_lung"]
-    run(sys.executable, "-m", "tools", "dataset", *words, "--format", "nnunet", cwd=ROOT)
+    run(sys.executable, "-m", "tools", "export_nnunet", *words, cwd=ROOT)
     return folder / "nnunet_raw/Dataset007_lung"
 
 

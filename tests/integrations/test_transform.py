@@ -4,7 +4,7 @@ import re
 
 from tests.integrations.consumers import ROOT, run_workflow
 from tools.bundles import BUNDLES
-from tools.maps.masks import masks
+from tools.maps.maps import maps
 
 
 def overlay_of_the_docs() -> str:
@@ -13,7 +13,7 @@ def overlay_of_the_docs() -> str:
 
 
 def test_the_segmenter_trains_on_tissue_painted_on_the_fly(cohort, synthesizer, tmp_path):
-    masks(cohort / "datalist.json", fold=0, output=tmp_path / "bank", max_cases=3)
+    maps(cohort / "datalist.json", fold=0, output=tmp_path / "bank", max_cases=3)
     overlay = tmp_path / "paint.yaml"
     overlay.write_text(overlay_of_the_docs())
     done = run_workflow(

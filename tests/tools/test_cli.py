@@ -20,15 +20,13 @@ def calls(monkeypatch) -> list[dict]:
     recorded = []
 
     def dataset(
-        images: Path | None = None,
-        labels: Path | None = None,
-        output: Path | None = None,
+        images: Path,
+        labels: Path,
+        output: Path,
         label_map: Path | dict | None = None,
         patients: Path | None = None,
         folds: int = 5,
         seed: int = 0,
-        datalist: Path | None = None,
-        format: str = "datalist",
     ) -> None:
         """Record."""
         recorded.append({key: value for key, value in locals().items() if key != "recorded"})
@@ -83,9 +81,9 @@ def test_help_of_a_command_shows_its_flags_and_runs_nothing(words, calls, capsys
     assert calls == []
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith(
-        "usage: python -m tools dataset [--images IMAGES] [--labels LABELS] [--output OUTPUT] [--label_map"
+        "usage: python -m tools dataset --images IMAGES --labels LABELS --output OUTPUT [--label_map"
     )
-    assert first.endswith("[--folds 5] [--seed 0] [--datalist DATALIST] [--format datalist]")
+    assert first.endswith("[--folds 5] [--seed 0]")
 
 
 def test_help_of_a_command_explains_each_flag(capsys):
@@ -105,8 +103,6 @@ def test_values_reach_the_command(calls):
             "patients": None,
             "folds": 3,
             "seed": 7,
-            "datalist": None,
-            "format": "datalist",
         }
     ]
 
@@ -135,6 +131,13 @@ def test_paths_that_look_like_numbers_or_lists_stay_text(calls):
         ([*CALL, "--patients"], "dataset got no value for --patients"),
         ([*CALL, "--patients="], "dataset got no value for --patients"),
         (["dataset", "--images", "--labels", "b", "--output", "c"], "dataset got no value for --images"),
+        (["masks", "--check", "m"], "masks is now maps, and masks --check is check_maps --maps FOLDER"),
+        (["bench", "synthesis"], "bench is now bench_synthesis, bench_segmentation, or bench_accuracy"),
+        (["augment", "--replay", "m", "case"], "augment --replay is now replay --manifest MANIFEST --case CASE"),
+        ([*CALL, "--format", "nnunet"], "dataset --format is now export_nnunet --datalist DATALIST after dataset"),
+        (["dataset", "--datalist", "d"], "dataset --datalist is now export_nnunet --datalist DATALIST"),
+        (["augment", "--output", "o"], "augment needs --datalist, --fold; python -m tools augment --help explains"),
+        (["maps", "--fold", "0"], "maps needs --datalist, --output; python -m tools maps --help explains"),
         (["quantify", "--images", "a"], "quantify needs --tissues, --output; python -m tools quantify --help explains"),
         ([*CALL, "--folds", "many"], "dataset --folds needs a whole number, not 'many'"),
         ([*CALL, "--folds", "2.5"], "dataset --folds needs a whole number, not '2.5'"),

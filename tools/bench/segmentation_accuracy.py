@@ -9,12 +9,14 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from tools.bench import nnunet
+from tools.bench import nnunet as nnunet_runs
+from tools.bench.machine import choose_device, machine
 from tools.bench.nnunet_worker import STEPS_PER_EPOCH
 from tools.bundles import BUNDLES
 from tools.data.datalist import check_real, read_datalist, split
 from tools.data.nnunet import case_numbers
-from tools.io.files import InputError, RunError, open_run, read_json, sha256, write_json
+from tools.flags import listed
+from tools.io.files import InputError, RunError, check_writable, open_run, read_json, sha256, write_json
 from tools.tissues import pathological_tissues, tissue_labels, unlabelled_value
 from tools.workflows.run import run_bundle
 from tools.workflows.segmenter import dice, epochs, median_spacing_mm
@@ -29,6 +31,45 @@ PLAIN_SETTINGS = {
     "tissue_ratios": [1] * 6,
     "tissue_weights": [1.0] * 6,
 }
+
+
+def bench_accuracy(
+    datalist: Path,
+    nnunet: Path,
+    output: Path,
+    folds: object = None,
+    steps: int = 600,
+    seed: int = 0,
+    device: str | None = None,
+) -> None:
+    """Compare the accuracy of the segmenter, a plain U-Net and nnU-Net v2 on the same folds and steps.
+
+    Per fold the segmenter, MONAI's U-Net as it comes and nnU-Net v2 (Isensee et al. 2021, 2D, planned for as many
+    voxels a step as the segmenter sees) are trained for the same number of steps, label the fold's patients, mirrored,
+    and are compared by Dice per patient. The trainings lie in a folder beside ``output``, named as it is; started
+    again, it goes on.
+
+    Args:
+        datalist: The datalist.json as `dataset` writes it.
+        nnunet: Python of an environment with nnunetv2 (pip install nnunetv2==2.8.1), apart from this one.
+        output: JSON file to write.
+        folds: Folds to hold out one after another, as 0,1,2; all of the datalist by default.
+        steps: Optimizer steps of each training, a multiple of 25.
+        seed: Seed of each training.
+        device: The device, cpu or cuda; the GPU if there is one by default.
+
+    Raises:
+        InputError: if the device or datalist cannot be used, nnunetv2 is missing, or the file cannot be written.
+        RunError: if a training fails.
+    """
+    chosen = choose_device(device)
+    output = Path(output)
+    check_writable(output.parent)
+    measured = measure(Path(datalist), output.with_suffix(""), Path(nnunet), listed(folds), steps, seed, chosen.type)
+    result = {"machine": machine(chosen)} | measured
+    print(lines(result))
+    write_json(output, result)
+    print(f"wrote {output}")
 
 
 def measure(datalist: Path, folder: Path, python: Path, folds: list[int], steps: int, seed: int, device: str) -> dict:
@@ -57,14 +98,14 @@ def measure(datalist: Path, folder: Path, python: Path, folds: list[int], steps:
     check_real(real, datalist, folds)
     if real["labels"] != tissue_labels():
         raise InputError(f"{datalist} has labels {real['labels']}, but the segmenter has {tissue_labels()}")
-    nnunet.check(python)
+    nnunet_runs.check(python)
     if steps < 1 or steps % STEPS_PER_EPOCH:
         raise InputError(f"steps must be a multiple of {STEPS_PER_EPOCH}, nnU-Net's epoch here, not {steps}")
     config = read_json(BUNDLES / BUNDLE / "configs/train.json")
     voxels = config["batch_size"] * config["patch_size"] ** 2
     settings = {"steps": steps, "voxels_per_step": voxels, "seed": seed}
     folder = open_run(folder, settings | {"datalist_sha256": sha256(datalist)}).resolve()
-    plan = nnunet.prepare(folder, python, real, every, voxels)
+    plan = nnunet_runs.prepare(folder, python, real, every, voxels)
     rows, seconds = [], {method: [] for method in METHODS}
     for fold in folds:
         _, test = split(real, fold)
@@ -76,7 +117,7 @@ def measure(datalist: Path, folder: Path, python: Path, folds: list[int], steps:
                 start = time.monotonic()
                 if method == NNUNET:
                     job = {"fold": every.index(fold), "steps": steps, "seed": seed, "device": device}
-                    nnunet.run_job(python, directory, {"task": "train", "folder": str(folder)} | job)
+                    nnunet_runs.run_job(python, directory, {"task": "train", "folder": str(folder)} | job)
                 else:
                     chosen = {"seed": seed, "device": device, "fold": fold}
                     chosen |= PLAIN_SETTINGS if method == PLAIN else {}

@@ -11,17 +11,49 @@ from skimage.transform import resize
 from torch import nn
 from tqdm import tqdm
 
-from tools.bench import nnunet
+from tools.bench import nnunet as nnunet_runs
+from tools.bench.machine import choose_device, machine
 from tools.bench.networks import count
-from tools.io.files import InputError, read_json
+from tools.io.files import InputError, check_writable, read_json, write_json
 from tools.io.volume import load_ct, save_nifti
 from tools.phantom.phantom import DESCRIPTION, describe_patient, draw_patient
 from tools.tissues import tissue_labels
 from tools.workflows.run import read_bundle, run_measured
 
 BUNDLE = "lung_tissue_seg"
+CT_SIZE = (512, 512, 300)
 NNUNET_SLICES = 8  # it takes about a minute for them
 PEER_PIXELS, PEER_BATCH, PEER_HU = 256, 20, (-1024, 600)  # as lungmask prepares slices
+
+
+def bench_segmentation(
+    output: Path, ct: Path | None = None, device: str | None = None, nnunet: Path | None = None
+) -> None:
+    """Measure the speed of the segmenter beside that of lungmask's network, on this machine.
+
+    The segmenter's inference labels a CT from file to file, with random weights, on which the time does not depend.
+    Then lungmask's R231 network (Hofmanninger et al. 2020; random weights too) answers the slices of the same CT; its
+    own reading, resampling and writing are left out. It needs lungmask (pip install lungmask==0.2.22).
+
+    Args:
+        output: JSON file to write.
+        ct: The CT to segment, NIfTI or the folder of a DICOM series; a drawn one of 512 x 512 x 300 if not given.
+        device: The device, cpu or cuda; the GPU if there is one by default.
+        nnunet: Python of an environment with nnunetv2 (pip install nnunetv2==2.8.1), whose predictor then labels eight
+            of the slices too.
+
+    Raises:
+        InputError: if the device or the CT does not exist, lungmask is missing, or the file cannot be written.
+        RunError: if segmenting fails.
+    """
+    if ct is not None and not Path(ct).exists():
+        raise InputError(f"ct {ct} does not exist; it is a NIfTI file or a folder with a DICOM series")
+    chosen = choose_device(device)
+    check_writable(Path(output).parent)
+    result = {"machine": machine(chosen)} | measure(chosen, ct, CT_SIZE, nnunet)
+    print(lines(result))
+    write_json(Path(output), result)
+    print(f"wrote {output}")
 
 
 def peer_class() -> type[nn.Module]:
@@ -33,7 +65,7 @@ def peer_class() -> type[nn.Module]:
     try:
         from lungmask.resunet import UNet
     except ImportError as error:
-        raise InputError(f"bench segmentation compares with lungmask, which cannot be imported ({error})") from None
+        raise InputError(f"bench_segmentation compares with lungmask, which cannot be imported ({error})") from None
     return UNet
 
 
@@ -57,7 +89,7 @@ def measure(device: torch.device, ct: Path | None, size: tuple[int, int, int], p
     """
     unet = peer_class()
     if python is not None:
-        nnunet.check(python)
+        nnunet_runs.check(python)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = folder / "images/case.nii.gz"
@@ -128,11 +160,11 @@ def nnunet_seconds(python: Path, hu: np.ndarray, affine: np.ndarray, device: tor
             nib.save(nib.Nifti1Image(part, affine), item["image"])
             nib.save(nib.Nifti1Image(lung, affine), item["label"])
             items.append(item)
-        nnunet.prepare(folder, python, {"labels": tissue_labels(), "training": items}, [0, 1], None)
+        nnunet_runs.prepare(folder, python, {"labels": tissue_labels(), "training": items}, [0, 1], None)
         np.save(folder / "slices.npy", part.transpose(2, 1, 0).astype(np.float32))
         spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)[::-1].tolist()
         job = {"task": "predict", "folder": name, "slices": str(folder / "slices.npy"), "spacing_mm": spacing_mm}
-        nnunet.run_job(python, folder / "predict", job | {"device": str(device)})
+        nnunet_runs.run_job(python, folder / "predict", job | {"device": str(device)})
         done = read_json(folder / "predict/done.json")
     return done["seconds"] / done["slices"]
 

@@ -3,14 +3,12 @@
 import hashlib
 import shlex
 import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from tools.data import nnunet
 from tools.data.card import TissueStatistics, card_text, data_card
 from tools.data.folds import assign_folds, scarce_tissues
 from tools.data.pairs import check_case, pair_files, refuse
@@ -21,20 +19,17 @@ from tools.tissues import tissue_labels, unlabelled_value
 
 HEALTHY_MEDIAN_AT_MOST_HU = -500
 UNLABELLED = "unlabelled"
-FORMATS = ("datalist", "nnunet")
 CONVERTED = "HU from DICOM by python -m tools dataset"
 
 
 def dataset(
-    images: Path | None = None,
-    labels: Path | None = None,
-    output: Path | None = None,
+    images: Path,
+    labels: Path,
+    output: Path,
     label_map: Path | dict | None = None,
     patients: Path | None = None,
     folds: int = 5,
     seed: int = 0,
-    datalist: Path | None = None,
-    format: str = "datalist",
 ) -> None:
     """Check CT and tissue maps, divide the patients into folds, and write a datalist and a data card.
 
@@ -43,15 +38,11 @@ def dataset(
     data_card.json, data_card.md, with a label map the mapped labels, and each DICOM series as a NIfTI file; NIfTI
     images are never copied.
 
-    With --format nnunet it writes a raw dataset of nnU-Net v2 with these folds instead, from the same folders or from
-    a datalist: imagesTr, labelsTr, dataset.json and splits_final.json. Synthetic cases are named synthetic_CASE and
-    are only ever trained on; voxels without a label get nnU-Net's ignore label.
-
     Args:
         images: folder of CT in HU: .nii or .nii.gz, each 3D (a single slice has the shape (W, H, 1)), and subfolders
             that each hold one DICOM series, whose case has the subfolder's name.
         labels: folder of tissue maps, NIfTI, of the same names, shapes and affines.
-        output: folder to create; with --format nnunet its name is as nnU-Net wants it, such as Dataset001_lung.
+        output: folder to create.
         label_map: for maps of another label scheme: a JSON file {"foreign value": "tissue name", ...}, or the same on
             the command line, "{1: ground_glass, 3: consolidation}". 0 is background unless it says otherwise. The
             name unlabelled is for voxels of which nothing is known, as {0: unlabelled} where only infections were
@@ -61,44 +52,16 @@ def dataset(
             is ignored); other columns are not used. Without it every file counts as a patient of its own.
         folds: number of folds, at least 2 and at most the number of patients.
         seed: for the folds.
-        datalist: with --format nnunet, datalist.json of `dataset` or `augment` instead of images and labels.
-        format: datalist or nnunet.
 
     Raises:
         InputError: if anything about the input is wrong, or ``output`` holds something or cannot be written.
     """
-    check_call(images, labels, output, label_map, patients, datalist, format)
-    given = images, labels, label_map, patients, folds, seed
-    if datalist is not None:
-        nnunet.export(datalist, output)
-    elif format == "nnunet":
-        nnunet.check_dataset_name(output)
-        with tempfile.TemporaryDirectory() as folder:
-            write_datalist(Path(folder, "dataset"), *given)
-            nnunet.export(Path(folder, "dataset/datalist.json"), output)
-    else:
-        output = Path(output)
-        held = write_datalist(output, *given)
-        written, following = output / "datalist.json", output.with_name(f"{output.absolute().name}_augmented")
-        print(f"wrote {written} ({held}) and {output / 'data_card.md'}")
-        command = ["--datalist", str(written), "--fold", "0", "--output", str(following)]
-        print(f"next: python -m tools augment {shlex.join(command)}")
-
-
-def check_call(images, labels, output, label_map, patients, datalist, format) -> None:
-    """Raise InputError unless the flags of ``dataset`` go together."""
-    if format not in FORMATS:
-        raise InputError(f"format must be one of {', '.join(FORMATS)}, not {format}")
-    if datalist is not None and format == "datalist":
-        raise InputError(f"{datalist} is a datalist already; --format nnunet writes it in nnU-Net's form")
-    described = {"images": images, "labels": labels, "label_map": label_map, "patients": patients}
-    both = [f"--{name}" for name, value in described.items() if value is not None]
-    if datalist is not None and both:
-        raise InputError(f"{', '.join(both)} and --datalist exclude each other: the datalist names its files and folds")
-    needed = {"output": output} if datalist is not None else {"images": images, "labels": labels, "output": output}
-    missing = [f"--{name}" for name, value in needed.items() if value is None]
-    if missing:
-        raise InputError(f"dataset needs {', '.join(missing)}; python -m tools dataset --help explains")
+    output = Path(output)
+    held = write_datalist(output, images, labels, label_map, patients, folds, seed)
+    written, following = output / "datalist.json", output.with_name(f"{output.absolute().name}_augmented")
+    print(f"wrote {written} ({held}) and {output / 'data_card.md'}")
+    command = ["--datalist", str(written), "--fold", "0", "--output", str(following)]
+    print(f"next: python -m tools augment {shlex.join(command)}")
 
 
 def write_datalist(

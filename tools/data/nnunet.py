@@ -13,15 +13,16 @@ from tools.io.volume import SYNTHETIC_MARK, case_name, check_same_geometry, save
 from tools.tissues import unlabelled_value
 
 
-def export(datalist: Path, output: Path) -> None:
-    """Write a datalist as a raw dataset of nnU-Net v2, with its folds, and with the synthetic cases marked.
+def export_nnunet(datalist: Path, output: Path) -> None:
+    """Write a datalist as a raw dataset of nnU-Net v2: imagesTr, labelsTr, dataset.json and splits_final.json.
 
-    Their names begin with ``synthetic_``, ``synthetic`` in dataset.json lists them, and splits_final.json has them in
-    the training part of the fold alone for which they were painted: elsewhere their patients are tested on.
+    Voxels without a label get nnU-Net's ignore label. Synthetic cases are only ever trained on: their names begin with
+    ``synthetic_``, ``synthetic`` in dataset.json lists them, and splits_final.json has them in the training part of the
+    fold alone for which they were painted. Elsewhere their patients are tested on.
 
     Args:
-        datalist: datalist.json of ``dataset`` or of ``augment``.
-        output: folder to create, named as nnU-Net wants it, Dataset001_lung for one.
+        datalist: The datalist.json of `dataset` or of `augment`.
+        output: Folder to create, named as nnU-Net wants it, Dataset001_lung for one.
 
     Raises:
         InputError: if the datalist cannot be used, two cases would have one name, or it is not known which patients

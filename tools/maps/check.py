@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
+from tools.data.datalist import known_items
 from tools.io.files import InputError
 from tools.io.volume import canonical, canonical_spacing, case_name, check_same_geometry, list_nifti, load_labels
 from tools.maps.lesions import MIN_LESION_VOXELS, Lesion, find_lesions, lesion_bank
@@ -146,13 +147,19 @@ def _implausible(new: np.ndarray, spacing: np.ndarray, known: Ranges) -> list[st
     return texts
 
 
-def check_maps(check: Path, items: list[dict]) -> None:
-    """Print what is wrong or unusual of every map.
+def check_maps(maps: Path, datalist: Path, fold: int | None = None) -> None:
+    """Compare every map of a folder with the CT it is named after, and print all that is wrong or unusual.
+
+    Args:
+        maps: A map, or a folder of maps, named CASE.nii.gz or CASE_anything.nii.gz after their CT.
+        datalist: The datalist.json as `dataset` writes it; it names the CTs that the maps are for.
+        fold: The fold that is held out; all cases may be hosts if not given.
 
     Raises:
-        InputError: if any map is unusable.
+        InputError: if the input or any map is unusable.
     """
-    paths = list_maps(check)
+    items = known_items(Path(datalist), fold)
+    paths = list_maps(Path(maps))
     lesions, _ = lesion_bank(items)
     known = ranges(lesion for some in lesions.values() for lesion in some)
     findings = [check_map(path, items, known) for path in tqdm(paths, desc="checking maps", unit="map")]
@@ -164,4 +171,4 @@ def check_maps(check: Path, items: list[dict]) -> None:
     unusable = [finding.path.name for finding in findings if finding.errors]
     if unusable:
         raise InputError(f"{len(unusable)} of {len(findings)} maps cannot be painted: {', '.join(unusable)}")
-    print(f"all {len(findings)} maps can be painted: python -m tools augment --maps {check} …")
+    print(f"all {len(findings)} maps can be painted: python -m tools augment --maps {maps} …")

@@ -12,7 +12,6 @@ from tools.gate.run import check_painted
 from tools.io.files import InputError, open_run, read_json, sha256, write_json
 from tools.io.volume import load_labels, relative
 from tools.maps.bank import draw_bank, maps_card, read_maps
-from tools.painting import replay as replay_module
 from tools.painting.manifest import MANIFEST_SCHEMA, collect
 from tools.tissues import tissue_labels
 from tools.workflows.run import check_overrides
@@ -33,11 +32,9 @@ METHODS = (*CONFIGS, "copy_paste")
 
 
 def augment(
-    case: str | None = None,
-    /,
-    datalist: Path | None = None,
-    fold: int | None = None,
-    output: Path | None = None,
+    datalist: Path,
+    fold: int,
+    output: Path,
     method: str = "cbmat",
     balance: float = 1.0,
     steps: int = 8,
@@ -48,46 +45,32 @@ def augment(
     synthesizer: Path | None = None,
     max_cases: int | None = None,
     overrides: dict | None = None,
-    replay: Path | None = None,
 ) -> None:
-    """Paint synthetic cases for one fold until its rare tissues are balanced, or make one of them again.
+    """Paint synthetic cases for one fold until its rare tissues are balanced.
 
     Only the fold's training patients are read: the synthesizer is trained on them, the lesions that give the new maps
     their shapes are theirs, and so are the CTs that are painted. Started again with the same settings it goes on.
 
     Args:
-        case: with replay, the painted case to make again.
         datalist: datalist.json as `dataset` writes it.
         fold: the fold that is held out.
-        output: new folder for images, labels, datalist.json, manifest.jsonl and the synthesizer; with replay a file.
+        output: new folder for images, labels, datalist.json, manifest.jsonl and the synthesizer.
         method: cbmat, konz or no_ablation, how the synthesizer is trained, or copy_paste to fill the same maps with the
             donors' own HU (the free rival).
         balance: volume that each pathological tissue shall reach, as a share of the most frequent one's.
         steps: network evaluations per painted window.
         seed: of the maps, the training and the painting.
-        maps: folder of maps to paint, as `masks` writes them or drawn by hand, instead of drawing new ones.
+        maps: folder of maps to paint, as the command `maps` writes them or drawn by hand, instead of drawing new ones.
         procedural: share of the lesions whose shape is drawn by a model of the training lesions instead of moved.
         segmenter: model.pt of this fold's segmenter, card.json beside it, for the gate's test of faithfulness.
         synthesizer: weights made by an earlier `augment`, to use instead of training new ones.
         max_cases: at most so many cases are painted; as many as there are training cases if not given.
         overrides: ids of the synthesizer's train.json and their values, such as "{max_epochs: 4}".
-        replay: manifest.jsonl of an earlier `augment`; the case is made again, and compared with what was made then.
 
     Raises:
         InputError: if the input is unusable, a patient is on both sides, or the output holds something else.
-        RunError: if a replay differs from what was made then.
+        RunError: if training or painting fails.
     """
-    if replay is not None:
-        if case is None:
-            raise InputError("replay needs the case too: augment --replay MANIFEST CASE")
-        replay_module.replay(Path(replay), case, Path(output) if output else None)
-        return
-    missing = [name for name, value in (("datalist", datalist), ("fold", fold), ("output", output)) if value is None]
-    if missing or case is not None:
-        raise InputError(
-            f"augment cannot place {case!r}: a case follows --replay MANIFEST" if case is not None
-            else f"augment needs {', '.join(f'--{name}' for name in missing)}"
-        )  # fmt: skip
     overrides = dict(overrides or {})
     _check(method, balance, steps, max_cases, procedural, maps, overrides)
     training, held_out = split_fold(Path(datalist), fold)

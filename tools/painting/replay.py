@@ -17,14 +17,15 @@ def replay(manifest: Path, case: str, output: Path | None = None) -> None:
     """Make a painted case again from its source, its map and the weights, and compare it with what was made then.
 
     Args:
-        manifest: ``manifest.jsonl`` of ``augment``; the files it names are found from its folder.
-        case: the painted case.
-        output: NIfTI file to write; none if None.
+        manifest: The manifest.jsonl of an earlier `augment`; the files it names are found from its folder.
+        case: The painted case to make again.
+        output: NIfTI file to write; nothing is written if not given.
 
     Raises:
         InputError: if the manifest lacks the case, or its source, map or weights are missing or have changed.
         RunError: if a voxel differs.
     """
+    manifest, output = Path(manifest), Path(output) if output else None
     lines = {line["case"]: line for line in read_manifest(manifest)}
     if case not in lines:
         raise InputError(f"{manifest} has no case {case}; it has {', '.join(sorted(lines)[:5])}, ...")

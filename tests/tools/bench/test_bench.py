@@ -9,10 +9,12 @@ import pytest
 import torch
 
 import tools.__main__ as cli
-import tools.bench.bench as module
+import tools.bench.synthesis_speed as module
 from tools.bench import segmentation_speed
-from tools.bench.bench import bench, choose_device, measure_networks, measure_painting, table, write_case
+from tools.bench.machine import choose_device
 from tools.bench.networks import BUNDLE, build_reference, count, reference_widths, shipped_contender
+from tools.bench.segmentation_speed import bench_segmentation
+from tools.bench.synthesis_speed import bench_synthesis, measure_networks, measure_painting, table, write_case
 from tools.bundles import BUNDLES
 from tools.io.files import InputError
 from tools.phantom.phantom import describe_patient, draw_patient
@@ -76,9 +78,9 @@ def test_command_writes_what_it_measured(tmp_path, monkeypatch, capsys):
     pytest.importorskip("diffusers")
     monkeypatch.setattr(module, "measure_networks", small)
     output = tmp_path / "bench.json"
-    assert cli.main(["bench", "synthesis", "--output", str(output), "--device", "cpu", "--paint", "False"]) == 0
+    assert cli.main(["bench_synthesis", "--output", str(output), "--device", "cpu", "--paint", "False"]) == 0
     written = json.loads(output.read_text())
-    assert written["part"] == "synthesis" and written["painted_ct"] is None
+    assert written["painted_ct"] is None
     assert set(written["machine"]) == {"device", "cores", "threads", "torch"}
     assert capsys.readouterr().out.splitlines()[-1] == f"wrote {output}"
 
@@ -86,35 +88,23 @@ def test_command_writes_what_it_measured(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        (["segmenter"], 1, "bench: bench has no part 'segmenter'; there is synthesis, segmentation"),
-        ([], 2, "bench needs PART; python -m tools bench --help explains"),
-        (["synthesis", "twice"], 2, "bench cannot place 'twice'; each value follows its flag, as in --output VALUE"),
-        (["--part", "synthesis"], 2, "bench has no flag --part"),
-        (["synthesis", "--device", "tpu"], 1, "device must be cpu or cuda, not 'tpu'"),
-        (["synthesis", "--ct", "ct.nii"], 1, "ct is for bench segmentation, not for synthesis"),
-        (
-            ["segmentation", "--ct", "ct.nii"],
-            1,
-            "ct is a NIfTI file or DICOM folder whose labelling is timed; ct.nii cannot",
-        ),
-        (["synthesis", "--repeats", "0"], 1, "repeats must be an integer of at least 1, not 0"),
+        (["bench_synthesis", "twice"], 2, "cannot place 'twice'; each value follows its flag, as in --output VALUE"),
+        (["bench_synthesis", "--device", "tpu"], 1, "device must be cpu or cuda, not 'tpu'"),
+        (["bench_synthesis", "--repeats", "0"], 1, "repeats must be a whole number of at least 1, not 0"),
+        (["bench_synthesis", "--ct", "ct.nii"], 2, "bench_synthesis has no flag --ct"),
+        (["bench_segmentation", "--ct", "ct.nii"], 1, "ct ct.nii does not exist; it is a NIfTI file or a folder with"),
     ],
 )
 def test_wrong_calls_are_refused(words, code, told, tmp_path, capsys):
-    assert cli.main(["bench", *words, "--output", str(tmp_path / "bench.json")]) == code
+    assert cli.main([*words, "--output", str(tmp_path / "bench.json")]) == code
     assert told in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
-
-
-def test_help_shows_the_part_by_its_place(capsys):
-    assert cli.main(["bench", "--help"]) == 0
-    assert capsys.readouterr().out.startswith("usage: python -m tools bench PART --output OUTPUT [--device DEVICE]")
 
 
 def test_missing_diffusers_is_told_with_the_way_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(InputError, match=r"cannot be imported \(.*\); pip install -r requirements-dev.txt"):
-        bench("synthesis", output=tmp_path / "bench.json", device="cpu", paint=False)
+        bench_synthesis(output=tmp_path / "bench.json", device="cpu", paint=False)
     assert not any(tmp_path.iterdir())
 
 
@@ -151,8 +141,8 @@ class Peer(torch.nn.Module):
 
 def test_lungmask_is_asked_for_when_it_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lungmask", None)
-    with pytest.raises(InputError, match="bench segmentation compares with lungmask, which cannot be imported"):
-        bench("segmentation", output=tmp_path / "bench.json", device="cpu")
+    with pytest.raises(InputError, match="bench_segmentation compares with lungmask, which cannot be imported"):
+        bench_segmentation(output=tmp_path / "bench.json", device="cpu")
     assert not any(tmp_path.iterdir())
 
 
@@ -170,7 +160,7 @@ def test_the_peer_sees_every_slice_of_the_ct_as_lungmask_makes_it():
 def test_segmenting_is_measured_from_file_to_file(tmp_path, monkeypatch, capsys, given):
     """In a process of its own, since this one may hold the synthesizer's scripts."""
     monkeypatch.setattr(segmentation_speed, "peer_class", lambda: Peer)
-    monkeypatch.setattr(module, "THIN_CT_SIZE", (64, 64, 8))
+    monkeypatch.setattr(segmentation_speed, "CT_SIZE", (64, 64, 8))
     monkeypatch.setattr(sys, "path", [*sys.path])
     others = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "scripts"}
     path, words = tmp_path / "ct.nii.gz", []
@@ -180,7 +170,7 @@ def test_segmenting_is_measured_from_file_to_file(tmp_path, monkeypatch, capsys,
         words = ["--ct", str(path)]
     output = tmp_path / "bench.json"
     try:
-        assert cli.main(["bench", "segmentation", "--output", str(output), "--device", "cpu", *words]) == 0
+        assert cli.main(["bench_segmentation", "--output", str(output), "--device", "cpu", *words]) == 0
     finally:
         for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
             del sys.modules[name]

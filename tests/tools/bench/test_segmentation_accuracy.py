@@ -146,16 +146,14 @@ def test_a_failing_job_is_told_with_its_log(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "code", "told"),
     [
-        (["synthesis", "--datalist", "d.json"], "datalist is for bench segmentation, not for synthesis"),
-        (["segmentation", "--datalist", "d.json"], "name the Python in which nnunetv2 is by --nnunet"),
-        (["segmentation", "--datalist", "d.json", "--ct", "a.nii.gz", "--nnunet", "p"], "whose labelling is timed"),
-        (["segmentation", "--datalist", "d.json", "--nnunet", "p"], "d.json does not exist"),
+        (["--datalist", "d.json"], 2, "bench_accuracy needs --nnunet"),
+        (["--datalist", "d.json", "--nnunet", "p"], 1, "d.json does not exist"),
     ],
 )
-def test_wrong_calls_are_refused(tmp_path, capsys, words, told):
-    assert cli.main(["bench", *words, "--output", str(tmp_path / "out.json")]) == 1
+def test_wrong_calls_are_refused(tmp_path, capsys, words, code, told):
+    assert cli.main(["bench_accuracy", *words, "--output", str(tmp_path / "out.json")]) == code
     assert told in capsys.readouterr().err and not any(tmp_path.iterdir())
 
 
@@ -166,7 +164,7 @@ def test_methods_are_trained_on_the_same_folds_and_compared(tmp_path, capsys):
     dataset = tmp_path / "dataset"
     words = [word for kind, folder in folders.items() for word in (f"--{kind}", folder)]
     assert cli.main(["dataset", *words, "--folds", "2", "--output", str(dataset)]) == 0
-    command = ["bench", "segmentation", "--datalist", str(dataset / "datalist.json"), "--folds", "1", "--device", "cpu"]
+    command = ["bench_accuracy", "--datalist", str(dataset / "datalist.json"), "--folds", "1", "--device", "cpu"]
     command += ["--nnunet", str(stand_in(tmp_path)), "--output", str(tmp_path / "out.json"), "--steps"]
     assert cli.main([*command, "30"]) == 1 and "steps must be a multiple of 25" in capsys.readouterr().err
     assert cli.main([*command, "25"]) == 0

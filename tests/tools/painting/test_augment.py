@@ -13,6 +13,7 @@ from tools.data.datalist import split_fold
 from tools.data.provenance import digest
 from tools.io.files import InputError, RunError, read_json
 from tools.painting.augment import augment
+from tools.painting.replay import replay
 from tools.workflows import synthesizer
 
 AFFINE = np.diag([-2.0, 2.0, 8.0, 1.0])
@@ -180,14 +181,13 @@ def test_manifest_has_what_it_takes_to_paint_a_case_again(datalist, stand_in, tm
     row, file = manifest(tmp_path / "out")[1], tmp_path / "out/manifest.jsonl"
     assert row["schema"] == 2 and row["map_kind"] == "transplanted" and row["sampler"] and row["guidance"] == 1
     assert row["versions"]["torch"] and row["threads"] >= 1 and row["conditions"]["age"] >= 51
-    command = ["augment", "--replay", str(file), row["case"], "--output", str(tmp_path / "again.nii.gz")]
+    command = ["replay", "--manifest", str(file), "--case", row["case"], "--output", str(tmp_path / "again.nii.gz")]
     assert main(command) == 0
     assert "is the same, voxel by voxel" in capsys.readouterr().out
     assert (tmp_path / "again.nii.gz").read_bytes() == (tmp_path / f"out/images/{row['case']}.nii.gz").read_bytes()
-    assert main(["augment", "--replay", str(file), "nobody"]) == 1
+    assert main(["replay", "--manifest", str(file), "--case", "nobody"]) == 1
     assert "has no case nobody" in capsys.readouterr().err
-    assert main(["augment", "--replay", str(file)]) == 1
-    assert main(["augment", row["case"]]) == 1
+    assert main(["replay", "--manifest", str(file)]) == 2
     (tmp_path / "out/synthesizer/model.pt").write_bytes(b"other weights")
     assert main(command) == 1
     assert "synthesizer of" in (error := capsys.readouterr().err) and "has changed since" in error
@@ -198,7 +198,7 @@ def test_a_replay_that_differs_is_an_error(datalist, stand_in, tmp_path):
     rows = manifest(tmp_path / "out")
     (tmp_path / "out/manifest.jsonl").write_text(json.dumps(rows[0] | {"painting": rows[0]["painting"] | {"seed": 9}}))
     with pytest.raises(RunError, match=f"{rows[0]['case']} differs from what was painted"):
-        augment(rows[0]["case"], replay=tmp_path / "out/manifest.jsonl")
+        replay(tmp_path / "out/manifest.jsonl", rows[0]["case"])
 
 
 def test_each_way_of_training_has_its_overlay(datalist, stand_in, tmp_path):
@@ -259,7 +259,6 @@ def test_synthesizer_that_saw_a_held_out_patient_is_refused(datalist, stand_in, 
     ({"method": "gan"}, "method must be one of cbmat, konz, no_ablation, copy_paste, not gan"),
     ({"procedural": 2}, "procedural must be from 0 to 1, not 2"),
     ({"method": "copy_paste", "procedural": 0.5}, "copy_paste pastes the HU of donors, which procedural"),
-    ({"datalist": None}, "augment needs --datalist"),
     ({"balance": 1.5}, "balance must be above 0 and at most 1, not 1.5"),
     ({"steps": 0}, "steps must be a whole number of at least 1, not 0"),
     ({"max_cases": 0}, "max_cases must be a whole number of at least 1, not 0"),

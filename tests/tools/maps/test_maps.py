@@ -10,7 +10,8 @@ import pytest
 from tools.data.datalist import split_fold
 from tools.io.files import InputError, sha256
 from tools.maps.bank import draw_bank, maps_card, read_maps
-from tools.maps.masks import masks
+from tools.maps.check import check_maps
+from tools.maps.maps import maps
 from tools.maps.statistics import compare, floor
 
 AFFINE = np.array([[-3.0, 0, 0, 60], [0, 3.0, 0, -50], [0, 0, 6.0, 5], [0, 0, 0, 1]])
@@ -183,7 +184,7 @@ def test_check_prints_every_finding_before_it_fails(datalist, tmp_path, capsys):
         edited(datalist, tmp_path / "hand", name, BAD[name][0])
     edited(datalist, tmp_path / "hand", "case1_good", lambda array: add(array, 5))
     with pytest.raises(InputError, match=r"2 of 3 maps cannot be painted: case1_erased.nii.gz, case1_same.nii.gz"):
-        masks(datalist, check=tmp_path / "hand")
+        check_maps(tmp_path / "hand", datalist)
     printed = capsys.readouterr().out
     assert "lesions healthy" in printed and "adds no lesion" in printed and "case1_good.nii.gz adds" in printed
 
@@ -192,14 +193,14 @@ def test_lesion_unlike_the_datas_is_a_warning_and_no_error(datalist, tmp_path, c
     whole = (slice(24, 44), slice(0, 40), slice(0, 6))
     edited(datalist, tmp_path / "hand", "case1_huge", lambda array: add(array, 5, whole))
     edited(datalist, tmp_path / "hand", "case1_new", add)
-    masks(datalist, check=tmp_path / "hand")
+    check_maps(tmp_path / "hand", datalist)
     printed = capsys.readouterr().out
     assert "consolidation: size of 1 of 1 lesions lies outside the training lesions'" in printed
     assert "fibrosis: no training patient has any" in printed and "all 2 maps can be painted" in printed
 
 
 def test_command_writes_maps_card_and_statistics(datalist, tmp_path, capsys):
-    masks(datalist, 0, tmp_path / "out", max_cases=3)
+    maps(datalist, 0, tmp_path / "out", max_cases=3)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "maps", "maps.json", "statistics.csv", "statistics.md", "statistics.png",
     }  # fmt: skip
@@ -207,15 +208,6 @@ def test_command_writes_maps_card_and_statistics(datalist, tmp_path, capsys):
     assert set(table["tissue"]) == {"consolidation"} and len(table) == 6
     assert (tmp_path / "out/statistics.png").read_bytes().startswith(b"\x89PNG")
     assert "| consolidation (" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("given", "message"), [
-    ({}, "masks needs --datalist, --fold, --output to draw maps, or --check and --datalist"),
-    ({"check": "x"}, "masks --check needs --datalist too"),
-])  # fmt: skip
-def test_command_says_what_is_missing(given, message):
-    with pytest.raises(InputError, match=message):
-        masks(**given)
 
 
 def test_distance_and_floor_have_known_answers():

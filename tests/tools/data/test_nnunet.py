@@ -9,7 +9,7 @@ import pytest
 
 from tests.tools.fakes.cases import LABELS, Data, ct, save, tissue_map
 from tools import __main__ as cli
-from tools.data.nnunet import export
+from tools.data.nnunet import export_nnunet
 from tools.io.files import InputError
 from tools.io.volume import SYNTHETIC_MARK, load_ct, save_nifti
 
@@ -41,15 +41,11 @@ def read(folder):
     return (json.loads((folder / name).read_text()) for name in ("dataset.json", "splits_final.json"))
 
 
-@pytest.mark.parametrize("from_datalist", [True, False])
-def test_folds_and_files_are_ours(data, tmp_path, from_datalist):
+def test_folds_and_files_are_ours(data, tmp_path):
     datalist = data.run(patients=data.csv())
     output = tmp_path / "raw/Dataset042_lung"
-    words = ["--datalist", str(data.output / "datalist.json")]
-    if not from_datalist:
-        words = ["--images", str(data.images), "--labels", str(data.labels), "--folds", "3"]
-        words += ["--patients", str(data.root / "patients.csv")]
-    assert cli.main(["dataset", *words, "--format", "nnunet", "--output", str(output)]) == 0
+    words = ["--datalist", str(data.output / "datalist.json"), "--output", str(output)]
+    assert cli.main(["export_nnunet", *words]) == 0
     description, splits = read(output)
     assert description["labels"] == LABELS and description["channel_names"] == {"0": "CT"}
     assert description["numTraining"] == 6 and description["synthetic"] == []
@@ -72,7 +68,7 @@ def test_folds_and_files_are_ours(data, tmp_path, from_datalist):
 
 
 def test_synthetic_cases_are_marked_and_trained_on_in_their_fold_alone(augmented, tmp_path):
-    export(augmented, tmp_path / "Dataset001_lung")
+    export_nnunet(augmented, tmp_path / "Dataset001_lung")
     description, splits = read(tmp_path / "Dataset001_lung")
     synthetic = description["synthetic"]
     assert len(synthetic) == 2 and all(name.startswith("synthetic_case") for name in synthetic)
@@ -91,16 +87,16 @@ def test_a_real_case_is_not_synthetic_for_its_name(data, tmp_path):
     for folder in (data.images, data.labels):
         (folder / "case0.nii.gz").rename(folder / "synthetic_0.nii.gz")
     data.run()
-    export(data.output / "datalist.json", tmp_path / "Dataset001_lung")
+    export_nnunet(data.output / "datalist.json", tmp_path / "Dataset001_lung")
     description, splits = read(tmp_path / "Dataset001_lung")
     assert description["synthetic"] == [] and any("synthetic_0" in split["val"] for split in splits)
 
 
 def test_unlabelled_voxels_get_the_label_that_nnunet_ignores(data, tmp_path):
     output = tmp_path / "Dataset001_lung"
-    words = ["--images", str(data.images), "--labels", str(data.labels), "--label_map", "{0: unlabelled, 1: healthy, "]
-    words[-1] += "2: ground_glass, 3: fibrosis, 4: emphysema, 5: consolidation}"
-    assert cli.main(["dataset", *words, "--folds", "2", "--format", "nnunet", "--output", str(output)]) == 0
+    scheme = dict(enumerate(["unlabelled", *list(LABELS)[1:]]))
+    data.run(label_map=scheme, folds=2)
+    export_nnunet(data.output / "datalist.json", output)
     description, _ = read(output)
     assert description["labels"] == LABELS | {"ignore": 6}
     own, written = nib.load(data.label(0)).get_fdata(), nib.load(output / "labelsTr/case0.nii.gz").get_fdata()
@@ -112,11 +108,11 @@ def test_synthetic_cases_of_an_unknown_fold_are_refused(augmented, tmp_path):
     del content["held_out_fold"]
     augmented.write_text(json.dumps(content))
     with pytest.raises(InputError, match="holds the synthetic case synthetic_case._s000, but no held_out_fold says"):
-        export(augmented, tmp_path / "Dataset001_lung")
+        export_nnunet(augmented, tmp_path / "Dataset001_lung")
     del content["training"][-1]["synthetic"]
     augmented.write_text(json.dumps(content | {"held_out_fold": 0}))
     with pytest.raises(InputError, match="_s001.nii.gz says SYNTHETIC in its header, but its item in .* does not"):
-        export(augmented, tmp_path / "Dataset001_lung")
+        export_nnunet(augmented, tmp_path / "Dataset001_lung")
     assert not (tmp_path / "Dataset001_lung").exists()
 
 
@@ -127,25 +123,18 @@ def test_two_cases_of_one_name_and_maps_of_another_geometry_are_refused(data, tm
     content["training"].append(content["training"][0] | {"image": "../more/case0.nii.gz"})
     (data.output / "twice.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="images/case0.nii.gz and .*more/case0.nii.gz would both be named case0"):
-        export(data.output / "twice.json", tmp_path / "Dataset001_lung")
+        export_nnunet(data.output / "twice.json", tmp_path / "Dataset001_lung")
     save(tissue_map(), data.label(3), np.eye(4))
     with pytest.raises(InputError, match="labels/case3.nii.gz has another affine than .*images/case3.nii.gz"):
-        export(data.output / "datalist.json", tmp_path / "Dataset001_lung")
+        export_nnunet(data.output / "datalist.json", tmp_path / "Dataset001_lung")
     assert not (tmp_path / "Dataset001_lung").exists()
 
 
-@pytest.mark.parametrize(("words", "told"), [
-    (["--datalist", "d", "--format", "nnunet"], "dataset needs --output; python -m tools dataset --help explains"),
-    (["--images", "i", "--output", "o"], "dataset needs --labels; python -m tools dataset --help explains"),
-    (["--datalist", "d", "--output", "o"], "d is a datalist already; --format nnunet writes it in nnU-Net's form"),
-    (["--format", "coco", "--output", "o"], "format must be one of datalist, nnunet, not coco"),
-    (["--datalist", "d", "--images", "i", "--patients", "p", "--format", "nnunet", "--output", "o"],
-     "--images, --patients and --datalist exclude each other"),
-    (["--datalist", "d", "--format", "nnunet", "--output", "raw"],
-     "output raw must be named as nnU-Net wants it, nnunet_raw/Dataset001_lung for one"),
-    (["--images", "i", "--labels", "l", "--format", "nnunet", "--output", "Dataset1_lung"],
-     "output Dataset1_lung must be named as nnU-Net wants it"),
-])  # fmt: skip
-def test_wrong_calls_are_refused(words, told, capsys):
-    assert cli.main(["dataset", *words]) == 1
-    assert told in capsys.readouterr().err
+@pytest.mark.parametrize("name", ["raw", "Dataset1_lung"])
+def test_a_name_that_nnunet_does_not_take_is_refused(name, data, tmp_path):
+    data.run()
+    with pytest.raises(
+        InputError, match=f"{name} must be named as nnU-Net wants it, nnunet_raw/Dataset001_lung for one"
+    ):
+        export_nnunet(data.output / "datalist.json", tmp_path / name)
+    assert not (tmp_path / name).exists()

@@ -1,4 +1,4 @@
-"""New tissue maps for one fold: drawn from the training patients' lesions, or supplied by the user and checked."""
+"""New tissue maps for one fold, drawn from the training patients' lesions."""
 
 from pathlib import Path
 
@@ -9,53 +9,38 @@ from tools.data.datalist import known_items
 from tools.io.files import InputError, new_directory
 from tools.io.volume import case_name
 from tools.maps.bank import draw_bank
-from tools.maps.check import check_maps
 from tools.maps.lesions import lesion_bank
 from tools.maps.statistics import added_lesions, lesion_row, markdown
 from tools.maps.statistics import save as save_table
 
 
-def masks(
-    datalist: Path | None = None,
-    fold: int | None = None,
-    output: Path | None = None,
+def maps(
+    datalist: Path,
+    fold: int,
+    output: Path,
     balance: float = 1.0,
     seed: int = 0,
     max_cases: int | None = None,
     procedural: float = 0.25,
-    check: Path | None = None,
 ) -> None:
-    """Draw a bank of new tissue maps for one fold, or check maps drawn by hand.
+    """Draw a bank of new tissue maps for one fold.
 
     The maps follow the lesions of the fold's training patients in size, shape and place: some lesions are moved and
     deformed, some drawn anew by a model of their statistics. A table says how near the bank comes to the data, beside
     the distance of one half of the training patients to the other. Paint the maps with `augment --maps`.
 
-    With --check nothing is drawn: every map of a folder is compared with the CT it is named after, and all that is
-    wrong or unusual is printed.
-
     Args:
         datalist: datalist.json as `dataset` writes it.
-        fold: the fold that is held out; with --check all cases may be hosts if it is not given.
+        fold: the fold that is held out.
         output: new folder for maps/, maps.json, statistics.csv, statistics.md and statistics.png.
         balance: volume that each pathological tissue shall reach, as a share of the most frequent one's.
         seed: of all draws.
         max_cases: at most so many maps are drawn; as many as there are training cases if not given.
         procedural: share of the lesions that the model draws; the others are moved.
-        check: a map, or a folder of maps, named CASE.nii.gz or CASE_anything.nii.gz after their CT.
 
     Raises:
-        InputError: if the input is unusable, or a map that was checked is.
+        InputError: if the input is unusable, or the output holds something.
     """
-    needed = {"datalist": datalist} if check else {"datalist": datalist, "fold": fold, "output": output}
-    missing = [f"--{name}" for name, value in needed.items() if value is None]
-    if missing and check:
-        raise InputError("masks --check needs --datalist too: it names the CTs and maps that the new maps are for")
-    if missing:
-        raise InputError(f"masks needs {', '.join(missing)} to draw maps, or --check and --datalist to check some")
-    if check:
-        check_maps(Path(check), known_items(Path(datalist), fold))
-        return
     if not 0 < balance <= 1:
         raise InputError(f"balance must be above 0 and at most 1, not {balance}")
     if max_cases is not None and max_cases < 1:

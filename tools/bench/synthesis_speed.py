@@ -1,6 +1,5 @@
-"""``python -m tools bench``: how fast the synthesizer and the segmenter are, each beside a reference, in one run."""
+"""How fast the synthesizer learns and paints, beside a reference, in one run."""
 
-import os
 import statistics
 import tempfile
 import time
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from tools.bench import segmentation_accuracy, segmentation_speed
+from tools.bench.machine import choose_device, machine
 from tools.bench.networks import (
     BUNDLE,
     forward_pass,
@@ -23,118 +22,49 @@ from tools.bench.networks import (
     shipped_contender,
     train_step,
 )
-from tools.flags import listed
-from tools.io.files import InputError, check_writable, write_json
+from tools.flags import check_numbers
+from tools.io.files import check_writable, write_json
 from tools.io.volume import save_nifti
 from tools.phantom.phantom import DESCRIPTION, describe_patient, draw_patient
 from tools.tissues import tissue_labels
 from tools.workflows.run import read_bundle, run_measured
 
-PARTS = ("synthesis", "segmentation")
 PATCH, BATCH = 64, 16
 WARM_UP = 2
 REFERENCE_STEPS = 1000  # of a DDPM sampled with every step it was trained with
 CT_SIZE = (512, 512, 64)
 LUNG_SHARE = 0.05
-THIN_CT_SIZE = (512, 512, 300)
 
 
-def bench(
-    part: str, /, output: Path, device: str | None = None, paint: bool = True, repeats: int = 7, ct: Path | None = None,
-    datalist: Path | None = None, nnunet: Path | None = None, steps: int = 600, folds: object = None, seed: int = 0,
-) -> None:  # fmt: skip
-    """Measure the speed of the synthesizer or of the segmenter beside that of a reference, on this machine.
+def bench_synthesis(output: Path, device: str | None = None, paint: bool = True, repeats: int = 7) -> None:
+    """Measure the speed of the synthesizer beside that of a reference, on this machine.
 
-    ``synthesis``: three networks take turns on the same random patches (64 x 64, batch 16): the one that train.json
-    builds; the same one in float32, PyTorch's default memory layout and a plain AdamW, which shows what the computing
-    gains; and one in the style of Konz et al. (MICCAI 2024, arXiv 2402.05210: diffusers UNet2DModel of six levels, the
-    mask as one more channel) in float32, as wide as it takes to have as many parameters. Medians of the repeats are
-    compared.
-
-    ``segmentation``: the segmenter's inference labels a CT from file to file, with random weights, on which the time
-    does not depend; then lungmask's R231 network (Hofmanninger et al. 2020; random weights too) answers the slices of
-    the same CT, its own reading, resampling and writing left out. It needs lungmask (pip install lungmask==0.2.22).
-    With ``nnunet``, nnU-Net's predictor labels eight of its slices too.
-
-    ``segmentation`` with ``datalist``: accuracy instead of speed. Per fold the segmenter, MONAI's U-Net as it comes
-    and nnU-Net v2 (Isensee et al. 2021, 2D, planned for as many voxels a step as the segmenter sees) are trained for
-    the same number of steps, label the fold's patients, mirrored, and are compared by Dice per patient. The trainings
-    lie in a folder beside ``output``, named as it is; started again, it goes on.
+    Three networks take turns on the same random patches (64 x 64, batch 16). The first is the one that train.json
+    builds. The second is the same one in float32, PyTorch's default memory layout and a plain AdamW, which shows what
+    the computing gains. The third is one in the style of Konz et al. (MICCAI 2024, arXiv 2402.05210: diffusers
+    UNet2DModel of six levels, the mask as one more channel) in float32, as wide as it takes to have as many parameters.
+    Medians of the repeats are compared.
 
     Args:
-        part: what to measure, synthesis or segmentation.
         output: JSON file to write.
-        device: cpu or cuda; the GPU if there is one by default.
-        paint: also paint 5 % of the lung of a drawn CT of 512 x 512 x 64 with the inference bundle; takes minutes.
-        repeats: how often each network has its turn (synthesis).
-        ct: the CT to segment, NIfTI or the folder of a DICOM series; a drawn one of 512 x 512 x 300 if not given.
-        datalist: of ``dataset``, to compare accuracy.
-        nnunet: Python interpreter of an environment with nnunetv2 (pip install nnunetv2==2.8.1), apart from this one.
-        steps: optimizer steps of each training, a multiple of 25.
-        folds: held out one after another, as 0,1,2; all of the datalist by default.
-        seed: of each training.
+        device: The device, cpu or cuda; the GPU if there is one by default.
+        paint: Whether to paint 5 % of the lung of a drawn CT of 512 x 512 x 64 with the inference too; takes minutes.
+        repeats: How often each network has its turn.
 
     Raises:
-        InputError: if the part, the device or the CT does not exist, the reference is not installed, or the file cannot
-            be written.
-        RunError: if painting or segmenting fails.
+        InputError: if the device does not exist, the reference is not installed, or the file cannot be written.
+        RunError: if painting fails.
     """
-    if part not in PARTS:
-        raise InputError(f"bench has no part {part!r}; there is {', '.join(PARTS)}")
-    for name, value in (("ct", ct), ("datalist", datalist), ("nnunet", nnunet)):
-        if value is not None and part != "segmentation":
-            raise InputError(f"{name} is for bench segmentation, not for {part}")
-    if ct is not None and (datalist is not None or not Path(ct).exists()):
-        raise InputError(f"ct is a NIfTI file or DICOM folder whose labelling is timed; {ct} cannot be used")
-    if datalist is not None and nnunet is None:
-        raise InputError("datalist compares with nnU-Net; name the Python in which nnunetv2 is by --nnunet")
-    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
-        raise InputError(f"repeats must be an integer of at least 1, not {repeats}")
+    check_numbers({"repeats": repeats})
     chosen = choose_device(device)
-    output = Path(output)
-    check_writable(output.parent)
-    result = {"part": part, "machine": machine(chosen)}
-    if datalist is not None:
-        given = (Path(datalist), output.with_suffix(""), Path(nnunet), listed(folds), steps, seed, chosen.type)
-        result |= segmentation_accuracy.measure(*given)
-        print(segmentation_accuracy.lines(result))
-    elif part == "segmentation":
-        result |= segmentation_speed.measure(chosen, ct, THIN_CT_SIZE, nnunet)
-        print(segmentation_speed.lines(result))
-    else:
-        result |= measure_networks(chosen, PATCH, BATCH, repeats)
-        print(table(result), flush=True)
-        result["painted_ct"] = measure_painting(chosen, CT_SIZE, LUNG_SHARE) if paint else None
-        if paint:
-            print(painting_line(result["painted_ct"]))
-    write_json(output, result)
+    check_writable(Path(output).parent)
+    result = {"machine": machine(chosen)} | measure_networks(chosen, PATCH, BATCH, repeats)
+    print(table(result), flush=True)
+    result["painted_ct"] = measure_painting(chosen, CT_SIZE, LUNG_SHARE) if paint else None
+    if paint:
+        print(painting_line(result["painted_ct"]))
+    write_json(Path(output), result)
     print(f"wrote {output}")
-
-
-def choose_device(device: str | None) -> torch.device:
-    """Return the device asked for, or the GPU if there is one.
-
-    Raises:
-        InputError: if there is no such device.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device not in ("cpu", "cuda"):
-        raise InputError(f"device must be cpu or cuda, not {device!r}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device is cuda, but PyTorch finds no GPU here; leave --device out or write --device cpu")
-    return torch.device(device)
-
-
-def machine(device: torch.device) -> dict:
-    """Return what kind of machine this is; nothing that names it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "cores": cores,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
 
 
 def measure_networks(device: torch.device, patch: int, batch: int, repeats: int, **overrides: object) -> dict:
