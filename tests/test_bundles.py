@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from monai.bundle import ConfigParser
 
 from tests.packed import WIDTH, laid_out
 
@@ -77,9 +78,28 @@ def test_the_multi_gpu_overlays_set_the_same_ids():
     deals_cases = {"train::sampler", "train::dataloader::sampler", "train::dataloader::shuffle"}
     assert one.keys() - other.keys() == deals_cases  # the segmenter's own sampler draws in each process
     assert {key: one[key] for key in other} == other
-    assert {"_target_": "torch.cuda.set_device", "_disabled_": "$@backend == 'gloo'", "device": "@device"} in one[
-        "initialize"
-    ]
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+@pytest.mark.parametrize(("device", "chosen"), [("$torch.device('cuda', @local_rank)", [1]), ("cpu", [])])
+def test_each_process_chooses_its_gpu_once_all_have_met(bundle, device, chosen, monkeypatch):
+    found, started = [], []
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: found.append(device.index))
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda backend: started.append(backend))
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name in ("multi_gpu_train", "multi_gpu_evaluate"):
+        parser = ConfigParser()
+        parser.read_config([str(ROOT / bundle / f"configs/{part}.json") for part in ("train", name)])
+        parser["device"], parser["seed"] = device, 5
+        for number in (0, 1):
+            parser.get_parsed_content(f"initialize::{number}")
+        assert parser.get_parsed_content("rank") == 3
+    assert found == chosen * 2 and started == ["nccl" if chosen else "gloo"] * 2
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)  # by a program that runs the bundle
+    parser["device"] = device
+    parser.parse(reset=True)
+    assert parser.get_parsed_content("initialize::0") is None and len(started) == 2
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name_of)
