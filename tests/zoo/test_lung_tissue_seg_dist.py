@@ -35,8 +35,7 @@ class TestLungTissueSegDist(unittest.TestCase):
             folder = Path(name)
             write_cases(folder)
             places = {"dataset_dir": folder, "model_dir": folder / "models", "output_dir": folder / "eval"}
-            device = {} if torch.cuda.is_available() else {"device": "cpu"}
-            overrides = OVERRIDES | places | device
+            overrides = OVERRIDES | places
             launch("training", ["train.json", "multi_gpu_train.json"], **overrides)
             self.assertTrue((folder / "models/model.pt").is_file())
             launch("evaluating", ["train.json", "evaluate.json", "multi_gpu_evaluate.json"], **overrides)

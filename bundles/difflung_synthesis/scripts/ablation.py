@@ -1,22 +1,15 @@
 """Class-balanced mask-ablated training (CBMAT): hide frequent tissues more often, so that each is learned alike.
 
 CBMAT is named by Diff-Lung (Khiati et al. 2025, arXiv 2501.02867) without a public definition; the definition here is
-this project's own. ``gamma=0, q_max=0.5, rho=0`` is the ablation of Konz et al. (MICCAI 2024), drawn per sample.
+this project's own (``docs/method.md`` in the repository). ``gamma=0, q_max=0.5, rho=0`` is the ablation of Konz et al.
+(MICCAI 2024), drawn per sample.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-import ignite.distributed as idist
 import torch
-from ignite.engine import Engine, Events
 
-from .condition import UNKNOWN, tissue_values
-from .prior import COMPONENTS, fit_mixture
-from .sharpness import append_sharpness
-
-MOST_VALUES = 5_000  # of a tissue in one item of the dataset; blocks hold millions
-SMALLEST_DEVIATION = 0.05  # of a tissue, on the scale of the network
-KEYS = ("image", "label")
+from .tissue_channels import UNKNOWN, tissue_values
 
 
 def keep_probability(
@@ -27,11 +20,11 @@ def keep_probability(
     q_k = clip(q_max * (f_* / f_k)^gamma, q_min, q_max) with f_* the presence of the rarest tissue.
 
     Args:
-        presence: f_k, share of the sampled patches that hold tissue k, shape (tissues,); 0 for a tissue that the
+        presence: Share f_k of the sampled patches that hold tissue k, shape (tissues,); 0 for a tissue that the
             training set lacks, which is left out of f_* and keeps q_max.
-        gamma: 0 treats all tissues alike, 1 balances their exposure fully.
-        q_min: lower bound of q_k.
-        q_max: upper bound of q_k.
+        gamma: Strength of the balancing; 0 treats all tissues alike, 1 balances their exposure fully.
+        q_min: Lower bound of q_k.
+        q_max: Upper bound of q_k.
 
     Returns:
         Keep probabilities, shape (tissues,).
@@ -57,9 +50,9 @@ def exposure(presence: torch.Tensor, keep: torch.Tensor, rho: float) -> torch.Te
     Where not all tissues of a patch may be hidden, each is visible somewhat more often.
 
     Args:
-        presence: f_k, shape (tissues,).
-        keep: q_k, shape (tissues,).
-        rho: probability that a sample keeps its full mask.
+        presence: Shares f_k of patches that hold each tissue, shape (tissues,).
+        keep: Keep probabilities q_k, shape (tissues,).
+        rho: Probability that a sample keeps its full mask.
     """
     return presence * (rho + (1 - rho) * keep)
 
@@ -68,18 +61,18 @@ class ClassBalancedMaskAblation:
     """Hide whole tissues of a map from the network, per sample, the frequent ones more often.
 
     Args:
-        labels: tissue name to value.
-        gamma: strength of the balancing, see :func:`keep_probability`.
-        q_min: lower bound of the keep probability.
-        q_max: upper bound of the keep probability.
-        rho: probability that a sample keeps its full mask.
-        presence: f_k if known; :class:`MeasurePresence` sets it when training starts.
-        hide_all: whether all tissues of a map may be hidden. Patches that are centred on rare tissues show what such
+        labels: Label values by tissue name.
+        gamma: Strength of the balancing, see :func:`keep_probability`.
+        q_min: Lower bound of the keep probability.
+        q_max: Upper bound of the keep probability.
+        rho: Probability that a sample keeps its full mask.
+        presence: Shares f_k if known; :class:`~scripts.measure.MeasurePresence` sets them when training starts.
+        hide_all: Whether all tissues of a map may be hidden. Patches that are centred on rare tissues show what such
             patches hold, not what lungs hold; where other patches teach that, one tissue stays visible, the likelier
             the larger its q_k.
 
     Raises:
-        ValueError: if ``rho`` is no probability.
+        ValueError: If ``rho`` is no probability.
     """
 
     def __init__(
@@ -109,11 +102,11 @@ class ClassBalancedMaskAblation:
         """Return the map with the voxels of hidden tissues set to UNKNOWN; background is never hidden.
 
         Args:
-            tissue_map: label values, shape (B, 1, ...).
-            generator: source of randomness on the CPU; the global one if None.
+            tissue_map: Label values, shape (B, 1, ...).
+            generator: Source of randomness on the CPU; the global one if None.
 
         Raises:
-            RuntimeError: if the presence of the tissues has not been set.
+            RuntimeError: If the presence of the tissues has not been set.
         """
         if self.keep is None:
             raise RuntimeError("the presence of the tissues is unknown; give it, or attach MeasurePresence")
@@ -132,133 +125,3 @@ class ClassBalancedMaskAblation:
             hide = hidden[:, index].view(-1, *[1] * (tissue_map.ndim - 1))
             ablated[(tissue_map == value) & hide] = UNKNOWN
         return ablated
-
-
-def tissue_presence(maps: torch.Tensor, labels: Mapping[str, int], min_voxels: int) -> torch.Tensor:
-    """Return which tissues have at least ``min_voxels`` voxels in each map.
-
-    Args:
-        maps: label values, shape (B, 1, ...).
-        labels: tissue name to value.
-        min_voxels: tau, fewer voxels do not count as present.
-
-    Returns:
-        Booleans, shape (B, tissues).
-    """
-    flat = maps.flatten(1)
-    return torch.stack([(flat == value).sum(1) >= min_voxels for value in tissue_values(labels)], dim=1)
-
-
-def tissue_intensities(images: torch.Tensor, maps: torch.Tensor, labels: Mapping[str, int], network) -> list:
-    """Return what the network sees of each tissue and, last, of the lung: a tensor of shape (data, voxels) each.
-
-    Args:
-        images: shape (B, 1, H, W, D).
-        maps: label values, the same shape.
-        labels: tissue name to value.
-        network: :class:`TissueDenoiser`, which encodes.
-    """
-    if images.shape[-1] == 1:
-        images, maps = images.squeeze(-1), maps.squeeze(-1)
-    device = network.tissue_mean.device
-    where = [maps == value for value in tissue_values(labels)] + [maps != 0]
-    shares = network.pool(torch.cat(where, dim=1).float().to(device)).transpose(0, 1).flatten(1)
-    values = network.encode(images.float().to(device)).transpose(0, 1).flatten(1)
-    found = [values[:, share > 0.5] for share in shares]
-    return [part[:, :: part.shape[1] // MOST_VALUES + 1].cpu() for part in found]
-
-
-def attribute_vector(item: Mapping) -> torch.Tensor:
-    """Return what an item of the dataset tells of its patient: attributes as encoded, and the sharpness of the CT."""
-    encoded = torch.as_tensor(item.get("attributes", [])).float().view(1, -1)
-    sharpness = torch.as_tensor(item.get("sharpness", float("nan"))).view(1)
-    return append_sharpness(encoded, sharpness)[0]
-
-
-class MeasurePresence:
-    """Handler that measures f_k through the patch sampler in use, before the first iteration, and tissue intensities.
-
-    The presence goes to the ablation and, as the buffer ``tissue_presence``, into the network's checkpoint, where the
-    intensities of each tissue become the buffers ``tissue_mean`` and ``tissue_deviation``, see :mod:`scripts.prior`.
-    What they are for which patient decides the weights of the prior, see :mod:`scripts.patient`.
-
-    Args:
-        dataset: training dataset; an item is a patch or a list of patches with image and label.
-        ablation: what to fit.
-        network: :class:`TissueDenoiser`.
-        labels: tissue name to value.
-        average: the moving average of the network, which takes over what is measured.
-        min_voxels: tau, see :func:`tissue_presence`.
-        num_patches: at least so many patches are drawn.
-    """
-
-    def __init__(
-        self, dataset, ablation, network, labels, average=None, min_voxels: int = 16, num_patches: int = 4096
-    ) -> None:
-        self.dataset, self.ablation, self.labels = dataset, ablation, labels
-        self.network, self.average = getattr(network, "module", network), getattr(average, "module", average)
-        self.min_voxels, self.num_patches = min_voxels, num_patches
-
-    def attach(self, engine: Engine) -> None:
-        """Measure when the engine starts."""
-        engine.add_event_handler(Events.STARTED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Draw patches, count, and hand the frequencies on; several processes average theirs."""
-        present, seen, histograms, shares = [], [], [], []
-        for images, maps, vector in self.patches():
-            present.extend(tissue_presence(maps, self.labels, self.min_voxels).float())
-            found = tissue_intensities(images, maps, self.labels, self.network)
-            seen.append(found)
-            histograms += [(vector, tissue, values) for tissue, values in enumerate(found[:-1])]
-            counts = torch.stack([(maps.abs() == value).sum() for value in tissue_values(self.labels)])
-            shares.append((vector, int((maps < 0).any()), counts.unsqueeze(1)))  # of patches told, and not told at all
-        mean = torch.stack(present).mean(dim=0)
-        presence = torch.as_tensor(idist.all_reduce(mean, op="SUM")).cpu() / idist.get_world_size()
-        self.ablation.fit(presence)
-        self.network.tissue_presence.copy_(presence)
-        self.set_prior([torch.cat(parts, dim=1) for parts in zip(*seen)])
-        network = self.network
-        if network.tissue_prior and network.objective == "flow":
-            mixtures = (network.tissue_mean, network.tissue_deviation)
-            network.patient_logits.fit(histograms, shares, *mixtures, network.attributes)
-            if self.average is not None:
-                self.average.patient_logits.load_state_dict(network.patient_logits.state_dict())
-        names = [name for name, value in sorted(self.labels.items(), key=lambda item: item[1]) if value != 0]
-        shown = ", ".join(
-            f"{n} {f:.2f}/{q:.2f}" for n, f, q in zip(names, presence.tolist(), self.ablation.keep.tolist())
-        )
-        engine.logger.info(f"tissue presence / keep probability: {shown}")
-
-    def patches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Yield items of the dataset, images and maps of shape (B, 1, H, W, D) and what is told of the patient.
-
-        They hold ``num_patches`` patches in all, or a few more.
-
-        Raises:
-            ValueError: if the dataset is empty.
-        """
-        if len(self.dataset) == 0:
-            raise ValueError("the training dataset is empty; check datalist and fold")
-        drawn = index = 0
-        while drawn < self.num_patches:
-            item = self.dataset[index % len(self.dataset)]
-            patches = item if isinstance(item, list) else [item]
-            images, maps = (torch.stack([torch.as_tensor(patch[key]) for patch in patches]) for key in KEYS)
-            yield images, maps, attribute_vector(patches[0])
-            drawn, index = drawn + len(patches), index + 1
-
-    def set_prior(self, intensities: list[torch.Tensor]) -> None:
-        """Store the mixture of each tissue, whose values and, last, the lung's are given; processes average theirs."""
-        mixtures = []
-        for values in intensities:
-            found = values.shape[1] >= COMPONENTS
-            mixture = fit_mixture(values, SMALLEST_DEVIATION) if found else torch.zeros(2, len(values), COMPONENTS)
-            mixtures.append(torch.cat([mixture.flatten(), torch.tensor([float(found)])]))
-        summed = torch.as_tensor(idist.all_reduce(torch.stack(mixtures), op="SUM")).cpu()
-        shape = (len(mixtures), 2, len(intensities[0]), COMPONENTS)
-        mixture = (summed[:, :-1] / summed[:, -1:].clamp(min=1)).view(shape)
-        # a tissue that the training set lacks gets what the whole lung has
-        mixture = torch.where(summed[:, -1].view(-1, 1, 1, 1) > 0, mixture, mixture[-1:])
-        self.network.tissue_mean.copy_(mixture[:-1, 0].transpose(0, 1))
-        self.network.tissue_deviation.copy_(mixture[:-1, 1].transpose(0, 1))

@@ -17,11 +17,11 @@ class Attributes:
     unknown attribute are zero.
 
     Args:
-        ranges: attribute name to ``[lowest, highest]``, two numbers, or to its words, such as
+        ranges: Attribute name to ``[lowest, highest]``, two numbers, or to its words, such as
             ``{"age": [0, 120], "history": ["none", "smoker"]}``.
 
     Raises:
-        ValueError: if a range is neither.
+        ValueError: If a range is neither.
 
     Example:
         >>> attributes = Attributes({"age": [0, 120], "history": ["none", "smoker"]})
@@ -49,11 +49,11 @@ class Attributes:
         """Return the vector of a patient; what is missing, None, NaN or an empty text is unknown.
 
         Args:
-            values: attribute name to value; names that are no attribute are passed over.
-            whose: for messages.
+            values: Values by attribute name; names that are no attribute are passed over.
+            whose: Whose values they are, for messages.
 
         Raises:
-            ValueError: if a value is out of range or a word is not in the list.
+            ValueError: If a value is out of range or a word is not in the list.
         """
         vector: list[float] = []
         for name, allowed in self.ranges.items():
@@ -86,7 +86,7 @@ class Attributes:
         So the network is as used to one attribute alone, as a user may give it, as to all of them or to none.
 
         Args:
-            vectors: shape (B, size).
+            vectors: Encoded attributes, shape (B, size).
         """
         kept, share = [], torch.rand(len(vectors), 1, device=vectors.device)
         for part in vectors.split(list(self.sizes.values()), dim=1):

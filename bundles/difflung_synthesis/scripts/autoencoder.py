@@ -8,7 +8,7 @@ from monai.inferers import Inferer, sliding_window_inference
 from monai.networks.nets import AutoencoderKL
 from torch import nn
 
-from .condition import plain
+from .tissue_channels import plain
 
 
 def channels_last(image: torch.Tensor) -> torch.Tensor:
@@ -20,17 +20,17 @@ class TissueAutoencoder(nn.Module):
     """Compress patches of CT to a latent of unit deviation and back.
 
     Args:
-        spatial_dims: 2 for axial patches, 3 for blocks.
-        channels: width of each level; each level but the first halves the edges.
-        latent_channels: channels of the latent.
-        num_res_blocks: residual blocks per level.
-        norm_num_groups: groups of the group normalisation.
-        weights: file with the weights of a trained one (``autoencoder.pt``).
-        momentum: of the running statistics of the latent.
+        spatial_dims: Dimensions of the data: 2 for axial patches, 3 for blocks.
+        channels: Width of each level; each level but the first halves the edges.
+        latent_channels: Channels of the latent.
+        num_res_blocks: Residual blocks per level.
+        norm_num_groups: Groups of the group normalisation.
+        weights: File with the weights of a trained one (``autoencoder.pt``).
+        momentum: Momentum of the running statistics of the latent.
 
     Attributes:
-        latent_mean: per channel, measured in training, shape (latent_channels,).
-        latent_deviation: likewise; zero until trained.
+        latent_mean: Mean of the latent per channel, measured in training, shape (latent_channels,).
+        latent_deviation: Deviation of the latent likewise; zero until trained.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class TissueAutoencoder(nn.Module):
         """Return the latent of images, mean 0 and deviation 1 over the training patches.
 
         Raises:
-            RuntimeError: if the autoencoder has not been trained.
+            RuntimeError: If the autoencoder has not been trained.
         """
         if not self.latent_deviation.all():
             raise RuntimeError("the autoencoder has no trained weights; give them with --autoencoder_weights FILE")
@@ -115,7 +115,7 @@ class AutoencoderLoss(nn.Module):
     """Absolute error, and the Kullback-Leibler divergence that keeps the latent near a normal distribution.
 
     Args:
-        kl_weight: of the divergence per latent value.
+        kl_weight: Weight of the divergence per latent value.
     """
 
     def __init__(self, kl_weight: float = 1e-6) -> None:
@@ -133,10 +133,10 @@ class ReconstructInferer(Inferer):
     """Encode and decode a volume and paste the region of the result: what the latent space alone loses.
 
     Args:
-        patch_size: window in voxels along each axis; (W, H, 1) for slices.
-        overlap: share of a window that it has in common with its neighbour.
-        sw_batch_size: windows per call of the network.
-        samples: has no effect, since a reconstruction is always the same; the evaluation sets it.
+        patch_size: Window in voxels along each axis; (W, H, 1) for slices.
+        overlap: Share of a window that it has in common with its neighbour.
+        sw_batch_size: Windows per call of the network.
+        samples: Without effect, since a reconstruction is always the same; the evaluation sets it.
     """
 
     def __init__(

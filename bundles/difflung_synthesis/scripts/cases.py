@@ -21,15 +21,15 @@ def datalist_cases(
 
     Args:
         datalist: JSON file whose ``training`` items have image, label (relative to the file's folder) and fold.
-        fold: the fold that is held out.
+        fold: The fold that is held out.
         held_out: True for that fold's items, False for all others.
-        attributes: see :class:`Attributes`; an item's own keys of these names are encoded.
+        attributes: Ranges as in :class:`Attributes`; an item's own keys of these names are encoded.
 
     Returns:
         Items with image, label and attributes, float32, shape (size,).
 
     Raises:
-        ValueError: if an item has no fold, an attribute is out of range, or an image is a folder that is not one whole
+        ValueError: If an item has no fold, an attribute is out of range, or an image is a folder that is not one whole
             DICOM series.
     """
     items = load_decathlon_datalist(datalist)
@@ -67,18 +67,19 @@ def painting_cases(
     a column ``seed`` share their noise.
 
     Args:
-        dataset_dir: folder that holds the three folders.
-        seed: a case's seed is made of this and its name, so it does not depend on the other cases.
-        labels: tissue name to value.
+        dataset_dir: Folder that holds the three folders.
+        seed: Seed of the run; a case's own is made of it and of the case's name, so it does not depend on the other
+            cases.
+        labels: Label values by tissue name.
         hu_window: HU that become -1 and 1.
-        attributes: see :class:`Attributes`.
+        attributes: Ranges as in :class:`Attributes`.
 
     Returns:
         Items with image, label, target, seed, attributes (float32, (size,)) and density (in [-1, 1], NaN where unknown,
         float32, (tissues,)), sorted by name.
 
     Raises:
-        ValueError: if a folder is missing or empty, a file has no partner, a DICOM folder is not one whole series, or
+        ValueError: If a folder is missing or empty, a file has no partner, a DICOM folder is not one whole series, or
             the conditions are unusable.
     """
     kinds = {"image": "images", "label": "labels", "target": "targets"}
@@ -110,7 +111,7 @@ def files_in(folder: Path, with_series: bool) -> dict[str, str]:
     """Return case name to NIfTI file, and to folder with a DICOM series if those count; empty for a missing folder.
 
     Raises:
-        ValueError: if two have one name, or a DICOM folder is not one whole series.
+        ValueError: If two have one name, or a DICOM folder is not one whole series.
     """
     paths = sorted(path for path in folder.glob("*.nii*") if path.is_file() and not path.name.startswith("."))
     if with_series and folder.is_dir():
@@ -130,7 +131,7 @@ def read_conditions(path: Path, names: list[str], encoder: Attributes, labels: M
     """Return the row of each case of a table of conditions; an empty one where the table or the case is missing.
 
     Raises:
-        ValueError: if a column is not a condition, or a row names no case or one that is not there.
+        ValueError: If a column is not a condition, or a row names no case or one that is not there.
     """
     rows: dict[str, dict] = {name: {} for name in names}
     if not path.is_file():

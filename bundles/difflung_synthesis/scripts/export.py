@@ -14,14 +14,14 @@ def export(network: TissueDenoiser, checkpoint: str, torchscript: str, onnx: str
     output is ``pred``. TorchScript is traced, since torch.jit.script does not accept MONAI's diffusion U-Net.
 
     Args:
-        network: takes the weights; on the CPU, since a trace keeps its device.
-        checkpoint: its weights.
-        torchscript: file to write.
-        onnx: file to write, with its weights inside.
+        network: Network that takes the weights; on the CPU, since a trace keeps its device.
+        checkpoint: File of its weights.
+        torchscript: TorchScript file to write.
+        onnx: ONNX file to write, with its weights inside.
 
     Raises:
-        FileNotFoundError: if there are no weights.
-        ValueError: if the weights are those of another kind of network.
+        FileNotFoundError: If there are no weights.
+        ValueError: If the weights are those of another kind of network.
     """
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"{checkpoint} does not exist; train the network before it is exported")

@@ -6,7 +6,7 @@ import torch
 from ignite.engine import Engine
 from torch import nn
 
-from .ablation import MeasurePresence, tissue_intensities, tissue_presence
+from .measure import MeasurePresence, tissue_intensities, tissue_presence
 
 BINS = 1024  # of the HU window
 VALUES = 16_384  # that stand for a histogram
@@ -21,8 +21,8 @@ class NetworkAndAverage(nn.Module):
     Its state holds floating-point tensors alone: whatever else a network keeps has no mean and stays at the site.
 
     Args:
-        network: what is trained.
-        average: its moving average, of the same kind.
+        network: Network that is trained.
+        average: Its moving average, a network of the same kind.
     """
 
     def __init__(self, network: nn.Module, average: nn.Module) -> None:
@@ -47,7 +47,7 @@ class NetworkAndAverage(nn.Module):
         """Load what :meth:`state_dict` gave; what does not travel stays as it is.
 
         Raises:
-            ValueError: if ``strict`` and a tensor is missing.
+            ValueError: If ``strict`` and a tensor is missing.
         """
         missing = sorted(self.state_dict().keys() - state_dict.keys())
         if strict and missing:
@@ -61,15 +61,15 @@ class Shared(NetworkAndAverage):
     """The synthesizer and its moving average, with the histogram of each tissue that they were trained with.
 
     Args:
-        network: :class:`TissueDenoiser`.
-        average: its moving average.
+        network: The :class:`TissueDenoiser`.
+        average: Its moving average.
 
     Attributes:
-        histograms: voxels per patch of each tissue and, last, of the lung, per bin of the HU window, shape
-            (tissues + 1, BINS); once averaged over the sites it is the histogram of all their patches.
+        histograms: Voxels per patch of each tissue and, last, of the lung, per bin of the HU window, shape (tissues +
+            1, BINS); once averaged over the sites it is the histogram of all their patches.
 
     Raises:
-        ValueError: if the network works on a latent, whose values have no bounds that the sites could agree on.
+        ValueError: If the network works on a latent, whose values have no bounds that the sites could agree on.
     """
 
     def __init__(self, network: nn.Module, average: nn.Module) -> None:
@@ -85,16 +85,16 @@ class MeasureTogether(MeasurePresence):
     When the engine starts for the first time this site's presence and histograms are counted, and it stops before any
     step. They are then averaged with the weights. When it starts for the second time the mean presence decides the
     ablation and the mean histograms become the prior: the same at each site, and never changed again.
-    What is known of the patient keeps equal weights in the prior (see :mod:`scripts.patient`): to learn them needs
-    values of single patients. The U-Net is told of the patient as ever.
+    What is known of the patient keeps equal weights in the prior (see :mod:`scripts.prior_weights`): to learn them
+    needs values of single patients. The U-Net is told of the patient as ever.
 
     Args:
-        dataset: training dataset of this site.
-        ablation: what to fit.
-        shared: :class:`Shared`.
-        labels: tissue name to value.
-        min_voxels: tau, see :func:`tissue_presence`.
-        num_patches: at least so many patches are drawn.
+        dataset: Training dataset of this site.
+        ablation: Ablation to fit.
+        shared: What travels, a :class:`Shared`.
+        labels: Label values by tissue name.
+        min_voxels: Threshold tau, see :func:`tissue_presence`.
+        num_patches: Number of patches to draw at least.
     """
 
     def __init__(

@@ -9,8 +9,8 @@ class ClipGradients:
     """Handler that scales the gradients down where their norm exceeds a limit.
 
     Args:
-        network: whose gradients.
-        max_norm: the limit.
+        network: Network whose gradients are clipped.
+        max_norm: Limit of the norm.
     """
 
     def __init__(self, network: torch.nn.Module, max_norm: float) -> None:

@@ -10,15 +10,14 @@ from torch import nn
 from . import prior
 from .attributes import Attributes
 from .autoencoder import TissueAutoencoder, channels_last
-from .condition import DENSITY_GAIN, tissue_values
-from .patient import PatientWeights
 from .prior import COMPONENTS
+from .prior_weights import PatientWeights
+from .tissue_channels import DENSITY_GAIN, tissue_values
 
 OBJECTIVES = ("flow", "few_step", "ddpm")
 BLOCK = 8  # voxels along an edge
-KIND_BYTES = (
-    4096  # of the kind of model in a state dict; always as many, or MONAI would pass over that of other weights
-)
+# Of the kind of model in a state dict; always as many, or MONAI would pass over that of other weights.
+KIND_BYTES = 4096
 
 
 def bfloat16_is_fast(device: torch.device) -> bool:
@@ -34,8 +33,8 @@ class ConditionEmbedding(nn.Module):
     """Embed the attributes of a patient and the length of a step; both start without any influence.
 
     Args:
-        num_attributes: entries of the attribute vector, the sharpness of the CT among them.
-        size: of the embedding, which is added to that of the time.
+        num_attributes: Entries of the attribute vector, the sharpness of the CT among them.
+        size: Size of the embedding, which is added to that of the time.
     """
 
     def __init__(self, num_attributes: int, size: int) -> None:
@@ -59,7 +58,7 @@ class TissueDenoiser(nn.Module):
     With a tissue prior the answer is that of independent voxels with the HU of the tissue that is told, see
     :mod:`scripts.prior`, plus what the U-Net adds; so an untrained network paints each tissue with its histogram, and
     the U-Net learns texture. What is known of the patient, and the sharpness of the CT, changes the weights of the
-    histogram's components, see :mod:`scripts.patient`. It is the preconditioning of Karras et al. (NeurIPS 2022)
+    histogram's components, see :mod:`scripts.prior_weights`. It is the preconditioning of Karras et al. (NeurIPS 2022)
     for a flow, voxel by voxel. Where no tissue is told, the prior is a mixture of the tissues, weighted by their shares
     in such a patient's lung and by what the U-Net sees: it gives the log odds of each tissue too, which are learned
     from the tissue maps.
@@ -68,31 +67,31 @@ class TissueDenoiser(nn.Module):
     weights hold the autoencoder's too.
 
     Args:
-        labels: tissue name to value, background 0.
-        spatial_dims: 2 for axial patches, 3 for blocks.
-        attributes: see :class:`Attributes`; empty for none.
-        objective: what the output is: ``flow`` the velocity, ``few_step`` the mean velocity over an interval, ``ddpm``
+        labels: Label values by tissue name; background is 0.
+        spatial_dims: Dimensions of the data: 2 for axial patches, 3 for blocks.
+        attributes: Ranges as in :class:`Attributes`; empty for none.
+        objective: What the output is: ``flow`` the velocity, ``few_step`` the mean velocity over an interval, ``ddpm``
             the noise.
-        channels: width of each level of the U-Net.
-        num_res_blocks: residual blocks per level.
-        attention_levels: levels with self-attention; none if None.
-        num_head_channels: channels of an attention head; the middle block always has attention.
-        norm_num_groups: groups of the group normalisation.
-        autoencoder: makes it a latent model.
-        data_scale: factor on CT in [-1, 1] before noise of deviation 1 is added. Tissue textures deviate by .05 to .25
+        channels: Width of each level of the U-Net.
+        num_res_blocks: Residual blocks per level.
+        attention_levels: Levels with self-attention; none if None.
+        num_head_channels: Channels of an attention head; the middle block always has attention.
+        norm_num_groups: Groups of the group normalisation.
+        autoencoder: Autoencoder that makes it a latent model; None for pixels.
+        data_scale: Factor on CT in [-1, 1] before noise of deviation 1 is added. Tissue textures deviate by .05 to .25
             there: unscaled, most of the noise drowns them, and a sampler of few equal steps loses half of their
             contrast. A latent has its own scale.
-        tissue_prior: as above, for a flow; a DDPM has none.
-        amp: compute in bfloat16 where the processor has it.
+        tissue_prior: Whether there is a prior as above, for a flow; a DDPM has none.
+        amp: Whether to compute in bfloat16 where the processor has it.
 
     Attributes:
-        tissue_presence: f_k of the training patches, shape (tissues,), zero until trained.
-        tissue_mean: means of the components of each tissue in the training patches as :meth:`encode` gives them, shape
+        tissue_presence: Shares f_k of the training patches, shape (tissues,), zero until trained.
+        tissue_mean: Means of the components of each tissue in the training patches as :meth:`encode` gives them, shape
             (data, tissues, components).
-        tissue_deviation: likewise.
+        tissue_deviation: Deviations of the components likewise.
 
     Raises:
-        ValueError: if the objective is not known, there are more tissues than components in the prior, or weights of
+        ValueError: If the objective is not known, there are more tissues than components in the prior, or weights of
             another kind of model are loaded.
     """
 
@@ -177,12 +176,12 @@ class TissueDenoiser(nn.Module):
         """Predict the velocity dx/dt, its mean over an interval, or the noise.
 
         Args:
-            image: x_t and what is known stacked (see :func:`known_channels`), shape (B, data + known, H, W[, D]), the
-                edges multiples of the U-Net's stride.
-            timesteps: t in [0, 1], shape (B,); 1 (pure noise) if None.
-            attributes: encoded, and the sharpness, shape (B, size + 2); all unknown if None.
-            interval: length of the step in [0, 1], shape (B,); 0, the velocity at t itself, if None.
-            return_tissues: whether to return the tissues as well; needs a tissue prior.
+            image: Noisy x_t and what is known stacked (see :func:`known_channels`), shape (B, data + known, H, W[, D]),
+                the edges multiples of the U-Net's stride.
+            timesteps: Times t in [0, 1], shape (B,); 1 (pure noise) if None.
+            attributes: Encoded attributes and the sharpness, shape (B, size + 2); all unknown if None.
+            interval: Length of the step in [0, 1], shape (B,); 0, the velocity at t itself, if None.
+            return_tissues: Whether to return the tissues as well; needs a tissue prior.
 
         Returns:
             float32, shape (B, data, H, W[, D]); with ``return_tissues`` also the logarithm of the probability of each
@@ -224,8 +223,8 @@ class TissueDenoiser(nn.Module):
         """Return means, deviations and logits of the components at each voxel, on the scale of :meth:`encode`.
 
         Args:
-            known: region, tissues, UNKNOWN, density and density known, shape (B, known, H, W[, D]).
-            attributes: as in :meth:`forward`.
+            known: Region, tissues, UNKNOWN, density and density known, shape (B, known, H, W[, D]).
+            attributes: Encoded attributes and the sharpness, as in :meth:`forward`.
 
         Returns:
             Shape (B, data, components, H, W[, D]) each.
@@ -278,12 +277,11 @@ class TissueDenoiser(nn.Module):
 
     def kind(self) -> dict:
         """Return what weights must agree on with the configuration."""
+        latent, pixel = f"latent, downsampling {self.downsampling}", f"pixel, scale {self.data_scale:g}"
         return {
             "label scheme": self.labels,
             "dimension": self.spatial_dims,
-            "space": f"latent, downsampling {self.downsampling}"
-            if self.autoencoder
-            else f"pixel, scale {self.data_scale:g}",
+            "space": latent if self.autoencoder else pixel,
             "attributes": self.attributes.ranges,
             "objective": self.objective,
             "tissue prior": self.tissue_prior,
@@ -301,9 +299,10 @@ class TissueDenoiser(nn.Module):
 
         A few-step model also accepts the weights of a flow, from which its training starts.
         """
-        stored = stored_kind(state_dict.get("_extra_state"))
-        if not isinstance(stored, dict):
+        state = state_dict.get("_extra_state")
+        if not isinstance(state, torch.Tensor):
             raise ValueError("these weights are not the synthesizer's, or of a version before 0.2.0; train them anew")
+        stored = stored_kind(state)
         for name, wanted in stored_kind(self.get_extra_state()).items():
             found = stored.get(name)
             starts = name == "objective" and (found, wanted) == ("flow", "few_step")
@@ -312,9 +311,9 @@ class TissueDenoiser(nn.Module):
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
 
-def stored_kind(state: object) -> object:
-    """Return the kind of model in a state dict, where it is JSON in bytes, or a dict in weights of an early 0.2.0."""
-    return json.loads(bytes(state.tolist())) if isinstance(state, torch.Tensor) else state
+def stored_kind(state: torch.Tensor) -> dict:
+    """Return the kind of model in a state dict, where it is JSON in bytes."""
+    return json.loads(bytes(state.tolist()))
 
 
 def coarse_means(surprise: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -323,8 +322,8 @@ def coarse_means(surprise: torch.Tensor, known: torch.Tensor) -> tuple[torch.Ten
     Under noise the level of a tissue shows only in means over many voxels, which convolutions learn slowly.
 
     Args:
-        surprise: deviations from the prior in units of its deviation, 0 outside the region, shape (B, C, H, W[, D]).
-        known: region, tissues, UNKNOWN, density and density known, shape (B, known, H, W[, D]).
+        surprise: Deviations from the prior in units of its deviation, 0 outside the region, shape (B, C, H, W[, D]).
+        known: Region, tissues, UNKNOWN, density and density known, shape (B, known, H, W[, D]).
 
     Returns:
         For each voxel the mean over its tissue and over its block inside the region, enlarged as the mean of so many is

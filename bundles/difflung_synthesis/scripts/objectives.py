@@ -12,10 +12,10 @@ from monai.engines import PrepareBatch
 from monai.inferers import Inferer
 
 from .ablation import ClassBalancedMaskAblation
-from .condition import UNKNOWN, condition_channels, density_channels, plain, tissue_values
 from .network import TissueDenoiser
 from .samplers import alpha_bars
 from .sharpness import UNKNOWN_SHARE, append_sharpness
+from .tissue_channels import UNKNOWN, condition_channels, density_channels, plain, tissue_values
 
 
 def stratified_times(samples: int) -> torch.Tensor:
@@ -27,9 +27,9 @@ def draw_region(tissue_map: torch.Tensor, labels: Mapping[str, int], whole_proba
     """Draw the region to synthesize per sample: the voxels of a random non-empty set of its tissues, or all lung.
 
     Args:
-        tissue_map: label values or UNKNOWN, which counts as a tissue here, shape (B, 1, H, W[, D]).
-        labels: tissue name to value.
-        whole_probability: probability that the region is the whole lung of the patch.
+        tissue_map: Label values or UNKNOWN, which counts as a tissue here, shape (B, 1, H, W[, D]).
+        labels: Label values by tissue name.
+        whole_probability: Probability that the region is the whole lung of the patch.
 
     Returns:
         M as float zeros and ones, the shape of the map; all zero where a patch holds no lung.
@@ -52,9 +52,9 @@ def measured_density(image: torch.Tensor, where: torch.Tensor, labels: Mapping[s
     """Return the mean intensity of each tissue of each sample, NaN where there is none, shape (B, tissues).
 
     Args:
-        image: shape (B, 1, H, W[, D]).
-        where: label values of the voxels that count, 0 elsewhere, the same shape.
-        labels: tissue name to value.
+        image: Patches of CT, shape (B, 1, H, W[, D]).
+        where: Label values of the voxels that count, 0 elsewhere, the same shape.
+        labels: Label values by tissue name.
     """
     dims = tuple(range(1, image.ndim))
     masks = [where == value for value in tissue_values(labels)]
@@ -67,13 +67,13 @@ class TissuePrepareBatch(PrepareBatch):
     A tissue map with negated label values is that of a patch of which nothing is told.
 
     Args:
-        labels: tissue name to value.
-        ablation: hides tissues from the condition.
-        whole_probability: see :func:`draw_region`.
-        tissue_weights: tissue name to weight in the loss where the tissue is told; 1 for tissues not named. Where it is
-            not told a weight would make the network expect more of it than there is.
-        density_unknown: probability that the density of a tissue is not told, per sample and tissue.
-        attributes: how the attributes are encoded; None if the batch has none. ``sharpness`` of the batch, if it is
+        labels: Label values by tissue name.
+        ablation: Ablation that hides tissues from the condition.
+        whole_probability: Probability of the whole lung, see :func:`draw_region`.
+        tissue_weights: Weights in the loss by tissue name, where the tissue is told; 1 for tissues not named. Where it
+            is not told a weight would make the network expect more of it than there is.
+        density_unknown: Probability that the density of a tissue is not told, per sample and tissue.
+        attributes: How the attributes are encoded; None if the batch has none. ``sharpness`` of the batch, if it is
             there, follows them.
     """
 
@@ -133,7 +133,7 @@ class FlowObjective(Inferer):
     """Training inferer: the error of the velocity, v - (eps - x_0) (Liu et al., ICLR 2023, arXiv 2209.03003).
 
     Args:
-        tissue_loss: weight of the cross-entropy of the tissue where none is told, beside the squared error; 0 to leave
+        tissue_loss: Weight of the cross-entropy of the tissue where none is told, beside the squared error; 0 to leave
             it out. It needs a network with a tissue prior.
     """
 
@@ -161,7 +161,7 @@ class DenoisingObjective(Inferer):
     """Training inferer: the error of the noise at one of the steps of a DDPM (Ho et al., NeurIPS 2020).
 
     Args:
-        num_train_steps: length of the chain.
+        num_train_steps: Length of the chain.
     """
 
     def __init__(self, num_train_steps: int = 1000) -> None:
@@ -184,9 +184,9 @@ class FewStepObjective(Inferer):
     (self-consistency of shortcut models, Frans et al., ICLR 2025, arXiv 2410.12557).
 
     Args:
-        teacher: network with the moving average of the weights.
-        finest: 1/finest is the shortest interval; a power of two.
-        share: part of the batch that learns long intervals.
+        teacher: Network with the moving average of the weights.
+        finest: Number of shortest intervals in [0, 1]; a power of two.
+        share: Part of the batch that learns long intervals.
     """
 
     def __init__(self, teacher: torch.nn.Module, finest: int = 8, share: float = 0.5) -> None:
@@ -222,10 +222,10 @@ class TrainingPair:
     """A clean batch and its noise on the grid of the network, with what is known about it.
 
     Args:
-        image: clean patches, shape (B, 1, H, W[, D]).
-        network: :class:`TissueDenoiser`, possibly wrapped for several processes.
-        region: M, the shape of the image.
-        condition: shape (B, channels, H, W[, D]).
+        image: Clean patches, shape (B, 1, H, W[, D]).
+        network: The :class:`TissueDenoiser`, possibly wrapped for several processes.
+        region: Region M, the shape of the image.
+        condition: Condition channels, shape (B, channels, H, W[, D]).
     """
 
     def __init__(self, image, network, region, condition) -> None:
@@ -272,8 +272,8 @@ class RegionMSELoss(torch.nn.Module):
         """Return sum w (e^2 + a) / sum w.
 
         Args:
-            error: e, shape (B, data, H, W[, D]); or e and a, the same shape.
-            weight: w, shape (B, 1, ...) on the same grid or a finer one.
+            error: Error e, shape (B, data, H, W[, D]); or e and a, the same shape.
+            weight: Weight w, shape (B, 1, ...) on the same grid or a finer one.
         """
         error, added = error if isinstance(error, tuple) else (error, 0.0)
         if weight.shape[2:] != error.shape[2:]:

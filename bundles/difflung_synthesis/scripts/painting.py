@@ -12,9 +12,9 @@ from monai.engines import PrepareBatch
 from monai.inferers import Inferer, sliding_window_inference
 
 from . import samplers
-from .condition import UNKNOWN, condition_channels, density_channels, plain, tissue_values
 from .objectives import BLANK
 from .sharpness import append_sharpness
+from .tissue_channels import UNKNOWN, condition_channels, density_channels, plain, tissue_values
 
 AIR = -1.0  # intensity below the HU window, what lies beyond the edge of an image
 # Sampler and the objectives whose networks it can use.
@@ -33,7 +33,7 @@ class PaintPrepareBatch(PrepareBatch):
     """Hand a volume, its target map, region and conditions to :class:`PaintInferer`.
 
     Args:
-        label_key: what the engine's metrics see as ``label``.
+        label_key: Key of what the engine's metrics see as ``label``.
     """
 
     def __init__(self, label_key: str = "target") -> None:
@@ -64,22 +64,22 @@ class PaintInferer(Inferer):
     slices gets noise that is correlated along z, so that neighbouring slices resemble each other.
 
     Args:
-        labels: tissue name to value.
-        patch_size: window in voxels along each axis, the size the network was trained at; (W, H, 1) for slices.
-        sampler: dpm_solver_flow, heun or euler for a flow, few_step for a few-step model, dpm_solver, ddim or ancestral
-            for a DDPM.
-        num_steps: evaluations of the network per window, for each of which guidance adds some.
-        overlap: share of a window that it has in common with its neighbour, at least 0 and below 1.
-        guidance: s of v = v(nothing known) + s (v(c) - v(nothing known)); 1 is none. The sharpness stays known.
-        attribute_guidance: s of v = v(c without attributes) + s (v(c) - v(c without attributes)).
-        tissue_guidance: tissue name to s_k of v = v(c without k) + s_k (v(c) - v(c without k)).
-        slice_correlation_mm: distance along z over which the correlation of the noise falls to 1/e; 0 for none.
-        samples: of each map, with different noise.
-        sw_batch_size: windows per call of the network.
-        slices_per_pass: slices in work at a time, which bounds memory.
+        labels: Label values by tissue name.
+        patch_size: Window in voxels along each axis, the size the network was trained at; (W, H, 1) for slices.
+        sampler: Sampler by name: dpm_solver_flow, heun or euler for a flow, few_step for a few-step model, dpm_solver,
+            ddim or ancestral for a DDPM.
+        num_steps: Evaluations of the network per window, for each of which guidance adds some.
+        overlap: Share of a window that it has in common with its neighbour, at least 0 and below 1.
+        guidance: Scale s of v = v(nothing known) + s (v(c) - v(nothing known)); 1 is none. The sharpness stays known.
+        attribute_guidance: Scale s of v = v(c without attributes) + s (v(c) - v(c without attributes)).
+        tissue_guidance: Scale s_k by tissue name, of v = v(c without k) + s_k (v(c) - v(c without k)).
+        slice_correlation_mm: Distance along z over which the correlation of the noise falls to 1/e; 0 for none.
+        samples: Number of paintings of each map, with different noise.
+        sw_batch_size: Windows per call of the network.
+        slices_per_pass: Slices in work at a time, which bounds memory.
 
     Raises:
-        ValueError: if an argument is out of range.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(
@@ -121,19 +121,19 @@ class PaintInferer(Inferer):
 
         Args:
             inputs: CT scaled to [-1, 1], shape (B, 1, W, H, D).
-            network: :class:`TissueDenoiser`, possibly wrapped for several processes.
-            target: tissue maps, shape (B, 1, W, H, D).
-            region: M, shape (B, 1, W, H, D).
-            seeds: one per volume; a volume's noise depends on its own seed only.
-            attributes: encoded, and the sharpness, shape (B, size + 2); all unknown if None.
-            density: mean wanted per tissue in [-1, 1], NaN where any will do, shape (B, tissues).
-            slice_mm: distance between the slices of each volume in mm; 1 if None.
+            network: The :class:`TissueDenoiser`, possibly wrapped for several processes.
+            target: Tissue maps, shape (B, 1, W, H, D).
+            region: Region M, shape (B, 1, W, H, D).
+            seeds: Seed of each volume; its noise depends on no other.
+            attributes: Encoded attributes and the sharpness, shape (B, size + 2); all unknown if None.
+            density: Mean wanted per tissue in [-1, 1], NaN where any will do, shape (B, tissues).
+            slice_mm: Distance between the slices of each volume in mm; 1 if None.
 
         Returns:
             Shape (B, samples, W, H, D), with the metadata of ``inputs``; outside the region equal to them.
 
         Raises:
-            ValueError: if the sampler does not belong to the network's objective, or a region is too small to paint.
+            ValueError: If the sampler does not belong to the network's objective, or a region is too small to paint.
         """
         denoiser = getattr(network, "module", network)
         if denoiser.objective not in SAMPLERS[self.sampler]:
@@ -280,8 +280,8 @@ class Told:
     """What one volume is told beside its map.
 
     Attributes:
-        density: per tissue in [-1, 1], shape (1, tissues), or None.
-        attributes: encoded, and the sharpness, shape (1, size + 2), or None.
+        density: Mean density wanted per tissue in [-1, 1], shape (1, tissues), or None.
+        attributes: Encoded attributes and the sharpness, shape (1, size + 2), or None.
     """
 
     density: torch.Tensor | None
@@ -292,13 +292,13 @@ class RegionField:
     """The network's answer over whole images: averaged over windows, guided, and zero outside the region.
 
     Args:
-        inferer: the settings.
-        denoiser: the network.
-        surroundings: what the network sees outside the region, shape (n, data, ...).
-        region: M on the grid of the images, shape (n, 1, ...).
-        tissues: label values, the same shape.
-        told: conditions.
-        window: edges of a window on the network's grid.
+        inferer: Inferer that holds the settings.
+        denoiser: The network.
+        surroundings: What the network sees outside the region, shape (n, data, ...).
+        region: Region M on the grid of the images, shape (n, 1, ...).
+        tissues: Label values, the same shape.
+        told: Conditions beside the map.
+        window: Edges of a window on the network's grid.
     """
 
     def __init__(self, inferer: PaintInferer, denoiser, surroundings, region, tissues, told: Told, window) -> None:

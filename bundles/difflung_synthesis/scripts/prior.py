@@ -17,8 +17,8 @@ def fit_mixture(values: torch.Tensor, smallest_deviation: float) -> torch.Tensor
     """Return means and deviations of slices of equally many sorted values, shape (2, C, M).
 
     Args:
-        values: of one tissue, shape (C, N), N at least M.
-        smallest_deviation: of a component.
+        values: Values of one tissue, shape (C, N), N at least M.
+        smallest_deviation: Smallest deviation of a component.
     """
     slices = values.sort(dim=1).values.tensor_split(COMPONENTS, dim=1)
     means = torch.stack([part.mean(dim=1) for part in slices], dim=1)
@@ -49,10 +49,10 @@ def merge(
     """Return the mixture of UNKNOWN: neighbouring components of each tissue made one, weighted by the tissue's share.
 
     Args:
-        means: of the components of each tissue, shape (C, tissues, M).
-        deviations: likewise.
-        logits: of their weights, shape (B, C, tissues, M).
-        share_logits: logits of the shares of the tissues, shape (B, tissues).
+        means: Means of the components of each tissue, shape (C, tissues, M).
+        deviations: Deviations of the components, the same shape.
+        logits: Logits of their weights, shape (B, C, tissues, M).
+        share_logits: Logits of the shares of the tissues, shape (B, tissues).
 
     Returns:
         Means, deviations and logits, shape (B, C, M) each, the components of a tissue side by side; those that are too
@@ -100,11 +100,11 @@ def velocity(
     (t - (1 - t) d^2) / s^2 (x_t - (1 - t) m) - m; components count by their weight and by how likely they make x_t.
 
     Args:
-        x_t: noisy image, shape (B, C, H, W[, D]).
-        t: times, shape (B, 1, 1, 1[, 1]).
-        means: of the components at each voxel, shape (B, C, M, H, W[, D]).
-        deviations: likewise.
-        logits: logarithms of the weights of the components, up to a constant, likewise.
+        x_t: Noisy image, shape (B, C, H, W[, D]).
+        t: Times, shape (B, 1, 1, 1[, 1]).
+        means: Means of the components at each voxel, shape (B, C, M, H, W[, D]).
+        deviations: Deviations of the components, the same shape.
+        logits: Logarithms of the weights of the components, up to a constant, the same shape.
 
     Returns:
         The shape of ``x_t``.
@@ -119,10 +119,10 @@ def mean_velocity(x_t: torch.Tensor, t: torch.Tensor, interval: torch.Tensor, *m
     """Return (x_t - x_r) / (t - r) for the step of :func:`velocity` from t to r = t - interval, by Heun's method.
 
     Args:
-        x_t: as in :func:`velocity`, like the following.
-        t: times.
-        interval: length of the step, shape of ``t``; the velocity at t itself where 0.
-        mixture: means, deviations and logits of the components.
+        x_t: Noisy image, as in :func:`velocity`, like the following.
+        t: Times.
+        interval: Length of the step, shape of ``t``; the velocity at t itself where 0.
+        mixture: Means, deviations and logits of the components.
     """
     x, step = x_t, interval.clamp(min=1e-3) / SUBSTEPS
     for index in range(SUBSTEPS):

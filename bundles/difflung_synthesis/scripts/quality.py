@@ -14,11 +14,11 @@ import torch
 from ignite.engine import Engine
 from ignite.metrics import Metric
 
-from .condition import plain, tissue_values
-from .grid import Crops, draw_grid
-from .metrics import wasserstein_1
+from .hu_distance import wasserstein_1
+from .pictures import Crops, draw_grid
 from .texture import FEATURES, LOW_ATTENUATION_HU, cut_tiles, frechet_distance, mmd, prdc, tile_features
-from .voxels import hu_counts, painted_box, quantiles, ssim_maps, voxel_measures, voxel_sums
+from .tissue_channels import plain, tissue_values
+from .voxel_measures import hu_counts, painted_box, quantiles, ssim_maps, voxel_measures, voxel_sums
 
 QUANTILES = (5, 25, 50, 75, 95)  # per cent
 TILES_PER_CASE = 400  # of one tissue; more are thinned out
@@ -29,9 +29,9 @@ HEADLINES = ("texture_distance", "texture_floor", "diversity", "border_gradient"
 class TissueQuality(Metric):
     """Measures painted against real tissue, per tissue, with the real-versus-real floor.
 
-    HU are clipped to ``hu_window`` first. Measures are :func:`~scripts.voxels.voxel_measures` and
+    HU are clipped to ``hu_window`` first. Measures are :func:`~scripts.voxel_measures.voxel_measures` and
 
-    - ``hu_wasserstein``, ``hu_wasserstein_floor`` (HU): as :class:`~scripts.metrics.HuWasserstein`;
+    - ``hu_wasserstein``, ``hu_wasserstein_floor`` (HU): as :class:`~scripts.hu_distance.HuWasserstein`;
     - ``hu_q05`` ... ``hu_q95``, each ``_painted`` and ``_real`` (HU);
     - ``laa950_painted``, ``laa950_real``: share of voxels below -950 HU;
     - ``texture_distance``, ``texture_floor``: :func:`~scripts.texture.frechet_distance`;
@@ -47,19 +47,19 @@ class TissueQuality(Metric):
     ``<output_dir>/quality.csv``, ``quality.json`` (null for what is not finite) and ``quality.png`` have the rest.
 
     Args:
-        labels: tissue name to value.
-        hu_window: whole HU.
-        output_dir: where the files go; None: no files.
-        tile: edge of a tile of texture, voxels.
-        seed: of the choice of tiles where there are too many.
-        inferer: what painted; a :class:`~scripts.painting.PaintInferer` tells where its windows lay.
-        network: with which it painted.
-        output_transform: see ignite; must give lists of painted CTs, shape (S, W, H, D), HU, S samples of one map, and
-            of references, shape (2, W, H, D): real CT in HU and the tissue of each painted voxel (0 where nothing was
-            painted).
+        labels: Label values by tissue name.
+        hu_window: Lowest and highest HU that count, whole numbers.
+        output_dir: Folder of the files; None for no files.
+        tile: Edge of a tile of texture, voxels.
+        seed: Seed for the choice of tiles where there are too many.
+        inferer: Inferer that painted; a :class:`~scripts.painting.PaintInferer` tells where its windows lay.
+        network: Network with which it painted.
+        output_transform: As in ignite; must give lists of painted CTs, shape (S, W, H, D), HU, S samples of one map,
+            and of references, shape (2, W, H, D): real CT in HU and the tissue of each painted voxel (0 where nothing
+            was painted).
 
     Raises:
-        ValueError: if ``hu_window`` or ``tile`` is out of range; on update, if shapes do not match, HU are
+        ValueError: If ``hu_window`` or ``tile`` is out of range; on update, if shapes do not match, HU are
             not finite, or a reference holds a tissue without a name.
     """
 
@@ -243,10 +243,10 @@ def write_quality(folder: Path, measures: Mapping[str, Mapping[str, float]], sam
     """Write ``quality.csv``, ``quality.json`` and, where anything was painted, ``quality.png``.
 
     Args:
-        folder: is made if it does not exist.
-        measures: tissue to measure to value, the same measures for each.
-        samples: painted per case.
-        crops: for the picture.
+        folder: Folder to write to; it is made if it does not exist.
+        measures: Values by tissue and measure, the same measures for each tissue.
+        samples: Number of samples painted per case.
+        crops: Crops for the picture.
     """
     folder.mkdir(parents=True, exist_ok=True)
 

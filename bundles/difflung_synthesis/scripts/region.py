@@ -7,25 +7,25 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from .condition import UNKNOWN, plain
+from .tissue_channels import UNKNOWN, plain
 
 
 class PaintRegiond(MapTransform):
     """Add the region to paint: where the target map differs from the CT's own, or where the CT holds given tissues.
 
     Args:
-        keys: the target map, shape (1, W, H, D).
-        label_key: the CT's own tissue map, the same shape.
-        region_key: where the region goes, uint8 zeros and ones.
-        labels: tissue name to value.
-        image_key: the CT, whose shape and affine both maps must have.
-        repaint: tissue names; where the target holds one of them is painted too, changed or not.
-        replaceable: tissue names that may be painted over; None for all.
-        hidden: tissue names; where the target holds one of them it is not told which, to judge partial maps.
-        unknown_value: what the target file holds where any tissue will do; it becomes UNKNOWN and is painted.
+        keys: Key of the target map, shape (1, W, H, D).
+        label_key: Key of the CT's own tissue map, the same shape.
+        region_key: Key that the region gets, uint8 zeros and ones.
+        labels: Label values by tissue name.
+        image_key: Key of the CT, whose shape and affine both maps must have.
+        repaint: Tissue names; where the target holds one of them is painted too, changed or not.
+        replaceable: Tissue names that may be painted over; None for all.
+        hidden: Tissue names; where the target holds one of them it is not told which, to judge partial maps.
+        unknown_value: What the target file holds where any tissue will do; it becomes UNKNOWN and is painted.
 
     Raises:
-        ValueError: if shapes or affines differ, a map holds a value without a name, the target asks for tissue
+        ValueError: If shapes or affines differ, a map holds a value without a name, the target asks for tissue
             outside the lung, for background inside it or over a tissue that may not be replaced, or there is
             nothing to paint.
     """
@@ -109,9 +109,9 @@ class PasteRegiond(MapTransform):
     Painted voxels are rounded to whole HU where the CT itself holds whole HU.
 
     Args:
-        keys: the painted CT in HU in the CT's own geometry, shape (1, W, H, D).
-        original_key: the CT as loaded, the same shape.
-        region_key: the region in the CT's own geometry.
+        keys: Key of the painted CT in HU in the CT's own geometry, shape (1, W, H, D).
+        original_key: Key of the CT as loaded, the same shape.
+        region_key: Key of the region in the CT's own geometry.
     """
 
     def __init__(

@@ -19,15 +19,15 @@ def euler(velocity: Callable[[torch.Tensor, float], torch.Tensor], x_1: torch.Te
     """Integrate dx/dt = v(x, t) from t = 1 (noise) to t = 0 (image) in equal Euler steps.
 
     Args:
-        velocity: v(x, t).
-        x_1: where to start, any shape.
-        num_steps: evaluations of ``velocity``.
+        velocity: Velocity v(x, t).
+        x_1: Noise to start from, any shape.
+        num_steps: Number of evaluations of ``velocity``.
 
     Returns:
         x_0, the shape of ``x_1``.
 
     Raises:
-        ValueError: if ``num_steps`` is below 1.
+        ValueError: If ``num_steps`` is below 1.
     """
     _require_positive("num_steps", num_steps)
     x = x_1
@@ -44,15 +44,15 @@ def heun(velocity: Callable[[torch.Tensor, float], torch.Tensor], x_1: torch.Ten
     An odd ``num_steps`` never evaluates ``velocity`` at t = 0, an even one does so once.
 
     Args:
-        velocity: v(x, t).
-        x_1: where to start, any shape.
-        num_steps: evaluations of ``velocity``; 1 is a single Euler step.
+        velocity: Velocity v(x, t).
+        x_1: Noise to start from, any shape.
+        num_steps: Number of evaluations of ``velocity``; 1 is a single Euler step.
 
     Returns:
         x_0, the shape of ``x_1``.
 
     Raises:
-        ValueError: if ``num_steps`` is below 1.
+        ValueError: If ``num_steps`` is below 1.
     """
     _require_positive("num_steps", num_steps)
     intervals = (num_steps + 1) // 2
@@ -77,15 +77,15 @@ def dpm_solver_flow(
     region of some hundred voxels holds near t = 1, its texture near t = 0. Equal steps in t pass over both.
 
     Args:
-        velocity: v(x, t), never asked at t = 0.
-        x_1: where to start, any shape.
-        num_steps: evaluations of ``velocity``; 1 is a single Euler step.
+        velocity: Velocity v(x, t), never asked at t = 0.
+        x_1: Noise to start from, any shape.
+        num_steps: Number of evaluations of ``velocity``; 1 is a single Euler step.
 
     Returns:
         x_0, the shape of ``x_1``.
 
     Raises:
-        ValueError: if ``num_steps`` is below 1.
+        ValueError: If ``num_steps`` is below 1.
     """
     _require_positive("num_steps", num_steps)
     reach = math.log(4 * num_steps)
@@ -102,15 +102,15 @@ def few_step(
     Exact at every ``num_steps``, 1 included, as far as the average velocity is.
 
     Args:
-        average_velocity: u(x, t, interval), the mean of v along the path through x at t, from t to t - interval.
-        x_1: where to start, any shape.
-        num_steps: evaluations of ``average_velocity``, on equal intervals.
+        average_velocity: Mean u(x, t, interval) of v along the path through x at t, from t to t - interval.
+        x_1: Noise to start from, any shape.
+        num_steps: Number of evaluations of ``average_velocity``, on equal intervals.
 
     Returns:
         x_0, the shape of ``x_1``.
 
     Raises:
-        ValueError: if ``num_steps`` is below 1.
+        ValueError: If ``num_steps`` is below 1.
     """
     _require_positive("num_steps", num_steps)
     interval = 1 / num_steps
@@ -124,15 +124,15 @@ def alpha_bars(num_train_steps: int = 1000, beta_start: float = 1e-4, beta_end: 
     """Return prod (1 - beta) of the linear schedule (Ho et al., NeurIPS 2020, arXiv 2006.11239, eq. 4 and section 4).
 
     Args:
-        num_train_steps: steps of training.
-        beta_start: variance of the noise added by the first step.
-        beta_end: variance of the noise added by the last step.
+        num_train_steps: Number of steps of training.
+        beta_start: Variance of the noise added by the first step.
+        beta_end: Variance of the noise added by the last step.
 
     Returns:
         alpha_bar, falling from nearly 1 (image) to nearly 0 (noise), float64, shape (num_train_steps,).
 
     Raises:
-        ValueError: if ``num_train_steps`` is below 1.
+        ValueError: If ``num_train_steps`` is below 1.
 
     Example:
         >>> alpha_bars()[[0, -1]]
@@ -157,18 +157,18 @@ def ddim(
     diffusers, whose DDIMScheduler agrees where ``num_steps`` divides the steps of training.
 
     Args:
-        noise: eps(x, step), the predicted noise; ``step`` indexes ``alpha_bar``.
-        x_T: where to start, noise of unit variance, any shape.
-        alpha_bar: shape (steps of training,), falling, strictly between 0 and 1.
-        num_steps: evaluations of ``noise``.
-        eta: share of fresh noise in [0, 1]; 0 is deterministic.
-        generator: draws that noise, on the CPU and in float32 whatever ``x_T`` is; needed when ``eta`` is above 0.
+        noise: Predicted noise eps(x, step); ``step`` indexes ``alpha_bar``.
+        x_T: Noise of unit variance to start from, any shape.
+        alpha_bar: Levels of the schedule, shape (steps of training,), falling, strictly between 0 and 1.
+        num_steps: Number of evaluations of ``noise``.
+        eta: Share of fresh noise in [0, 1]; 0 is deterministic.
+        generator: Source of that noise, on the CPU and in float32 whatever ``x_T`` is; needed when ``eta`` is above 0.
 
     Returns:
         x_0, the shape of ``x_T``.
 
     Raises:
-        ValueError: if ``num_steps`` is below 1 or above the steps of training, if ``eta`` lies outside [0, 1], or if
+        ValueError: If ``num_steps`` is below 1 or above the steps of training, if ``eta`` lies outside [0, 1], or if
             ``eta`` is above 0 and there is no ``generator``.
     """
     if not 0 <= eta <= 1:
@@ -203,16 +203,16 @@ def dpm_solver(
     0.75, 0.94 and 0.99 of it after 20, 50 and 100 steps. (:func:`ddim`: 0.70, 0.87 and 0.93.)
 
     Args:
-        noise: eps(x, step), the predicted noise; ``step`` indexes ``alpha_bar``.
-        x_T: where to start, noise of unit variance, any shape.
-        alpha_bar: shape (steps of training,), falling, strictly between 0 and 1.
-        num_steps: evaluations of ``noise``.
+        noise: Predicted noise eps(x, step); ``step`` indexes ``alpha_bar``.
+        x_T: Noise of unit variance to start from, any shape.
+        alpha_bar: Levels of the schedule, shape (steps of training,), falling, strictly between 0 and 1.
+        num_steps: Number of evaluations of ``noise``.
 
     Returns:
         x_0, the shape of ``x_T``.
 
     Raises:
-        ValueError: if ``num_steps`` is below 1 or above the steps of training.
+        ValueError: If ``num_steps`` is below 1 or above the steps of training.
     """
     steps = _trailing_steps(num_steps, len(alpha_bar))
     levels = [*alpha_bar[steps].tolist(), 1.0]

@@ -8,7 +8,7 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from .condition import plain
+from .tissue_channels import plain
 
 TYPICAL_HU = 50.0  # between the soft and the lung kernels
 SLICES = 32  # that are looked at, at most
@@ -20,8 +20,8 @@ def sharpness_hu(image: torch.Tensor, lung: torch.Tensor) -> float:
     """Return the median of |x_(i-1) - 2 x_i + x_(i+1)| along both in-plane axes of the lung, NaN if there is no lung.
 
     Args:
-        image: HU, shape (W, H, D).
-        lung: where, the same shape.
+        image: CT in HU, shape (W, H, D).
+        lung: Where the lung is, the same shape.
     """
     indices = lung.any(dim=0).any(dim=0).nonzero().flatten()
     indices = indices[torch.linspace(0, max(len(indices) - 1, 0), min(SLICES, len(indices))).long()]
@@ -38,8 +38,8 @@ class MeasureSharpnessd(MapTransform):
     """Add ``sharpness`` to an item: log2 of the sharpness of its CT over ``TYPICAL_HU``, NaN where there is no lung.
 
     Args:
-        keys: the CT in HU, at the voxel size of the network, shape (1, W, H, D).
-        lung_key: map of the same shape, 0 outside the lung.
+        keys: Key of the CT in HU, at the voxel size of the network, shape (1, W, H, D).
+        lung_key: Key of a map of the same shape, 0 outside the lung.
     """
 
     def __init__(self, keys: KeysCollection, lung_key: str) -> None:
@@ -59,8 +59,8 @@ def append_sharpness(attributes: torch.Tensor, sharpness) -> torch.Tensor:
     """Return encoded attributes, shape (B, size), with two more entries: known (1) or not (0), and the sharpness.
 
     Args:
-        attributes: see :class:`scripts.attributes.Attributes`.
-        sharpness: one per sample, NaN where unknown; None if it is unknown of all.
+        attributes: Attributes as :class:`scripts.attributes.Attributes` encodes them, shape (B, size).
+        sharpness: Sharpness of each sample, NaN where unknown; None if it is unknown of all.
     """
     value = torch.full((len(attributes),), torch.nan) if sharpness is None else torch.as_tensor(sharpness).float()
     known = ~value.isnan()

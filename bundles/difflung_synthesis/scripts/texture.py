@@ -30,17 +30,17 @@ def cut_tiles(hu: np.ndarray, mask: np.ndarray, tile: int = 16, share: float = 0
     among tiles none of which it fills.
 
     Args:
-        hu: axial slice, HU, shape (W, H).
-        mask: the region, bool, the same shape.
-        tile: T.
-        share: of a tile's voxels that must lie in its piece of the region.
+        hu: Axial slice in HU, shape (W, H).
+        mask: Region, bool, the same shape.
+        tile: Edge T of a tile, voxels.
+        share: Share of a tile's voxels that must lie in its piece of the region.
 
     Returns:
         HU, float32, shape (N, T, T), and which voxels lie inside the piece, bool, the same shape. N is 0 where the
         region is too small or too thin.
 
     Raises:
-        ValueError: if the shapes differ or are not those of a slice.
+        ValueError: If the shapes differ or are not those of a slice.
     """
     if hu.ndim != 2 or hu.shape != mask.shape:
         raise ValueError(f"a slice and its mask must share one shape (W, H), but have {hu.shape} and {mask.shape}")
@@ -75,9 +75,9 @@ def tile_features(values: np.ndarray, inside: np.ndarray, hu_window: tuple[float
     averaged over four directions, with grey levels that split ``hu_window`` evenly and so compare between cases.
 
     Args:
-        values: HU, shape (N, T, T).
-        inside: which voxels count, bool, the same shape; at least one in each tile.
-        hu_window: of the grey levels, HU; voxels beyond it take the first or last level.
+        values: Tiles in HU, shape (N, T, T).
+        inside: Which voxels count, bool, the same shape; at least one in each tile.
+        hu_window: Range of the grey levels, HU; voxels beyond it take the first or last level.
 
     Returns:
         float64, shape (N, F), columns as in ``FEATURES``: HU where the name says no other unit; skewness, kurtosis
@@ -89,17 +89,6 @@ def tile_features(values: np.ndarray, inside: np.ndarray, hu_window: tuple[float
     values = np.where(inside, values, 0).astype(np.float64)
     columns = [*_first_order(values, inside), *_gradient(values, inside), *_bands(values, inside)]
     return np.column_stack([*columns, *_co_occurrences(values, inside, hu_window)])
-
-
-def texture_features(
-    hu: np.ndarray,
-    mask: np.ndarray,
-    tile: int = 16,
-    share: float = 0.5,
-    hu_window: tuple[float, float] = (-1024, 300),
-) -> np.ndarray:
-    """Return the features of a region of one slice, shape (N, F); arguments as in :func:`cut_tiles` and after it."""
-    return tile_features(*cut_tiles(hu, mask, tile, share), hu_window)
 
 
 def _mean(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
@@ -175,9 +164,9 @@ def frechet_distance(a: np.ndarray, b: np.ndarray, reference: np.ndarray) -> flo
     Konz et al. (arXiv 2412.01496). It is biased upwards for small sets: compare only distances of sets as large.
 
     Args:
-        a: features, shape (N, F).
-        b: features, another N.
-        reference: the features that standardise both, shape (M, F).
+        a: Features of one set, shape (N, F).
+        b: Features of the other, another N.
+        reference: Features that standardise both, shape (M, F).
 
     Returns:
         0 for equal sets; NaN if ``a`` or ``b`` has fewer than ``FEWEST_TILES`` rows.
@@ -217,10 +206,10 @@ def prdc(real: np.ndarray, fake: np.ndarray, reference: np.ndarray, nearest: int
     reals in some fake ball; density: real balls a fake lies in, over ``nearest``; coverage: real balls with a fake.
 
     Args:
-        real: features, shape (N, F).
-        fake: features, another N.
-        reference: the features that standardise both, shape (M, F).
-        nearest: neighbours.
+        real: Features of real tiles, shape (N, F).
+        fake: Features of painted tiles, another N.
+        reference: Features that standardise both, shape (M, F).
+        nearest: Number of neighbours.
 
     Returns:
         The four by name; NaN as in :func:`frechet_distance`, or with no more than ``nearest`` tiles.

@@ -15,8 +15,8 @@ class NetworkAndAverage(nn.Module):
     Its state holds floating-point tensors alone: whatever else a network keeps has no mean and stays at the site.
 
     Args:
-        network: what is trained.
-        average: its moving average, of the same kind.
+        network: Network that is trained.
+        average: Its moving average, a network of the same kind.
     """
 
     def __init__(self, network: nn.Module, average: nn.Module) -> None:
@@ -41,7 +41,7 @@ class NetworkAndAverage(nn.Module):
         """Load what :meth:`state_dict` gave; what does not travel stays as it is.
 
         Raises:
-            ValueError: if ``strict`` and a tensor is missing.
+            ValueError: If ``strict`` and a tensor is missing.
         """
         missing = sorted(self.state_dict().keys() - state_dict.keys())
         if strict and missing:

@@ -26,7 +26,7 @@ def find_lungs(hu: np.ndarray, voxel_mm: Sequence[float]) -> tuple[slice, slice,
 
     Args:
         hu: CT in HU, shape (W, H, D), the first two axes axial.
-        voxel_mm: size of a voxel, three numbers.
+        voxel_mm: Size of a voxel, three numbers.
 
     Returns:
         Slices along the three axes, or None where no lung is found.
@@ -72,18 +72,20 @@ class LungInferer(Inferer):
     slices are held at a time, of blocks those of the box.
 
     Args:
-        roi_size: sides of a window, two for a network of axial slices, three for one of blocks.
-        sw_batch_size: windows per forward pass.
-        overlap: of neighbouring windows, from 0 to below 1.
-        mirror: average the probabilities over all flips of a window's first two axes, which costs four times as much.
-        find_lung: look for the lungs first; False labels the whole CT, for CTs that show nothing round the lungs.
+        roi_size: Sides of a window, two for a network of axial slices, three for one of blocks.
+        sw_batch_size: Windows per forward pass.
+        overlap: Overlap of neighbouring windows, from 0 to below 1.
+        mirror: Whether to average the probabilities over all flips of a window's first two axes, at four times the
+            cost.
+        find_lung: Whether to look for the lungs first; False labels the whole CT, for CTs that show nothing round the
+            lungs.
         hu_window: HU that are 0 and 1 in the input.
-        multiple: sides of a window must be multiples of it.
-        fit_windows: shrink windows to the box; False for networks that take one size only, as TensorRT's do.
-        probabilities: return them instead of the labels.
+        multiple: Number of which a window's sides must be multiples.
+        fit_windows: Whether to shrink windows to the box; False for networks that take one size only, as TensorRT's do.
+        probabilities: Whether to return probabilities instead of labels.
 
     Raises:
-        ValueError: if a setting is out of its range.
+        ValueError: If a setting is out of its range.
     """
 
     def __init__(
@@ -116,7 +118,7 @@ class LungInferer(Inferer):
 
         Args:
             inputs: CTs scaled to 0..1, shape (N, 1, W, H, D); a MetaTensor tells the voxel size, else it is 1 mm.
-            network: returns logits, shape (N, classes, ...).
+            network: Network that returns logits, shape (N, classes, ...).
 
         Returns:
             Labels as uint8, shape (N, 1, W, H, D), or probabilities, shape (N, classes, W, H, D).

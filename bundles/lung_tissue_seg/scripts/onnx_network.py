@@ -12,8 +12,8 @@ class OnnxNetwork(torch.nn.Module):
         path: ONNX file with one input and one output, whose sizes are dynamic.
 
     Raises:
-        FileNotFoundError: if the file does not exist.
-        ImportError: if onnxruntime is not installed.
+        FileNotFoundError: If the file does not exist.
+        ImportError: If onnxruntime is not installed.
     """
 
     def __init__(self, path: str) -> None:

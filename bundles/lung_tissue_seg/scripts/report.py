@@ -19,11 +19,11 @@ def write_report(
     """Write report.md and report.png, each whole or not at all.
 
     Args:
-        folder: where.
-        rows: of ``scores.csv``.
-        summary: tissue to a row of ``scores_summary.csv``.
-        confusion: voxels by true label and answer, in the order of ``names``.
-        names: of the labels, background first.
+        folder: Folder to write to.
+        rows: Rows of ``scores.csv``.
+        summary: Rows of ``scores_summary.csv`` by tissue.
+        confusion: Voxels by true label and answer, in the order of ``names``.
+        names: Names of the labels, background first.
     """
     for name, content in (("report.md", table(summary).encode()), ("report.png", draw(rows, confusion, names))):
         partial = folder / f".{name}.{os.getpid()}"

@@ -12,10 +12,10 @@ class RatioSampler(Sampler):
     """Draws case numbers from two groups in a fixed ratio, in random order; each group is gone round evenly.
 
     Args:
-        extra: numbers of the one group.
-        others: numbers of the other.
-        num_samples: draws per epoch.
-        share: of the draws that falls to ``extra``, rounded to a whole number of draws.
+        extra: Numbers of the one group.
+        others: Numbers of the other.
+        num_samples: Number of draws per epoch.
+        share: Share of the draws that falls to ``extra``, rounded to a whole number of draws.
     """
 
     def __init__(self, extra: Sequence[int], others: Sequence[int], num_samples: int, share: float) -> None:
@@ -40,12 +40,12 @@ def case_sampler(cases: Sequence[Mapping], num_samples: int, extra_ratio: float 
     """Return a sampler of case numbers; the number of draws does not depend on the number of cases.
 
     Args:
-        cases: with a ``fold`` each.
-        num_samples: draws per epoch.
-        extra_ratio: cases of fold -1 drawn per other case; None goes round all cases alike.
+        cases: Cases with a ``fold`` each.
+        num_samples: Number of draws per epoch.
+        extra_ratio: Cases of fold -1 drawn per other case; None goes round all cases alike.
 
     Raises:
-        ValueError: if the ratio is negative, or asks for cases of a kind that is not there.
+        ValueError: If the ratio is negative, or asks for cases of a kind that is not there.
 
     Example: three cases of fold -1 share what one other case gets
         >>> cases = [{"fold": 0}, {"fold": -1}, {"fold": -1}, {"fold": -1}]

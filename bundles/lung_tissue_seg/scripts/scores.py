@@ -41,14 +41,14 @@ class TissueScores(Metric):
     The means go into the engine's metrics as ``<name>_<measure>_<tissue>``.
 
     Args:
-        labels: label name to value, 0 is background.
-        output_dir: where the files go; None: no files.
-        tolerance_mm: of the surface Dice.
-        seed: of the bootstrap.
-        output_transform: see ignite; must give a list of answers and a list of labels, each of shape (1, W, H, D).
+        labels: Label values by name; 0 is background.
+        output_dir: Folder of the files; None for no files.
+        tolerance_mm: Tolerance of the surface Dice, mm.
+        seed: Seed of the bootstrap.
+        output_transform: As in ignite; must give a list of answers and a list of labels, each of shape (1, W, H, D).
 
     Raises:
-        ValueError: if ``tolerance_mm`` is not above 0; on update, if an answer and its label differ in shape, or hold a
+        ValueError: If ``tolerance_mm`` is not above 0; on update, if an answer and its label differ in shape, or hold a
             value that ``labels`` does not name.
     """
 

@@ -4,29 +4,41 @@ import numpy as np
 import torch
 
 
+def connect(url: str, model_name: str) -> tuple:
+    """Return tritonclient's gRPC module and its client of a server that has a model ready.
+
+    Raises:
+        ConnectionError: If no such model is ready there.
+        ImportError: If tritonclient is not installed.
+    """
+    from tritonclient import grpc  # needed by this overlay alone
+
+    client = grpc.InferenceServerClient(url)
+    try:
+        ready = client.is_model_ready(model_name)
+    except grpc.InferenceServerException as error:
+        raise ConnectionError(f"no Triton server answers at {url} by gRPC: {error.message()}") from None
+    if not ready:
+        raise ConnectionError(f"the Triton server at {url} has no model {model_name} ready")
+    return grpc, client
+
+
 class TritonNetwork(torch.nn.Module):
     """Stands where the PyTorch network does.
 
     Args:
-        url: host and port of the server's gRPC service.
-        model_name: name in the server's model repository.
+        url: Host and port of the server's gRPC service.
+        model_name: Name in the server's model repository.
 
     Raises:
-        ConnectionError: if no such model is ready there.
-        ImportError: if tritonclient is not installed.
+        ConnectionError: If no such model is ready there.
+        ImportError: If tritonclient is not installed.
     """
 
     def __init__(self, url: str, model_name: str) -> None:
         super().__init__()
-        from tritonclient import grpc  # needed by this overlay alone
-
-        self.grpc, self.client, self.model_name = grpc, grpc.InferenceServerClient(url), model_name
-        try:
-            ready = self.client.is_model_ready(model_name)
-        except grpc.InferenceServerException as error:
-            raise ConnectionError(f"no Triton server answers at {url} by gRPC: {error.message()}") from None
-        if not ready:
-            raise ConnectionError(f"the Triton server at {url} has no model {model_name} ready")
+        self.grpc, self.client = connect(url, model_name)
+        self.model_name = model_name
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return the logits of images, shapes (N, 1, W, H) to (N, classes, W, H)."""

@@ -12,8 +12,8 @@ class LabelledDiceCELoss(torch.nn.Module):
     """Dice over the batch plus cross-entropy of the voxels that are labelled, as MONAI's DiceCELoss of those alone.
 
     Args:
-        weight: of each label, in the order of the network's channels; all alike if None.
-        ignore: value of voxels that nobody labelled.
+        weight: Weight of each label, in the order of the network's channels; all alike if None.
+        ignore: Value of voxels that nobody labelled.
     """
 
     def __init__(self, weight: torch.Tensor | None = None, ignore: int = 255) -> None:
@@ -26,8 +26,8 @@ class LabelledDiceCELoss(torch.nn.Module):
         """Return the loss, 0 where no voxel is labelled.
 
         Args:
-            input: logits, shape (B, labels, H, W[, D]).
-            target: label values or ``ignore``, shape (B, 1, H, W[, D]).
+            input: Logits, shape (B, labels, H, W[, D]).
+            target: Label values or ``ignore``, shape (B, 1, H, W[, D]).
         """
         target = target.long()
         labelled = target != self.ignore
@@ -40,8 +40,8 @@ class KnownLabels:
     """Passes label maps on, and refuses one that holds a value without a name.
 
     Args:
-        labels: tissue name to value.
-        ignore: value of voxels that nobody labelled.
+        labels: Label values by tissue name.
+        ignore: Value of voxels that nobody labelled.
     """
 
     def __init__(self, labels: Mapping[str, int], ignore: int = 255) -> None:

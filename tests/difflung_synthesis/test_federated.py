@@ -3,11 +3,12 @@
 import pytest
 import torch
 from ignite.engine import Engine
-from scripts.ablation import ClassBalancedMaskAblation, MeasurePresence
+from scripts.ablation import ClassBalancedMaskAblation
 from scripts.autoencoder import TissueAutoencoder
 from scripts.federated import BINS, MeasureTogether, NetworkAndAverage, Shared
+from scripts.measure import MeasurePresence
 from scripts.network import TissueDenoiser
-from scripts.patient import PatientWeights
+from scripts.prior_weights import PatientWeights
 
 LABELS = {"background": 0, "healthy": 1, "ground_glass": 2, "fibrosis": 3, "emphysema": 4, "consolidation": 5}
 MEANS = [0.0, -0.7, -0.4, -0.2, -0.9, 0.1]  # of each label, in [-1, 1]

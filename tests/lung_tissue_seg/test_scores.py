@@ -11,7 +11,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.losses import DiceCELoss
 
-from tests.segmenter.bundle import BUNDLE, load
+from tests.lung_tissue_seg.bundle import BUNDLE, load
 
 sampling, scores, unlabelled = load("sampling"), load("scores"), load("unlabelled")
 LABELS = {"background": 0, "healthy": 1, "fibrosis": 3, "emphysema": 4}
@@ -162,12 +162,6 @@ def test_unusable_settings_and_maps_are_refused():
     label[0, 5, 5, 1] = 7
     with pytest.raises(ValueError, match="case0: the label holds 7, but labels name only background=0, healthy=1"):
         scored([volume()], [label])
-
-
-def test_both_bundles_hold_the_same_training_state():
-    """Each bundle is shipped alone, so what both need is in both; it is tested in tests/synthesis/test_training.py."""
-    other = BUNDLE.parent / "difflung_synthesis/scripts/training.py"
-    assert (BUNDLE / "scripts/training.py").read_bytes() == other.read_bytes()
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (BUNDLE / "scripts").glob("[a-z]*.py")))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from tests.segmenter.bundle import (
+from tests.lung_tissue_seg.bundle import (
     CASES,
     CONFIGS,
     TINY,

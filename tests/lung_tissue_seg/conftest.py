@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.segmenter.bundle import BUNDLE, write_cohort
+from tests.lung_tissue_seg.bundle import BUNDLE, write_cohort
 
 
 @pytest.fixture(autouse=True, scope="module")

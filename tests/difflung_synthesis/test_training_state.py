@@ -9,7 +9,7 @@ from monai.engines import SupervisedTrainer
 from monai.handlers import LrScheduleHandler
 from monai.transforms import Compose, DeleteItemsd, RandFlipd, RandGaussianNoised, RandSpatialCropd, ToTensord
 from scripts.gradients import ClipGradients
-from scripts.training import TrainingState, Untracked
+from scripts.training_state import TrainingState, Untracked
 
 
 class Killed(Exception):

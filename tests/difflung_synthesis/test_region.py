@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from scripts.condition import UNKNOWN
 from scripts.region import PaintRegiond, PasteRegiond
+from scripts.tissue_channels import UNKNOWN
 
 LABELS = {"background": 0, "healthy": 1, "ground_glass": 2, "emphysema": 4}
 

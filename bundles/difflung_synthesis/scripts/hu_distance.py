@@ -7,16 +7,16 @@ import torch
 from ignite.engine import Engine
 from ignite.metrics import Metric
 
-from .condition import plain, tissue_values
+from .tissue_channels import plain, tissue_values
 
 
 def wasserstein_1(first: torch.Tensor, second: torch.Tensor, bin_width: float) -> torch.Tensor:
     """Return the Wasserstein-1 distance of two histograms over the same bins: the area between their CDFs.
 
     Args:
-        first: counts, shape (..., bins).
-        second: counts, the same shape.
-        bin_width: in HU, which is then the unit of the result.
+        first: Counts of one histogram, shape (..., bins).
+        second: Counts of the other, the same shape.
+        bin_width: Width of a bin in HU, which is then the unit of the result.
 
     Returns:
         Shape (...); NaN where either histogram is empty.
@@ -37,11 +37,11 @@ class HuWasserstein(Metric):
     ``<name>_<tissue>`` and ``<name>_floor_<tissue>`` are each tissue's own; tissues that do not occur are absent.
 
     Args:
-        labels: tissue name to value.
-        bin_width: of the histograms, HU.
+        labels: Label values by tissue name.
+        bin_width: Width of a bin of the histograms, HU.
         lowest: HU of the first bin; darker voxels are counted there.
         highest: HU after the last bin; brighter voxels are counted there.
-        output_transform: see ignite; must give lists of painted CTs, shape (samples, W, H, D), HU, and of references,
+        output_transform: As in ignite; must give lists of painted CTs, shape (samples, W, H, D), HU, and of references,
             shape (2, W, H, D): real CT in HU and the tissue of each painted voxel (0 where nothing was painted).
     """
 

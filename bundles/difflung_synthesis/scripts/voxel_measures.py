@@ -17,7 +17,7 @@ def painted_box(tissue: np.ndarray) -> tuple[slice, slice, slice]:
     """Return the box that holds every painted voxel and ``MARGIN`` around them in-plane.
 
     Args:
-        tissue: 0 where nothing was painted, shape (W, H, D); not all 0.
+        tissue: Tissue of each painted voxel, 0 where nothing was painted, shape (W, H, D); not all 0.
     """
     box = []
     for axis, margin in enumerate((MARGIN, MARGIN, 0)):
@@ -42,10 +42,11 @@ def ssim_maps(painted: np.ndarray, real: np.ndarray, tissue: np.ndarray, hu_rang
     """Return the structural similarity (Wang et al., 2004) around each voxel, axial slice by axial slice.
 
     Args:
-        painted: shape (S, W, H, D).
-        real: shape (W, H, D).
-        tissue: 0 where nothing was painted, shape (W, H, D); slices without tissue are left out.
-        hu_range: width of the HU window.
+        painted: Painted samples, shape (S, W, H, D).
+        real: Real CT, shape (W, H, D).
+        tissue: Tissue of each painted voxel, 0 where nothing was painted, shape (W, H, D); slices without tissue are
+            left out.
+        hu_range: Width of the HU window.
 
     Returns:
         float32, shape (S, W, H, D); NaN where left out, and all over where a slice is smaller than ``SSIM_EDGE``.
@@ -67,11 +68,11 @@ def voxel_sums(
     """Return the sums from which :func:`voxel_measures` makes its ratios; those of several cases are to be added.
 
     Args:
-        painted: shape (S, W, H, D).
-        real: shape (W, H, D).
-        where: the region of one tissue, bool, shape (W, H, D).
-        similarity: as :func:`ssim_maps` gives it.
-        windows: by how many windows each voxel was painted, shape (W, H, D); None if that is not known.
+        painted: Painted samples, shape (S, W, H, D).
+        real: Real CT, shape (W, H, D).
+        where: Region of one tissue, bool, shape (W, H, D).
+        similarity: Similarity, as :func:`ssim_maps` gives it.
+        windows: Number of windows by which each voxel was painted, shape (W, H, D); None if that is not known.
     """
     values, truth = painted[:, where].astype(np.float64), real[where].astype(np.float64)
     pairs = list(combinations(values, 2))
@@ -96,9 +97,9 @@ def _step_sum(volumes: np.ndarray, parts: np.ndarray, among: np.ndarray | None =
     """Return the sum of |HU difference| over the in-plane neighbours that differ in ``parts``, shape (W, H, D).
 
     Args:
-        volumes: shape (S, W, H, D).
-        parts: booleans or numbers.
-        among: bool, shape (W, H, D); where both neighbours must lie, anywhere if None.
+        volumes: Volumes, shape (S, W, H, D).
+        parts: Booleans or numbers, shape (W, H, D).
+        among: Where both neighbours must lie, bool, shape (W, H, D); anywhere if None.
     """
     total = 0.0
     for axis in (0, 1):
@@ -139,8 +140,8 @@ def voxel_measures(sums: dict[str, float], hu_range: float) -> dict[str, float]:
       figures only, for they punish texture that is right but elsewhere.
 
     Args:
-        sums: the sum of what :func:`voxel_sums` gave.
-        hu_range: width of the HU window.
+        sums: Sums of what :func:`voxel_sums` gave.
+        hu_range: Width of the HU window.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.divide

@@ -1,9 +1,10 @@
-"""CBMAT's properties (METHOD section 3): each follows from the definition, none from the implementation."""
+"""CBMAT's properties (`docs/method.md`): each follows from the definition, none from the implementation."""
 
 import pytest
 import torch
-from scripts.ablation import ClassBalancedMaskAblation, exposure, keep_probability, tissue_presence
-from scripts.condition import UNKNOWN, condition_channels
+from scripts.ablation import ClassBalancedMaskAblation, exposure, keep_probability
+from scripts.measure import tissue_presence
+from scripts.tissue_channels import UNKNOWN, condition_channels
 
 LABELS = {"background": 0, "healthy": 1, "ground_glass": 2, "fibrosis": 3, "emphysema": 4, "consolidation": 5}
 PRESENCE = torch.tensor([0.85, 0.35, 0.25, 0.10, 0.06])

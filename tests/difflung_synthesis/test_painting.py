@@ -11,9 +11,9 @@ from monai.data import MetaTensor
 from scripts.attributes import Attributes
 from scripts.autoencoder import TissueAutoencoder
 from scripts.cases import datalist_cases, painting_cases
-from scripts.condition import DENSITY_GAIN, UNKNOWN
 from scripts.network import TissueDenoiser
 from scripts.painting import PaintInferer, window_corners
+from scripts.tissue_channels import DENSITY_GAIN, UNKNOWN
 
 from tests.dicom import write_series
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
-from scripts.texture import FEATURES, LEVELS, cut_tiles, frechet_distance, mmd, prdc, texture_features, tile_features
+from scripts.texture import FEATURES, LEVELS, cut_tiles, frechet_distance, mmd, prdc, tile_features
 
 QUARTET = ("precision", "recall", "density", "coverage")
 
@@ -29,10 +29,15 @@ def feature(name, features):
     return features[:, FEATURES.index(name)]
 
 
+def described(hu, mask):
+    """Return the features of a region of one slice."""
+    return tile_features(*cut_tiles(hu, mask))
+
+
 def test_hu_outside_the_region_has_no_influence():
     mask = disc()
     inside = noise(0)
-    features = [texture_features(np.where(mask, inside, outside), mask) for outside in (0.0, -1024.0, noise(1), np.nan)]
+    features = [described(np.where(mask, inside, outside), mask) for outside in (0.0, -1024.0, noise(1), np.nan)]
     assert len(features[0]) > 10
     for other in features[1:]:
         np.testing.assert_array_equal(features[0], other)
@@ -56,11 +61,11 @@ def test_each_piece_of_the_region_has_its_own_grid():
 
 @pytest.mark.parametrize("mask", [np.zeros((40, 40), bool), np.eye(40, dtype=bool), disc(40, radius=5)])
 def test_regions_without_room_for_a_tile_give_no_features(mask):
-    assert texture_features(noise(0, 40), mask).shape == (0, len(FEATURES))
+    assert described(noise(0, 40), mask).shape == (0, len(FEATURES))
 
 
 def test_first_order_features_are_those_of_the_distribution():
-    features = texture_features(noise(3, 480, mean=-900, std=50), np.ones((480, 480), bool)).mean(0)
+    features = described(noise(3, 480, mean=-900, std=50), np.ones((480, 480), bool)).mean(0)
     known = {"mean": -900, "std": 50, "q05": -900 - 1.645 * 50, "q95": -900 + 1.645 * 50}
     assert {name: features[FEATURES.index(name)] for name in known} == pytest.approx(known, rel=0.02)
     assert features[FEATURES.index("low_attenuation")] == pytest.approx(0.159, abs=0.01)
@@ -70,10 +75,10 @@ def test_first_order_features_are_those_of_the_distribution():
 
 def test_a_ramp_has_one_gradient_and_a_constant_none():
     ramp = np.broadcast_to(-900 + 3 * np.arange(32.0)[:, None] + 4 * np.arange(32.0), (32, 32))
-    features = texture_features(ramp, np.ones((32, 32), bool))
+    features = described(ramp, np.ones((32, 32), bool))
     np.testing.assert_allclose(feature("gradient_mean", features), 5)
     np.testing.assert_allclose(feature("gradient_std", features), 0, atol=1e-6)
-    constant = texture_features(np.full((32, 32), -900.0), np.ones((32, 32), bool))[0]
+    constant = described(np.full((32, 32), -900.0), np.ones((32, 32), bool))[0]
     expected = {"mean": -900, "q05": -900, "q95": -900}
     expected |= {f"{name}_{step}": 1 for name in ("homogeneity", "correlation", "energy") for step in (1, 2)}
     np.testing.assert_allclose(constant, [expected.get(name, 0) for name in FEATURES], atol=1e-6)
@@ -81,7 +86,7 @@ def test_a_ramp_has_one_gradient_and_a_constant_none():
 
 def test_blur_moves_energy_to_the_coarse_bands_and_raises_the_correlation():
     whole = np.ones((96, 96), bool)
-    fine, coarse = (texture_features(noise(0, blur=blur), whole) for blur in (0, 2))
+    fine, coarse = (described(noise(0, blur=blur), whole) for blur in (0, 2))
     assert feature("band_1", fine).mean() > 3 * feature("band_1", coarse).mean()
     assert feature("band_4", coarse).mean() > 2 * feature("band_4", fine).mean()
     assert feature("correlation_1", coarse).mean() > 0.8
@@ -91,14 +96,14 @@ def test_blur_moves_energy_to_the_coarse_bands_and_raises_the_correlation():
 def test_stripes_have_the_contrast_that_can_be_counted():
     step = (300 + 1024) / LEVELS
     stripes = np.broadcast_to(np.where(np.arange(32) % 2, -700 + 2 * step, -700)[:, None], (32, 32))
-    features = texture_features(stripes, np.ones((32, 32), bool))
+    features = described(stripes, np.ones((32, 32), bool))
     np.testing.assert_allclose(feature("contrast_1", features), 3)  # 2 levels apart in 3 directions, 0 in 1: 4 * 3 / 4
     np.testing.assert_allclose(feature("contrast_2", features), 2)  # 2 levels in the diagonals, which round to 1 voxel
 
 
 def test_the_outline_of_the_region_leaves_no_trace():
     stripes = np.broadcast_to(np.where(np.arange(96) % 2, -600.0, -700.0)[:, None], (96, 96))
-    np.testing.assert_allclose(feature("contrast_1", texture_features(stripes, disc())), 0.75 * 3**2)  # levels 7 and 10
+    np.testing.assert_allclose(feature("contrast_1", described(stripes, disc())), 0.75 * 3**2)  # levels 7 and 10
     columns = np.broadcast_to(noise(0, 16)[0], (2, 16, 16))
     inside = np.ones((2, 16, 16), bool)
     inside[1, 9:] = False  # the same columns, but shorter
@@ -112,7 +117,7 @@ def test_features_of_no_tiles_are_an_empty_table():
 
 def test_slice_and_mask_of_different_shape_are_refused():
     with pytest.raises(ValueError, match=r"share one shape \(W, H\), but have \(8, 8\) and \(8, 9\)"):
-        texture_features(np.zeros((8, 8)), np.zeros((8, 9), bool))
+        cut_tiles(np.zeros((8, 8)), np.zeros((8, 9), bool))
 
 
 def test_equal_sets_are_at_no_distance():

@@ -12,8 +12,8 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from PIL import Image
 from scipy.ndimage import gaussian_filter
-from scripts.grid import LUNG_WINDOW, Crops, TissueGrid, draw_grid
-from scripts.metrics import HuWasserstein
+from scripts.hu_distance import HuWasserstein
+from scripts.pictures import LUNG_WINDOW, Crops, TissueGrid, draw_grid
 from scripts.quality import TissueQuality
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -1,5 +1,7 @@
 """The denoiser: MONAI's U-Net is the one of monai-generative, and weights of another kind are refused."""
 
+import json
+
 import pytest
 import torch
 from generative.networks.nets import DiffusionModelUNet as Reference
@@ -7,10 +9,10 @@ from monai.networks.nets import DiffusionModelUNet
 from scripts import samplers
 from scripts.attributes import Attributes
 from scripts.autoencoder import TissueAutoencoder
-from scripts.condition import DENSITY_GAIN
 from scripts.network import BLOCK, TissueDenoiser, coarse_means, stored_kind
-from scripts.patient import WIDTH
 from scripts.prior import COMPONENTS, moments
+from scripts.prior_weights import WIDTH
+from scripts.tissue_channels import DENSITY_GAIN
 
 LABELS = {"background": 0, "healthy": 1, "ground_glass": 2, "fibrosis": 3, "emphysema": 4, "consolidation": 5}
 ATTRIBUTES = {"age": [0, 120], "history": ["none", "smoker"]}
@@ -193,7 +195,8 @@ def test_latent_network_works_on_a_coarser_grid(dims):
 
 
 def changed(state, **kind):
-    return state | {"_extra_state": stored_kind(state["_extra_state"]) | kind}
+    kind = stored_kind(state["_extra_state"]) | kind
+    return state | {"_extra_state": torch.tensor(list(json.dumps(kind).encode()), dtype=torch.uint8)}
 
 
 @pytest.mark.parametrize(("kind", "message"), [
@@ -219,5 +222,7 @@ def test_the_second_stage_starts_from_a_flow_but_not_the_other_way_round():
 def test_foreign_weights_and_objectives_are_refused():
     with pytest.raises(ValueError, match="these weights are not the synthesizer's"):
         denoiser().load_state_dict({"conv.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match="these weights are not the synthesizer's"):
+        denoiser().load_state_dict(denoiser().state_dict() | {"_extra_state": {"dimension": 2}})  # of an early 0.2.0
     with pytest.raises(ValueError, match="objective must be one of flow, few_step, ddpm, not gan"):
         TissueDenoiser(LABELS, objective="gan")

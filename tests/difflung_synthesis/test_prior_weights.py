@@ -1,8 +1,8 @@
 import pytest
 import torch
 from scripts.attributes import Attributes
-from scripts.patient import PatientWeights, component_weights
 from scripts.prior import COMPONENTS, log_density
+from scripts.prior_weights import PatientWeights, component_weights
 
 ATTRIBUTES = Attributes({"severity": [0, 1], "history": ["none", "smoker"]})
 MEANS = torch.linspace(-2, 2, COMPONENTS).expand(1, 2, COMPONENTS)  # two tissues

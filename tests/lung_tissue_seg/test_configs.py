@@ -11,7 +11,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.bundle.scripts import verify_metadata, verify_net_in_out
 
-from tests.segmenter.bundle import CASES, CONFIGS, SCHEMA, TINY, WORKFLOWS, config, ids, workflow
+from tests.lung_tissue_seg.bundle import CASES, CONFIGS, SCHEMA, TINY, WORKFLOWS, config, ids, workflow
 
 
 @pytest.mark.parametrize(("name", "kind"), [("train", "train"), ("evaluate", "train"), ("inference", "infer")])
@@ -161,5 +161,19 @@ def test_an_empty_part_of_the_datalist_is_refused(cohort, tmp_path, part, text):
     (tmp_path / "datalist.json").write_text(json.dumps(content))
     flow = workflow("train", "train", dataset_dir=str(tmp_path), fold=3, **TINY)
     flow.initialize()
-    with pytest.raises(SystemExit, match=text):
+    with pytest.raises(RuntimeError) as refusal:  # MONAI's, with ours as its cause
         flow.parser.get_parsed_content(f"{part}::dataset")
+    assert isinstance(refusal.value.__cause__, ValueError) and text in str(refusal.value.__cause__)
+
+
+def test_inference_needs_the_scripts_that_the_package_says():
+    """``inference.json`` names them, and what they import of the bundle comes with them."""
+    said = (CONFIGS.parent / "scripts/__init__.py").read_text()
+    needed = set(re.findall(r"scripts\.(\w+)\.", (CONFIGS / "inference.json").read_text()))
+    assert needed == {"cases", "lungs"}
+    for name in sorted(needed):
+        needed |= set(re.findall(r"^from \.(\w+) import", (CONFIGS.parent / f"scripts/{name}.py").read_text(), re.M))
+    first, second = re.search(r"Inference needs (.*?)\. Networks(.*?)\. All", said, re.DOTALL).groups()
+    assert set(re.findall(r"``(\w+)``", first)) == needed
+    overlays = "".join(path.read_text() for path in CONFIGS.glob("inference_*.json"))
+    assert set(re.findall(r"``(\w+)``", second)) == set(re.findall(r"scripts\.(\w+)\.", overlays))

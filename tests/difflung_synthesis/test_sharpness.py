@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
-from scripts.condition import UNKNOWN
 from scripts.sharpness import TYPICAL_HU, MeasureSharpnessd, append_sharpness, sharpness_hu
+from scripts.tissue_channels import UNKNOWN
 
 
 def ct(sigma, seed=0, size=(40, 36, 6)):

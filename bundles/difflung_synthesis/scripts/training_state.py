@@ -29,16 +29,16 @@ class TrainingState:
     that is resumed draws what the other would have drawn.
 
     Args:
-        network: what is trained, possibly wrapped for several processes.
-        ema: ignite's EMAHandler.
-        optimizer: of the network.
-        lr_scheduler: of the optimizer.
-        dataloader: of the trainer; its dataset's transforms are seeded too.
-        model_dir: where both files go.
-        weights_name: file of the averaged weights.
-        seed: of the run.
-        save_interval: epochs between two savings; the end is always saved.
-        resume: go on from ``training.pt``; an error if it is not there.
+        network: Network that is trained, possibly wrapped for several processes.
+        ema: EMAHandler of ignite.
+        optimizer: Optimizer of the network.
+        lr_scheduler: Schedule of the optimizer.
+        dataloader: Dataloader of the trainer; its dataset's transforms are seeded too.
+        model_dir: Folder of both files.
+        weights_name: File of the averaged weights.
+        seed: Seed of the run.
+        save_interval: Number of epochs between two savings; the end is always saved.
+        resume: Whether to go on from ``training.pt``, which must be there.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation
 
 from tests.dicom import write_series
-from tests.segmenter.bundle import BUNDLE, TINY, load, read_rows, run
+from tests.lung_tissue_seg.bundle import BUNDLE, TINY, load, read_rows, run
 
 cases = load("cases")
 TURN = 0.15  # rad about the patient's axis
@@ -88,10 +88,21 @@ def datalist_of_series(folder):
 
 def test_a_datalist_may_name_series_if_they_are_whole(tmp_path):
     path = datalist_of_series(tmp_path)
-    assert [item["image"] for item in cases.datalist_cases(str(path))] == [f"{tmp_path}/images/p{n}" for n in (0, 1)]
+    for held_out, number in ((True, 0), (False, 1)):
+        (item,) = cases.datalist_cases(str(path), fold=0, held_out=held_out)
+        assert item["image"] == f"{tmp_path}/images/p{number}"
     (tmp_path / "images/p1/IM0002").unlink()
     with pytest.raises(ValueError, match="images/p1: slices 2 and 4 lie 5 mm apart, the others 2.5 mm"):
-        cases.datalist_cases(str(path))
+        cases.datalist_cases(str(path), fold=0, held_out=False)
+
+
+def test_an_item_without_a_fold_is_refused(tmp_path):
+    path = datalist_of_series(tmp_path)
+    content = json.loads(path.read_text())
+    del content["training"][1]["fold"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="gives no fold for .*images/p1; make it with `python -m tools dataset`"):
+        cases.datalist_cases(str(path), fold=0, held_out=True)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import SliceInferer
 
-from tests.segmenter.bundle import load
+from tests.lung_tissue_seg.bundle import load
 
 lungs = load("lungs")
 VOXEL_MM = (2.0, 2.0, 5.0)

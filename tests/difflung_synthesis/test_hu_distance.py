@@ -3,7 +3,7 @@
 import pytest
 import torch
 from ignite.engine import Engine
-from scripts.metrics import HuWasserstein
+from scripts.hu_distance import HuWasserstein
 
 LABELS = {"background": 0, "healthy": 1, "ground_glass": 2, "emphysema": 4}
 

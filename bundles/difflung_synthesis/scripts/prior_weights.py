@@ -26,9 +26,9 @@ class PatientWeights(nn.Sequential):
     until :meth:`fit`; training does not change them.
 
     Args:
-        entries: of the attribute vector, the sharpness of the CT among them.
-        channels: of the network's data.
-        tissues: number of tissues.
+        entries: Entries of the attribute vector, the sharpness of the CT among them.
+        channels: Channels of the network's data.
+        tissues: Number of tissues.
     """
 
     def __init__(self, entries: int, channels: int, tissues: int) -> None:
@@ -44,7 +44,7 @@ class PatientWeights(nn.Sequential):
         """Return the logits of components and of shares.
 
         Args:
-            attributes: shape (B, entries).
+            attributes: Attribute vectors, shape (B, entries).
 
         Returns:
             Shape (B, channels, tissues, components); shape (B, 2, tissues), of UNKNOWN beside tissues that are told and
@@ -62,12 +62,13 @@ class PatientWeights(nn.Sequential):
         They stay: trained together with the U-Net, which can make up for them, they lost most of what they had learned.
 
         Args:
-            histograms: attribute vector and sharpness of a patient, shape (entries,); which tissue; values of the
-                network's data there, shape (channels, voxels). Those of one patient are put together.
-            shares: vector as above; which shares, see :meth:`forward`; voxels of each tissue, shape (tissues, 1).
-            means: of the components, shape (channels, tissues, components).
-            deviations: likewise.
-            attributes: which draws what is withheld, as training does.
+            histograms: Samples of three: attribute vector and sharpness of a patient, shape (entries,); which tissue;
+                values of the network's data there, shape (channels, voxels). Those of one patient are put together.
+            shares: Samples of three: vector as above; which shares, see :meth:`forward`; voxels of each tissue, shape
+                (tissues, 1).
+            means: Means of the components, shape (channels, tissues, components).
+            deviations: Deviations of the components, the same shape.
+            attributes: Encoder that draws what is withheld, as training does.
         """
         device = means.device
         histograms = [sample for sample in by_patient(histograms) if sample[2].shape[1] >= MOST_VOXELS]
@@ -118,7 +119,8 @@ def component_weights(log_density: torch.Tensor) -> torch.Tensor:
     """Return the weights of given components that make values likeliest, by expectation maximisation.
 
     Args:
-        log_density: of each value under each component, shape (samples, channels, components, values).
+        log_density: Logarithm of the density of each value under each component, shape (samples, channels, components,
+            values).
 
     Returns:
         Shape (samples, channels, components), summing to 1 over the components.

@@ -7,7 +7,6 @@ import torch
 from scripts.ablation import ClassBalancedMaskAblation
 from scripts.attributes import Attributes
 from scripts.autoencoder import TissueAutoencoder
-from scripts.condition import DENSITY_GAIN, UNKNOWN, density_channels
 from scripts.network import TissueDenoiser
 from scripts.objectives import (
     DenoisingObjective,
@@ -21,6 +20,7 @@ from scripts.objectives import (
     stratified_times,
 )
 from scripts.samplers import alpha_bars
+from scripts.tissue_channels import DENSITY_GAIN, UNKNOWN, density_channels
 
 LABELS = {"background": 0, "healthy": 1, "ground_glass": 2, "emphysema": 4}
 

@@ -12,7 +12,7 @@ from monai.handlers import from_engine
 from scipy import ndimage
 from torch.utils.tensorboard import SummaryWriter
 
-from .condition import plain, tissue_values
+from .tissue_channels import plain, tissue_values
 
 LUNG_WINDOW = (-1350, 150)  # HU shown as black and as white
 GAP = 3  # white voxels between real and painted
@@ -24,11 +24,11 @@ class Crop:
     """One place in one slice, real and painted.
 
     Args:
-        real: HU, shape (size, size), in the axes of the volume.
-        painted: HU, the same shape.
-        region: where the tissue lies, bool, the same shape.
-        voxels: of the tissue in the slice.
-        rank: 0 for the slice of the case that holds most of the tissue, 1 for the next one, ...
+        real: Real HU, shape (size, size), in the axes of the volume.
+        painted: Painted HU, the same shape.
+        region: Where the tissue lies, bool, the same shape.
+        voxels: Number of the tissue's voxels in the slice.
+        rank: Rank of the slice in its case: 0 where most of the tissue is, 1 for the next one, and so on.
     """
 
     real: np.ndarray
@@ -57,9 +57,9 @@ class Crops:
     """Collects, per tissue, crops round its largest regions, of different cases where there are enough.
 
     Args:
-        labels: tissue name to value.
-        number: crops kept per tissue.
-        size: edge of a crop, voxels.
+        labels: Label values by tissue name.
+        number: Number of crops kept per tissue.
+        size: Edge of a crop, voxels.
     """
 
     def __init__(self, labels: Mapping[str, int], number: int = 4, size: int = 64) -> None:
@@ -70,9 +70,9 @@ class Crops:
         """Add one case.
 
         Args:
-            painted: HU, shape (W, H, D).
-            real: HU, the same shape.
-            tissue: of each painted voxel, 0 where nothing was painted, the same shape.
+            painted: Painted CT in HU, shape (W, H, D).
+            real: Real CT in HU, the same shape.
+            tissue: Tissue of each painted voxel, 0 where nothing was painted, the same shape.
         """
         for value in self.kept:
             voxels = (tissue == value).sum((0, 1))
@@ -120,11 +120,11 @@ def draw_grid(crops: Mapping[str, list[Crop]], path: Path) -> None:
     """Write a PNG with a row per tissue and pairs of real (the tissue outlined) and painted beside each other.
 
     Args:
-        crops: tissue name to crops, at least one each.
-        path: of the PNG.
+        crops: Crops by tissue name, at least one each.
+        path: File of the PNG.
 
     Raises:
-        ValueError: if there is no crop at all.
+        ValueError: If there is no crop at all.
     """
     if not crops:
         raise ValueError("there is no crop to draw: no case held painted tissue")
@@ -149,11 +149,11 @@ class TissueGrid:
     """Adds a picture ``tissue/<name>`` per tissue to TensorBoard after each evaluation: pairs of real and painted.
 
     Args:
-        labels: tissue name to value.
-        log_dir: of TensorBoard.
-        step: returns the number the pictures stand at; None: the evaluator's epoch, which ValidationHandler makes the
-            trainer's.
-        output_transform: as for :class:`~scripts.metrics.HuWasserstein`; of several samples the first is shown.
+        labels: Label values by tissue name.
+        log_dir: Folder of TensorBoard.
+        step: Function that returns the number the pictures stand at; None for the evaluator's epoch, which
+            ValidationHandler makes the trainer's.
+        output_transform: As for :class:`~scripts.hu_distance.HuWasserstein`; of several samples the first is shown.
     """
 
     def __init__(

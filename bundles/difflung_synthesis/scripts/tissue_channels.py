@@ -13,7 +13,7 @@ def tissue_values(labels: Mapping[str, int]) -> list[int]:
     """Return the label values of the tissues, background left out, in the order of the condition channels.
 
     Args:
-        labels: tissue name to value, as ``labels`` in the config; background is 0.
+        labels: Label values by tissue name, as ``labels`` in the config; background is 0.
 
     Example:
         >>> tissue_values({"background": 0, "healthy": 1, "emphysema": 4})
@@ -26,14 +26,14 @@ def condition_channels(tissue_map: torch.Tensor, labels: Mapping[str, int]) -> t
     """Turn a tissue map into condition channels: one per tissue, then one for UNKNOWN; background is zero in all.
 
     Args:
-        tissue_map: label values or UNKNOWN, shape (B, 1, H, W[, D]).
-        labels: tissue name to value.
+        tissue_map: Label values or UNKNOWN, shape (B, 1, H, W[, D]).
+        labels: Label values by tissue name.
 
     Returns:
         Zeros and ones, float32, shape (B, number of tissues + 1, H, W[, D]).
 
     Raises:
-        ValueError: if the map holds a value that ``labels`` does not name.
+        ValueError: If the map holds a value that ``labels`` does not name.
 
     Example:
         >>> condition_channels(torch.tensor([[[[0, 1, UNKNOWN]]]]), {"background": 0, "healthy": 1})[0, :, 0].tolist()
@@ -52,9 +52,9 @@ def density_channels(tissue_map: torch.Tensor, density: torch.Tensor, labels: Ma
     """Return two channels: the mean density wanted of the tissue at each voxel, and where one is wanted.
 
     Args:
-        tissue_map: label values, shape (B, 1, H, W[, D]).
-        density: mean intensity per tissue in [-1, 1], NaN where it is not told, shape (B, tissues).
-        labels: tissue name to value.
+        tissue_map: Label values, shape (B, 1, H, W[, D]).
+        density: Mean intensity per tissue in [-1, 1], NaN where it is not told, shape (B, tissues).
+        labels: Label values by tissue name.
 
     Returns:
         Shape (B, 2, H, W[, D]); zeros where nothing is told.
