@@ -68,7 +68,7 @@ def describe(case: str, owner: str, hu: np.ndarray, where: np.ndarray, around: n
         where: the tissue, bool, the same shape; not empty.
         around: the lung that the tissue borders on, bool, the same shape.
     """
-    texture, voxels = synthesis_script("texture"), synthesis_script("voxels")
+    texture, voxels = synthesis_script("texture"), synthesis_script("voxel_measures")
     box = voxels.painted_box(where)
     hu, where, around = hu[box], where[box], around[box]
     inside = hu[where]
@@ -159,7 +159,7 @@ def summary(tissues: Sequence[Tissue]) -> dict:
     if not tissues:
         return found
     counts = sum(tissue.counts for tissue in tissues)
-    hu = synthesis_script("voxels").quantiles(counts, QUANTILES, HU_WINDOW)
+    hu = synthesis_script("voxel_measures").quantiles(counts, QUANTILES, HU_WINDOW)
     found |= {f"hu_q{share * 100:02.0f}": value for share, value in zip(QUANTILES, hu)}
     low = synthesis_script("texture").LOW_ATTENUATION_HU - HU_WINDOW[0]
     found["laa950"] = float(counts[:low].sum() / counts.sum())
@@ -174,7 +174,7 @@ def hu_distance(first: Sequence[Tissue], second: Sequence[Tissue]) -> float:
     if not first or not second:
         return float("nan")
     pair = (torch.from_numpy(sum(tissue.counts for tissue in tissues)).double() for tissues in (first, second))
-    return float(synthesis_script("metrics").wasserstein_1(*pair, bin_width=1))
+    return float(synthesis_script("hu_distance").wasserstein_1(*pair, bin_width=1))
 
 
 def texture_distances(halves: list[Sequence[Tissue]], painted: Sequence[Tissue]) -> dict[str, float]:

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from scripts.condition import condition_channels, density_channels
 from scripts.network import TissueDenoiser
 from scripts.objectives import FlowObjective, RegionMSELoss
 from scripts.painting import PaintInferer
+from scripts.tissue_channels import condition_channels, density_channels
 
 from tools.gate.copies import tile_corners
 from tools.gate.gate import Gate
