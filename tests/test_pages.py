@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from monai.bundle import ConfigParser
 
 from tools.__main__ import COMMANDS, command_function
@@ -124,6 +125,18 @@ def test_bundle_run_of_a_page_names_configs_and_ids_that_exist(page, words):
     run_id = words[words.index("run") + 1]
     if not run_id.startswith("--"):
         parser[run_id]
+
+
+def test_overlays_that_the_serving_page_shows_refer_to_ids_of_the_segmenter_or_their_own():
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/serving.md").read_text(), flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        parser = ConfigParser(yaml.safe_load((ROOT / "bundles/lung_tissue_seg/configs/train.json").read_text()))
+        own = yaml.safe_load(block)
+        parser.update({key.lstrip("+"): value for key, value in own.items()})
+        references = set(re.findall(r"@(\w+(?:::\w+)*)", block)) | {key.lstrip("+") for key in own}
+        for name in references:
+            parser[name]
 
 
 @every_page
