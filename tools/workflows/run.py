@@ -1,4 +1,4 @@
-"""Running a bundle's workflow in a process of its own (two bundles in one process would share ``scripts``)."""
+"""Running a bundle: its workflow in a process of its own, or its components in this one."""
 
 import importlib.metadata
 import multiprocessing
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from monai.bundle import ConfigParser
 
-from tools.bundles import BUNDLES
+from tools.bundles import BUNDLES, import_scripts, rename_targets
 from tools.io.files import InputError, RunError, read_json
 
 
@@ -26,8 +26,7 @@ def check_overrides(bundle: str, config_files: list[str], overrides: dict) -> No
         config_files: names below the bundle's ``configs/``; a later one overlays the earlier ones.
         overrides: config id to value; nested ids are written with ``::``.
     """
-    parser = ConfigParser()
-    parser.read_config([str(BUNDLES / bundle / "configs" / name) for name in config_files])
+    parser = read_bundle(bundle, *config_files)
     for key in overrides:
         try:
             parser[key]
@@ -35,24 +34,17 @@ def check_overrides(bundle: str, config_files: list[str], overrides: dict) -> No
             raise InputError(f"{bundle}/{'+'.join(config_files)} has no id {key!r} to override") from None
 
 
-def read_bundle(bundle: str, config_file: str) -> ConfigParser:
-    """Return a bundle's config, from which its network can be built in this process.
+def read_bundle(bundle: str, *config_files: str) -> ConfigParser:
+    """Return a bundle's config, from which its components can be built in this process, beside those of other bundles.
 
     Args:
-        bundle: folder name below ``bundles/``; the same one each time, since a process holds the scripts of one.
-        config_file: name below the bundle's ``configs/``.
-
-    Raises:
-        RunError: if this process has loaded the scripts of another bundle.
+        bundle: Folder name below ``bundles/``.
+        config_files: Names below the bundle's ``configs/``; a later one overlays the earlier ones.
     """
     root = BUNDLES / bundle
-    loaded = getattr(sys.modules.get("scripts"), "__file__", None)
-    if loaded and Path(loaded).parents[1] != root:
-        raise RunError(f"{bundle} cannot be built in a process that has loaded {loaded}; start one of its own")
-    if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
+    config = ConfigParser.load_config_files([str(root / "configs" / name) for name in config_files])
     parser = ConfigParser()
-    parser.read_config(str(root / "configs" / config_file))
+    parser.read_config(rename_targets(config, import_scripts(root)))
     parser["bundle_root"] = str(root)
     return parser
 
