@@ -19,7 +19,7 @@ def read_series(folder: Path) -> nib.Nifti1Image:
     """Read the CT of a folder.
 
     Args:
-        folder: holds the DICOM files of one series; other files do not count.
+        folder: Folder with the DICOM files of one series; other files do not count.
 
     Returns:
         HU, int16 where all are whole numbers, else float32, shape (columns, rows, slices), slices in the order of
