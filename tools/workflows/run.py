@@ -17,14 +17,16 @@ from monai.bundle import ConfigParser
 from tools.bundles import BUNDLES, import_scripts, rename_targets
 from tools.io.files import InputError, RunError, read_json
 
+LOG_PREFIX = re.compile(r"^[-0-9]+ [:,0-9]+ - [A-Z]+ - ", re.MULTILINE)  # of lines that NVFlare logs
+
 
 def check_overrides(bundle: str, config_files: list[str], overrides: dict) -> None:
     """Raise InputError for an override whose id the configs do not have; MONAI itself would silently ignore it.
 
     Args:
-        bundle: folder name below ``bundles/``.
-        config_files: names below the bundle's ``configs/``; a later one overlays the earlier ones.
-        overrides: config id to value; nested ids are written with ``::``.
+        bundle: Folder name below ``bundles/``.
+        config_files: Names below the bundle's ``configs/``; a later one overlays the earlier ones.
+        overrides: Config id to value; nested ids are written with ``::``.
     """
     parser = read_bundle(bundle, *config_files)
     for key in overrides:
@@ -55,11 +57,11 @@ def run_bundle(
     """Run ``python -m monai.bundle run`` on one of our bundles and wait for it; its progress bar shows on a terminal.
 
     Args:
-        bundle: folder name below ``bundles/``.
-        config_files: names below the bundle's ``configs/``; a later one overlays the earlier ones.
-        overrides: config id to value.
-        log: file that receives everything the run prints.
-        variables: environment variables of the run, beside those of this process.
+        bundle: Folder name below ``bundles/``.
+        config_files: Names below the bundle's ``configs/``; a later one overlays the earlier ones.
+        overrides: Config id to value.
+        log: File that receives everything the run prints.
+        variables: Environment variables of the run, beside those of this process.
 
     Raises:
         InputError: if an override names an id that the configs do not have.
@@ -144,3 +146,44 @@ def clean_environment() -> dict[str, str]:
     """Return the environment without this project's packages, and with threads that sleep while they wait."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     return {"OMP_WAIT_POLICY": "PASSIVE"} | kept
+
+
+def check_python(flag: str, python: Path, modules: str, remedy: str) -> None:
+    """Raise InputError unless the interpreter of another environment can import what is needed there.
+
+    Args:
+        flag: Flag that named it.
+        python: The interpreter.
+        modules: Names of the modules, with commas; the first one gives the environment its name.
+        remedy: What to do where one is missing.
+    """
+    name = modules.partition(",")[0]
+    words = [python, "-c", f"import {modules}"]
+    try:
+        subprocess.run(words, check=True, capture_output=True, text=True, env=clean_environment())
+    except OSError as error:
+        raise InputError(f"{flag} {python} cannot be started ({error}); name the Python in which {name} is") from None
+    except subprocess.CalledProcessError as error:
+        cause = (error.stderr.splitlines() or [""])[-1]
+        raise InputError(f"{python} cannot import {modules} ({cause}); {remedy}") from None
+
+
+def run_worker(what: str, python: Path, worker: Path, job: Path, log: Path) -> None:
+    """Run one of our worker scripts, which import nothing of this project, in another environment.
+
+    Args:
+        what: What it does, for the message.
+        python: Interpreter of the environment.
+        worker: The script.
+        job: JSON file that says what to do.
+        log: File that receives everything it prints.
+
+    Raises:
+        RunError: if it fails; the message holds the error it began with.
+    """
+    with open(log, "w") as stream:
+        words = [python, str(worker), str(job)]
+        failed = subprocess.run(words, stdout=stream, stderr=subprocess.STDOUT, env=clean_environment()).returncode
+    if failed:
+        cause = first_error(LOG_PREFIX.sub("", log.read_text(errors="replace")))
+        raise RunError(f"{what} failed: {cause}; its log is {log}")

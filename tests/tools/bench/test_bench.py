@@ -12,12 +12,13 @@ import tools.__main__ as cli
 import tools.bench.synthesis_speed as module
 from tools.bench import segmentation_speed
 from tools.bench.machine import choose_device
-from tools.bench.networks import BUNDLE, build_reference, count, reference_widths, shipped_contender
+from tools.bench.networks import build_reference, count, reference_widths, shipped_contender
 from tools.bench.segmentation_speed import bench_segmentation
 from tools.bench.synthesis_speed import bench_synthesis, measure_networks, measure_painting, table, write_case
 from tools.bundles import BUNDLES
 from tools.io.files import InputError
 from tools.phantom.phantom import describe_patient, draw_patient
+from tools.workflows.synthesizer import SYNTHESIZER
 
 CPU = torch.device("cpu")
 TINY = {"network_channels": [16, 16], "network_def::num_head_channels": 16}
@@ -68,7 +69,7 @@ def test_the_reference_has_as_many_parameters_as_the_shipped_network():
 
 def test_the_shipped_network_is_the_one_of_the_config():
     shipped = shipped_contender(CPU, 64, 1, {})
-    config = json.loads((BUNDLES / BUNDLE / "configs/train.json").read_text())
+    config = json.loads((BUNDLES / SYNTHESIZER / "configs/train.json").read_text())
     assert list(shipped.network.unet.block_out_channels) == config["network_channels"]
     assert shipped.network.unet.conv_in.conv.weight.is_contiguous(memory_format=torch.channels_last)
     assert shipped.optimizer.defaults["fused"] is True and shipped.network.amp is True
