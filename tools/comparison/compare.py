@@ -75,7 +75,7 @@ def compare(
     datalist = Path(datalist)
     overrides, synthesis_overrides = dict(overrides or {}), dict(synthesis_overrides or {})
     real = read_datalist(datalist)
-    folds = listed(folds) or sorted({item["fold"] for item in real["training"] if item["fold"] >= 0})
+    folds = listed(folds) or sorted({case.fold for case in real["training"] if case.fold >= 0})
     arms, seeds, ratios, fractions = (
         [str(arm) for arm in listed(arms)],
         listed(seeds),
@@ -174,10 +174,10 @@ def _check(real, path, arms, folds, seeds, ratios, fractions, iterations, worker
 def patients_with(real: dict, folds: list[int]) -> dict[str, int]:
     """Return tissue name to the number of test patients who have it; tissues that nobody has are absent."""
     holders: dict[str, set] = {}
-    for item in real["training"]:
-        if item["fold"] in folds:
-            for name in tissues_in(item, real["labels"]):
-                holders.setdefault(name, set()).add(item["patient"])
+    for case in real["training"]:
+        if case.fold in folds:
+            for name in tissues_in(case, real["labels"]):
+                holders.setdefault(name, set()).add(case.patient)
     return {name: len(holders[name]) for name in real["labels"] if name in holders}
 
 
@@ -192,8 +192,8 @@ def warnings(real: dict, folds: list[int], tested: dict[str, int]) -> list[str]:
             )
     for fold in folds:
         training, test = split(real, fold)
-        known = {name for item in training for name in tissues_in(item, real["labels"])}
-        asked = {name for item in test for name in tissues_in(item, real["labels"])}
+        known = {name for case in training for name in tissues_in(case, real["labels"])}
+        asked = {name for case in test for name in tissues_in(case, real["labels"])}
         for name in sorted(asked - known):
             sentences.append(f"fold {fold}: no training patient has {name}, so no arm can learn it there")
         for name in sorted(known - asked):

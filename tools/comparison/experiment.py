@@ -111,7 +111,7 @@ class Experiment:
         content = subset(self.real, run.fold, run.fraction)
         with self._lock(path):
             if not path.is_file():
-                write_json(path, content)
+                write_json(path, content | {"training": [case.item() for case in content["training"]]})
         return path, content
 
     def _augmented(self, run: Run, datalist: Path, real: dict, place: dict) -> tuple[dict, dict]:
@@ -140,7 +140,7 @@ class Experiment:
                 minutes = (time.monotonic() - start) / 60
                 say(f"augment ({arm.method}) for fold {run.fold} took {minutes:.1f} minutes")
         made, fitted = check_augmented(directory, arm.method, real, run.fold, unfiltered=not arm.filtered)
-        if not any(item.get("synthetic") for item in made["training"]):
+        if not any(case.synthetic for case in made["training"]):
             if arm.alone:
                 raise RunError(
                     f"no case was accepted, so there is nothing to train on; {directory}/manifest.jsonl says why"

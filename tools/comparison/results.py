@@ -8,6 +8,7 @@ import pandas
 
 from tools.comparison.arms import ARMS, arm_name, arm_of
 from tools.comparison.verdicts import MEASURES, summarise
+from tools.data.datalist import Case
 from tools.io.files import InputError, RunError, atomic_file, read_json, write_json
 from tools.io.volume import case_name
 
@@ -16,13 +17,13 @@ SCORES_FILE = "scores.csv"
 RESULT_COLUMNS = ("test", "fraction", "fold", "seed", "arm", "patient", "tissue", *MEASURES)
 
 
-def read_scores(path: Path, test: list[dict], tissues: list[str]) -> dict[str, dict[str, dict[str, float | None]]]:
+def read_scores(path: Path, test: list[Case], tissues: list[str]) -> dict[str, dict[str, dict[str, float | None]]]:
     """Read the segmenter's table of scores and average the cases of each patient.
 
     Args:
         path: ``scores.csv`` of the segmenter's evaluation.
-        test: items tested, with absolute paths.
-        tissues: names, each of which the table must hold for each case.
+        test: Cases tested.
+        tissues: Names of the tissues, each of which the table must hold for each case.
 
     Returns:
         Patient to tissue to ``dice`` and ``surface_dice`` (None where no case of the patient holds the tissue) and
@@ -34,7 +35,7 @@ def read_scores(path: Path, test: list[dict], tissues: list[str]) -> dict[str, d
     if not path.is_file():
         raise RunError(f"the run ended without {path}")
     table = pandas.read_csv(path, dtype={"case": str})
-    patient = {case_name(item["label"]): item["patient"] for item in test}
+    patient = {case_name(case.label): case.patient for case in test}
     expected = sorted((case, tissue) for case in patient for tissue in tissues)
     found = sorted(zip(table["case"], table["tissue"]))
     if len(patient) != len(test) or found != expected:

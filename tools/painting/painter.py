@@ -14,9 +14,9 @@ from monai.data import MetaTensor, decollate_batch, get_track_meta, list_data_co
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, SaveImaged
 
 from tools.bundles import import_scripts
+from tools.data.datalist import within
 from tools.io.files import InputError, read_json
-from tools.workflows.card import card_settings
-from tools.workflows.synthesizer import known_conditions
+from tools.workflows.synthesizer import card_settings
 
 FILES = (LoadImaged, EnsureChannelFirstd, SaveImaged)  # what only a run on files needs
 
@@ -107,7 +107,7 @@ class Painter:
             coarsest level.
         """
         attributes = self.network.attributes
-        known = attributes.encode(known_conditions(dict(patient), attributes.ranges))
+        known = attributes.encode(within(patient, attributes.ranges))
         item = {"image": image, "label": label, "target": target, "attributes": np.float32(known)}
         with metadata_tracked():
             item = self.preprocessing(item | {"seed": self.case_seed(str(seed), 0)})

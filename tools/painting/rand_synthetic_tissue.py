@@ -22,7 +22,7 @@ from tools.io.volume import canonical, canonical_spacing, case_name, load_labels
 from tools.maps.bank import FAILURES, LesionPlacer
 from tools.maps.check import list_maps
 from tools.maps.lesions import Lesion, find_lesions
-from tools.maps.placement import Host
+from tools.maps.placement import Receiver
 from tools.painting.painter import load_painter, read_settings
 from tools.workflows.synthesizer import smallest_region
 
@@ -107,7 +107,7 @@ class RandSyntheticTissued(RandomizableTransform, MapTransform):
         settings = read_settings(self.bundle_root, self.checkpoint, overrides or {})
         self.labels, self.least, self._settings = settings["labels"], smallest_region(settings), json.dumps(settings)
         bank = read_lesions(lesions, self.labels)
-        self.artist, self.tissues = LesionPlacer(bank, {}, self.labels, procedural), list(bank)
+        self.placer, self.tissues = LesionPlacer(bank, {}, self.labels, procedural), list(bank)
         unknown = sorted(set(tissues or {}) - set(bank))
         if unknown:
             raise InputError(f"tissues names {unknown[0]}, but {lesions} has lesions of {', '.join(bank)} only")
@@ -169,12 +169,12 @@ class RandSyntheticTissued(RandomizableTransform, MapTransform):
         """
         tissue = str(rng.choice(self.tissues, p=self.shares))
         spacing = canonical_spacing(nib.Nifti1Image(label, affine))
-        host = Host(canonical(label, affine), None, spacing, self.labels["healthy"])
+        receiver = Receiver(canonical(label, affine), None, spacing, self.labels["healthy"])
         wanted, placed, voxels, failures = rng.integers(1, self.max_lesions + 1), 0, 0, 0
         while (placed < wanted or voxels < self.least) and failures < FAILURES:
-            found = self.artist.place(host, tissue, rng)
+            found = self.placer.place(receiver, tissue, rng)
             placed, voxels, failures = placed + (found > 0), voxels + found, failures + (found == 0)
-        return np.ascontiguousarray(original(host.target, affine)), tissue, placed
+        return np.ascontiguousarray(original(receiver.target, affine)), tissue, placed
 
     def _note(self, sample: dict, outcome: str, seed: int, tissue: str = "", lesions: int = 0, voxels: int = 0) -> dict:
         """Return the sample with what was done to it; the same keys each time, so that samples can be batched."""
