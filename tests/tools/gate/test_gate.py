@@ -16,7 +16,7 @@ GLASS = LABELS["ground_glass"]
 
 
 @pytest.fixture(scope="module")
-def items(tmp_path_factory):
+def cases(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gate") / "phantom"
     phantom(folder, patients=6, seed=3, size=(144, 144, 6))
     images = sorted((folder / "images").iterdir())

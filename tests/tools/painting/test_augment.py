@@ -14,6 +14,7 @@ from tools.data.provenance import cases_read, digest
 from tools.io.files import InputError, RunError, read_json, write_json
 from tools.painting.augment import augment
 from tools.painting.replay import replay
+from tools.report.tables import mask_table
 from tools.tissues import tissue_labels
 from tools.workflows import synthesizer
 
@@ -106,6 +107,14 @@ def test_synthetic_cases_differ_from_their_source_in_the_painted_region_only(dat
         assert painted.get_data_dtype() == source.get_data_dtype() == np.int16
         assert b"SYNTHETIC" in painted.header["descrip"].tobytes()
         assert row["checkpoint_sha256"] and row["source_sha256"] and row["steps"] == 8
+
+
+def test_the_report_finds_how_the_new_maps_compare_with_the_data(datalist, stand_in, tmp_path):
+    augment(datalist=datalist, fold=0, output=tmp_path / "out", method="copy_paste")
+    rows = mask_table([{"path": tmp_path / "out", "method": "copy_paste"}])
+    assert {row["tissue"] for row in rows} == {"consolidation"} and len(rows) == 6
+    volume = next(row for row in rows if row["measure"] == "size, ml")
+    assert all(volume[key] > 0 for key in ("data", "bank", "distance", "floor"))
 
 
 def test_rare_tissue_grows_towards_the_frequent_one(datalist, stand_in, tmp_path):
@@ -262,7 +271,8 @@ def test_weights_that_saw_a_held_out_ct_under_another_patients_name_are_refused(
     (tmp_path / "model.pt").write_bytes(b"weights")
     seen = [row | {"patient": "somebody", "case": "x"} for row in cases_read(held_out)[:1]]
     write_json(tmp_path / "card.json", {"patients": ["somebody"], "cases": seen, "attributes": {}})
-    with pytest.raises(InputError, match=f"{stage} was fitted on x of patient somebody, which is the same CT as .*case1"):
+    told = f"{stage} was fitted on x of patient somebody, which is the same CT as test case case1"
+    with pytest.raises(InputError, match=told):
         augment(datalist=datalist, fold=1, output=tmp_path / "out", **{stage: tmp_path / "model.pt"})
     assert not (tmp_path / "out").exists()
 
