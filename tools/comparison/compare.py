@@ -1,12 +1,11 @@
 """Does painted tissue help? Train the segmenter once per arm, with everything but the training cases held equal."""
 
-import csv
 from pathlib import Path
 
 from tools.comparison import power
 from tools.comparison.arms import ARMS, REFERENCE, arm_key
 from tools.comparison.experiment import Experiment, say
-from tools.comparison.results import SCHEMA, collect
+from tools.comparison.results import SCHEMA, collect, read_results
 from tools.comparison.run import Run
 from tools.comparison.verdicts import PATIENTS_FOR_VERDICT, format_table
 from tools.data.datalist import check_real, read_datalist, split, tissues_in
@@ -66,7 +65,7 @@ def compare(
         overrides: config ids of the segmenter's train.json, for example {"device": "cpu", "batch_size": 2}.
         synthesis_overrides: config ids of the synthesizer, passed to augment.
         workers: runs side by side; each gets a GPU of its own where there are several, else a share of the cores.
-        plan: train nothing; print what such a comparison could find, from the runs in output if there are any.
+        plan: Train nothing; print what such a comparison could find, judged by the finished runs in output.
 
     Raises:
         InputError: for an argument or datalist that cannot be compared, or if any stage has seen a test patient.
@@ -86,11 +85,16 @@ def compare(
     keys = list(dict.fromkeys(arm_key(name, ratio) for name in arms for ratio in ratios))
     tested = patients_with(real, folds)
     if plan:
-        pilot = _pilot(output)
+        pilot = read_results(output) if output else None
+        if not pilot:
+            raise InputError(
+                "compare --plan needs --output, a folder with the results.csv of a small comparison on like data: how "
+                "much patients and trainings vary is taken from it"
+            )
         print(power.format_plan(power.plan(tested, len(folds), len(seeds), len(keys), pilot)))
         return
     if output is None:
-        raise InputError("compare needs --output, the folder of its runs (only --plan does without)")
+        raise InputError("compare needs --output, the folder of its runs")
     others = read_datalist(Path(external)) if external else None
     if others and others["labels"] != real["labels"]:
         raise InputError(f"{external} has labels {others['labels']}, but {datalist} has {real['labels']}")
@@ -199,18 +203,3 @@ def warnings(real: dict, folds: list[int], tested: dict[str, int]) -> list[str]:
         for name in sorted(known - asked):
             sentences.append(f"fold {fold}: no test patient has {name}; the verdict on it rests on the other folds")
     return sentences
-
-
-def _pilot(output: Path | None) -> list[dict] | None:
-    """Return the records of earlier runs, from which the plan takes how much patients and runs vary."""
-    path = Path(output) / "results.csv" if output else None
-    if path is None or not path.is_file():
-        return None
-    with open(path, newline="") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["test"] == "own" and float(row["fraction"]) == 1]
-    return [
-        row
-        | {"fold": int(row["fold"]), "seed": int(row["seed"])}
-        | {name: float(row[name]) if row[name] else None for name in ("dice", "surface_dice", "volume_error")}
-        for row in rows
-    ]

@@ -1,6 +1,5 @@
 """Reading the segmenter's scores and gathering all runs of a comparison into results.csv and summary.json."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +54,23 @@ def read_scores(path: Path, test: list[Case], tissues: list[str]) -> dict[str, d
     }
 
 
+def read_results(output: Path) -> list[dict] | None:
+    """Return the records of a folder's results.csv, of the own test patients and all training patients.
+
+    Returns:
+        Records as ``verdicts.summarise`` takes them; None without the file.
+    """
+    path = Path(output) / "results.csv"
+    if not path.is_file():
+        return None
+    empty = dict.fromkeys(MEASURES, [""])
+    table = pandas.read_csv(
+        path, dtype={"patient": str}, keep_default_na=False, na_values=empty, float_precision="round_trip"
+    )
+    table = table[(table["test"] == "own") & (table["fraction"] == 1)].astype({name: object for name in MEASURES})
+    return table.where(table.notna(), None).to_dict("records")
+
+
 def find_results(output: Path) -> list[dict]:
     """Return what all finished runs below a folder wrote, largest share of the patients first.
 
@@ -97,10 +113,9 @@ def collect(output: Path, real: dict) -> dict:
         for patient, row in scores.items()
         for tissue, measured in row.items()
     ]
-    with atomic_file(output / "results.csv") as temporary, open(temporary, "w", newline="") as stream:
-        writer = csv.DictWriter(stream, RESULT_COLUMNS)
-        writer.writeheader()
-        writer.writerows(records)
+    table = pandas.DataFrame(records, columns=RESULT_COLUMNS).to_csv(index=False, lineterminator="\r\n")
+    with atomic_file(output / "results.csv") as temporary:
+        temporary.write_text(table, newline="")
     tissues = [name for name in real["labels"] if name != "background"]
     fractions = sorted({result["fraction"] for result in results})
 

@@ -113,16 +113,14 @@ def holm(p_values: list[float | None]) -> list[float | None]:
     """Return Holm's corrected p values (Holm 1979); None stays None and does not count as a test.
 
     Example:
-        >>> holm([0.01, None, 0.04, 0.03])
+        >>> [p and round(p, 4) for p in holm([0.01, None, 0.04, 0.03])]
         [0.03, None, 0.06, 0.06]
     """
-    order = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
-    corrected: list[float | None] = [None] * len(p_values)
-    highest = 0.0
-    for rank, (p, index) in enumerate(order):
-        highest = max(highest, min(1.0, p * (len(order) - rank)))
-        corrected[index] = highest
-    return corrected
+    from statsmodels.stats.multitest import multipletests
+
+    tested = [p for p in p_values if p is not None]
+    corrected = iter(multipletests(tested, method="holm")[1] if tested else [])
+    return [None if p is None else float(next(corrected)) for p in p_values]
 
 
 def verdict(interval: tuple[float, float], patients: int, seeds: int, better: int = 1) -> str:
@@ -252,11 +250,16 @@ def format_table(rows: list[dict]) -> str:
                 row.get("verdict", ""),
             )
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     text, previous = [], None
-    for line in lines:
+    for line, padded in zip(lines, columns(lines)):
         if previous not in (None, line[0]):
             text.append("")
         previous = line[0]
-        text.append("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+        text.append(padded)
     return "\n".join(text)
+
+
+def columns(lines: list[tuple[str, ...]]) -> list[str]:
+    """Return lines of cells as texts in which the cells of a column begin below each other."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]

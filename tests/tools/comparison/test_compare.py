@@ -130,8 +130,12 @@ def test_runs_side_by_side_end_with_the_same_table(datalist, standin, tmp_path):
 
 
 def test_a_plan_trains_nothing_and_a_tissue_missing_in_a_fold_is_said(datalist, standin, tmp_path, capsys):
-    compare.compare(datalist, plan=True)
-    assert "fibrosis" in capsys.readouterr().out and not standin.trained
+    with pytest.raises(InputError, match="compare --plan needs --output, a folder with the results.csv of a small"):
+        compare.compare(datalist, plan=True)
+    compare.compare(datalist, tmp_path / "pilot/out", arms="real,oversampled", seeds=(0, 1), iterations=1)
+    trained, _ = len(standin.trained), capsys.readouterr()
+    compare.compare(datalist, tmp_path / "pilot/out", plan=True)
+    assert "fibrosis" in capsys.readouterr().out and len(standin.trained) == trained
     content = json.loads(datalist.read_text())
     content["training"] = [item for item in content["training"] if item["patient"] != "p01"]
     write_json(datalist, content)
