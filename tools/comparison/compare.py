@@ -48,23 +48,23 @@ def compare(
     with more arms, folds, seeds, ratios or fractions to add them.
 
     Args:
-        datalist: datalist.json of the real cases.
-        output: folder for the runs, results.csv and summary.json; new, or begun with the same settings.
-        arms: of real, oversampled, class_weighted, copy_paste, no_ablation, konz, cbmat, cbmat_filter, each of the
+        datalist: The datalist.json of the real cases.
+        output: Folder for the runs, results.csv and summary.json; new, or begun with the same settings.
+        arms: Some of real, oversampled, class_weighted, copy_paste, no_ablation, konz, cbmat, cbmat_filter, each of the
             last five with _oversampled or _weighted, and synthetic_only; real must be among them.
-        folds: to hold out, one after the other; default all.
-        seeds: of the segmenter; each is a training run of its own. A verdict needs two.
-        ratios: of synthetic to real cases as the segmenter draws them, for example 0.25,0.5,1,2.
-        fractions: of the training patients, for a learning curve, for example 0.1,0.25,0.5,1.
-        external: datalist.json of other patients; every segmenter is tested on them too.
-        iterations: optimizer steps of every segmenter.
-        balance: of augment, how far the rare tissues are filled up.
-        steps: of augment, sampling steps of the synthesizer.
-        max_cases: of augment, at most so many new cases.
-        augmentation_seed: of augment; one synthesizer per fold serves all seeds.
-        overrides: config ids of the segmenter's train.json, for example {"device": "cpu", "batch_size": 2}.
-        synthesis_overrides: config ids of the synthesizer, passed to augment.
-        workers: runs side by side; each gets a GPU of its own where there are several, else a share of the cores.
+        folds: Folds to hold out, one after the other; default all.
+        seeds: Seeds of the segmenter; each is a training run of its own. A verdict needs two.
+        ratios: Ratios of synthetic to real cases as the segmenter draws them, for example 0.25,0.5,1,2.
+        fractions: Shares of the training patients, for a learning curve, for example 0.1,0.25,0.5,1.
+        external: A datalist.json of other patients; every segmenter is tested on them too.
+        iterations: Optimizer steps of every segmenter.
+        balance: How far augment fills up the rare tissues.
+        steps: Sampling steps of the synthesizer.
+        max_cases: Largest number of new cases of augment.
+        augmentation_seed: Seed of augment; one synthesizer per fold serves all seeds.
+        overrides: Config ids of the segmenter's train.json, for example {"device": "cpu", "batch_size": 2}.
+        synthesis_overrides: Config ids of the synthesizer, passed to augment.
+        workers: Runs side by side; each gets a GPU of its own where there are several, else a share of the cores.
         plan: Train nothing; print what such a comparison could find, judged by the finished runs in output.
 
     Raises:

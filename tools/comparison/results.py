@@ -99,8 +99,8 @@ def collect(output: Path, real: dict) -> dict:
     """Gather all finished runs below a folder, write results.csv and summary.json, and return the summary.
 
     Args:
-        output: folder of ``compare``.
-        real: its datalist, from ``read_datalist``.
+        output: Folder of ``compare``.
+        real: Its datalist, from ``read_datalist``.
     """
     output = Path(output)
     results = find_results(output)

@@ -26,10 +26,10 @@ class Run:
     """One segmenter of a comparison.
 
     Attributes:
-        fold: held out.
-        fraction: of the training patients.
-        seed: of the training.
-        key: of the arm.
+        fold: The fold that is held out.
+        fraction: Share of the training patients.
+        seed: Seed of the training.
+        key: Key of the arm.
     """
 
     fold: int
@@ -78,15 +78,15 @@ def train(
     """Train and test one segmenter; result.json is written last and marks the run as finished.
 
     Args:
-        run: which.
-        source: the real datalist, or an augmented one, from ``read_datalist``.
-        fitted: stage to patients, of the augmented datalist.
-        real: the datalist of the real cases in use.
-        directory: the run's folder; what a killed run left in it is removed.
-        iterations: optimizer steps.
-        overrides: config ids of the segmenter.
-        external: a second datalist whose cases are all tested too.
-        place: environment variables.
+        run: The run to make.
+        source: The real datalist, or an augmented one, from ``read_datalist``.
+        fitted: Stage to patients, of the augmented datalist.
+        real: The datalist of the real cases in use.
+        directory: The run's folder; what a killed run left in it is removed.
+        iterations: Optimizer steps.
+        overrides: Config ids of the segmenter.
+        external: A second datalist whose cases are all tested too.
+        place: Environment variables of its place.
 
     Raises:
         InputError: if any stage has seen a test patient.

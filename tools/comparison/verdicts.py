@@ -57,9 +57,9 @@ def difference_interval(paired: Values, runs: Variance | None, seed: int = 0) ->
     - runs: Student's t times ``sqrt(2 variance sum_r w_r^2)``, w_r being the weight of run r in the mean difference.
 
     Args:
-        paired: differences of two arms.
-        runs: variance of a run's mean, of ``run_variance``; None to leave the luck of runs out (one seed).
-        seed: of the resampling.
+        paired: Differences of two arms.
+        runs: Variance of a run's mean, from ``run_variance``; None to leave the luck of runs out (one seed).
+        seed: Seed for the resampling.
 
     Returns:
         Lower and upper bound; both the mean itself if nothing varies, NaN for fewer than two patients.
@@ -127,9 +127,9 @@ def verdict(interval: tuple[float, float], patients: int, seeds: int, better: in
     """Return "gain", "loss" or "no gain", if there are enough patients and seeds to tell.
 
     Args:
-        interval: of the difference.
-        patients: number of patients with the tissue.
-        seeds: number of seeds.
+        interval: Interval of the difference.
+        patients: Number of patients with the tissue.
+        seeds: Number of seeds.
         better: 1 where higher is better, -1 where lower is.
 
     Example:
@@ -168,12 +168,12 @@ def summarise(
     towards the difference. Holm's correction runs over all tissues and arms that could be tested.
 
     Args:
-        records: one per fold, seed, arm, patient and tissue, as in results.csv; the measure is None where it is not
+        records: One per fold, seed, arm, patient and tissue, as in results.csv; the measure is None where it is not
             defined, as Dice where the patient's reference map does not hold the tissue.
-        tissues: in the order of the rows wanted.
-        arms: in the order wanted; ``real`` among them.
-        measure: one of ``MEASURES``. A gain of ``volume_error`` is a decrease; its difference is negative then.
-        seed: of the bootstrap.
+        tissues: Tissues in the order of the rows wanted.
+        arms: Arms in the order wanted; ``real`` among them.
+        measure: One of ``MEASURES``. A gain of ``volume_error`` is a decrease; its difference is negative then.
+        seed: Seed for the bootstrap.
 
     Returns:
         One row per tissue and arm: ``patients`` (number with the tissue), ``mean`` (over patients of the mean over

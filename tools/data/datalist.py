@@ -108,7 +108,7 @@ def read_datalist(path: Path) -> dict:
     """Read a datalist and check that all it names is there.
 
     Args:
-        path: datalist.json.
+        path: File of the datalist.
 
     Returns:
         Its content, with a ``Case`` for each item of ``training``.

@@ -93,9 +93,9 @@ class Gate:
         The tissue's own patient is always left out where surroundings count: a painted case has those of its source.
 
         Args:
-            name: of the tissue.
-            tissue: what is compared.
-            leave_out: patient to leave out of the other comparisons.
+            name: Name of the tissue.
+            tissue: What is compared.
+            leave_out: Patient to leave out of the other comparisons.
         """
         others = [other.textures for other in self.real[name] if other.owner != leave_out]
         region = self.regions[name].nearest(tissue.region, leave_out)
@@ -136,7 +136,7 @@ class Gate:
         below a median of ``JUDGE_AT_LEAST`` recall is measured and sets no limit.
 
         Args:
-            answers: case name and the segmenter's tissue map in canonical orientation, of some or all training cases.
+            answers: Case name and the segmenter's tissue map in canonical orientation, of some or all training cases.
 
         Raises:
             InputError: if a case is not a training case or an answer has another shape than its map.
@@ -164,12 +164,12 @@ class Gate:
         """Return what is measured of each painted tissue of a case; the case is remembered, to find near-duplicates.
 
         Args:
-            case: its name.
-            source: name of the training case that was painted.
-            hu: painted CT in HU, canonical orientation, shape (W, H, D).
-            target: its tissue map, the same shape.
-            region: painted voxels, bool, the same shape.
-            answer: the segmenter's tissue map of the painted CT, the same shape; without it faithfulness is unknown.
+            case: Its name.
+            source: Name of the training case that was painted.
+            hu: Painted CT in HU, canonical orientation, shape (W, H, D).
+            target: Its tissue map, the same shape.
+            region: Painted voxels, bool, the same shape.
+            answer: The segmenter's tissue map of the painted CT, the same shape; without it faithfulness is unknown.
 
         Returns:
             Tissue to measures: ``voxels``; ``not_finite`` voxels, and if there are any nothing more; ``median_hu``,
@@ -235,7 +235,7 @@ class Gate:
         """Return the quality card of each tissue that was painted, as in :func:`tools.gate.tissue.card`.
 
         Args:
-            accepted: tissue to the names of the painted cases that count; all of them if None.
+            accepted: Tissue to the names of the painted cases that count; all of them if None.
         """
         cards = {}
         for name, tissues in self.painted.items():

@@ -69,7 +69,7 @@ def quality_measures(card: dict) -> dict:
     """Return a tissue's quality card measure by measure, painted beside what real tissue scores: its floor.
 
     Args:
-        card: from :func:`tools.gate.tissue.card`.
+        card: From :func:`tools.gate.tissue.card`.
     """
     painted, real = card["painted"], card["real"]
     found = {"painted_cases": painted["cases"], "real_cases": real["cases"]}

@@ -32,7 +32,7 @@ class PlannedCase:
         source: The case that is painted.
         map: File of the target map.
         map_sha256: Its SHA-256.
-        map_kind: transplanted, procedural or supplied.
+        map_kind: One of transplanted, procedural and supplied.
         volume_ml: Volume that the map adds of each tissue, in ml.
         voxels: Number of voxels in which the target map differs from the source's map.
         donors: Per lesion that was moved, its case, tissue and voxels.

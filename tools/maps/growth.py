@@ -27,12 +27,12 @@ class Box:
     """A part of a receiver in which a lesion grows, on its own or a coarser grid.
 
     Attributes:
-        places: voxel indices in the receiver along each axis.
-        free: where a lesion may grow, shape (w, h, d).
-        depth_mm: distance to the pleura, the same shape.
-        height: in the lung, per slice.
-        spacing: of the grid, in mm.
-        centre: index of the centre in the grid.
+        places: Voxel indices in the receiver along each axis.
+        free: Where a lesion may grow, shape (w, h, d).
+        depth_mm: Distance to the pleura, the same shape.
+        height: Height of each slice in the lung.
+        spacing: Voxel size of the grid in mm.
+        centre: Index of the centre in the grid.
     """
 
     places: tuple[np.ndarray, ...]
@@ -48,13 +48,13 @@ class Shape:
     """What a lesion grows to, besides its centre.
 
     Attributes:
-        spread: standard deviations in mm along the long and the short axis in the plane and across slices.
-        angle: of the long axis, in radians.
-        depth_mm: distance to the pleura it keeps to.
-        depth_spread_mm: how closely it does.
-        roughness: how much the noise weighs beside the distance from the centre.
-        noise: one number per knot, which lie ``knot_mm`` apart; shape (n, n, m).
-        knot_mm: of the noise.
+        spread: Standard deviations in mm along the long and the short axis in the plane and across slices.
+        angle: Angle of the long axis in radians.
+        depth_mm: Distance to the pleura it keeps to.
+        depth_spread_mm: How closely it does.
+        roughness: How much the noise weighs beside the distance from the centre.
+        noise: One number per knot, which lie ``knot_mm`` apart; shape (n, n, m).
+        knot_mm: Distance of the noise's knots in mm.
     """
 
     spread: np.ndarray
@@ -73,7 +73,7 @@ class LesionModel:
     the lesions' own covariance, shrunk by Silverman's factor (Silverman 1986, section 6.4) so that the variance stays.
 
     Args:
-        lesions: of one tissue, at least one.
+        lesions: Lesions of one tissue, at least one.
     """
 
     def __init__(self, lesions: list[Lesion]) -> None:
@@ -101,9 +101,9 @@ class LesionModel:
         """Grow one lesion in a receiver's healthy lung and enter it into the receiver's map.
 
         Args:
-            receiver: receives the lesion.
-            value: label value of its tissue.
-            rng: source of randomness.
+            receiver: The CT that receives the lesion.
+            value: Label value of its tissue.
+            rng: Source of randomness.
 
         Returns:
             Voxels painted, 0 if no place was found.
@@ -174,11 +174,11 @@ def cut_box(receiver: Receiver, value: int, centre: np.ndarray, spread: np.ndarr
     """Return the part of a receiver around a voxel in which a lesion may grow.
 
     Args:
-        receiver: receives the lesion.
-        value: label value of its tissue; the lesion stays apart from others of the same.
-        centre: voxel index, which the grid holds.
-        spread: of the lesion, in mm, long axis first.
-        at_most: about so many voxels, on a coarser grid where there are more; None for the receiver's own grid.
+        receiver: The CT that receives the lesion.
+        value: Label value of its tissue; the lesion stays apart from others of the same.
+        centre: Voxel index, which the grid holds.
+        spread: Spread of the lesion in mm, long axis first.
+        at_most: About so many voxels, on a coarser grid where there are more; None for the receiver's own grid.
     """
     half = np.ceil(REACH * spread[[0, 0, 2]] / receiver.spacing).astype(int)
     stride = np.ones(3, int)
@@ -222,9 +222,9 @@ def fill(box: Box, shape: Shape, voxels: int) -> np.ndarray | None:
     """Return the connected lesion of exactly so many free voxels that holds the centre and costs least.
 
     Args:
-        box: where it grows.
-        shape: what it grows to.
-        voxels: its size.
+        box: Where it grows.
+        shape: What it grows to.
+        voxels: Its size.
 
     Returns:
         Mask, the box's shape; None if the centre's surroundings have too little room.

@@ -25,13 +25,13 @@ def maps(
     the distance of one half of the training patients to the other. Paint the maps with `augment --maps`.
 
     Args:
-        datalist: datalist.json as `dataset` writes it.
-        fold: the fold that is held out.
-        output: new folder for maps/, maps.json, statistics.csv, statistics.md and statistics.png.
-        balance: volume that each pathological tissue shall reach, as a share of the most frequent one's.
-        seed: of all draws.
-        max_cases: at most so many maps are drawn; as many as there are training cases if not given.
-        procedural: share of the lesions that the model draws; the others are moved.
+        datalist: The datalist.json that `dataset` writes.
+        fold: The fold that is held out.
+        output: New folder for maps/, maps.json, statistics.csv, statistics.md and statistics.png.
+        balance: Volume that each pathological tissue shall reach, as a share of the most frequent one's.
+        seed: Seed for all random draws.
+        max_cases: Largest number of maps; the number of training cases if not given.
+        procedural: Share of the lesions that the model draws; the others are moved.
 
     Raises:
         InputError: if the input is unusable, or the output holds something.

@@ -48,20 +48,20 @@ def augment(
     their shapes are theirs, and so are the CTs that are painted. Started again with the same settings it goes on.
 
     Args:
-        datalist: datalist.json as `dataset` writes it.
-        fold: the fold that is held out.
-        output: new folder for images, labels, datalist.json, manifest.jsonl and the synthesizer.
-        method: cbmat, konz or no_ablation, how the synthesizer is trained, or copy_paste to fill the same maps with the
+        datalist: The datalist.json that `dataset` writes.
+        fold: The fold that is held out.
+        output: New folder for images, labels, datalist.json, manifest.jsonl and the synthesizer.
+        method: How the synthesizer is trained: cbmat, konz or no_ablation; or copy_paste to fill the same maps with the
             donors' own HU (the free rival).
-        balance: volume that each pathological tissue shall reach, as a share of the most frequent one's.
-        steps: network evaluations per painted window.
-        seed: of the maps, the training and the painting.
-        maps: folder of maps to paint, as the command `maps` writes them or drawn by hand, instead of drawing new ones.
-        procedural: share of the lesions whose shape is drawn by a model of the training lesions instead of moved.
-        segmenter: model.pt of this fold's segmenter, card.json beside it, for the gate's test of faithfulness.
-        synthesizer: weights made by an earlier `augment`, to use instead of training new ones.
-        max_cases: at most so many cases are painted; as many as there are training cases if not given.
-        overrides: ids of the synthesizer's train.json and their values, such as "{max_epochs: 4}".
+        balance: Volume that each pathological tissue shall reach, as a share of the most frequent one's.
+        steps: Network evaluations per painted window.
+        seed: Seed for the maps, the training and the painting.
+        maps: Folder of maps to paint, as the command `maps` writes them or drawn by hand, instead of drawing new ones.
+        procedural: Share of the lesions whose shape is drawn by a model of the training lesions instead of moved.
+        segmenter: Weights of this fold's segmenter, card.json beside them, for the gate's test of faithfulness.
+        synthesizer: Weights made by an earlier `augment`, to use instead of training new ones.
+        max_cases: Largest number of painted cases; the number of training cases if not given.
+        overrides: Config ids of the synthesizer's train.json and their values, such as "{max_epochs: 4}".
 
     Raises:
         InputError: if the input is unusable, a patient is on both sides, or the output holds something else.
