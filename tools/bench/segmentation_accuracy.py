@@ -14,7 +14,7 @@ from tools.bench import nnunet_runs
 from tools.bench.machine import choose_device, machine
 from tools.bench.nnunet_worker import STEPS_PER_EPOCH
 from tools.bundles import BUNDLES
-from tools.data.datalist import check_real, read_datalist, split
+from tools.data.datalist import Case, check_real, read_datalist, split
 from tools.data.nnunet import case_numbers
 from tools.flags import listed
 from tools.io.files import InputError, RunError, check_writable, open_run, read_json, sha256, write_json
@@ -95,7 +95,7 @@ def train_and_score(
         RunError: if a training fails.
     """
     real = read_datalist(datalist)
-    every = sorted({item["fold"] for item in real["training"]})
+    every = sorted({case.fold for case in real["training"]})
     folds = folds or every
     check_real(real, datalist, folds)
     if real["labels"] != tissue_labels():
@@ -141,7 +141,7 @@ def train_and_score(
 
 
 def run_segmenter(
-    directory: Path, datalist: Path, spacing: list[float], steps: int, test: list[dict], settings: dict
+    directory: Path, datalist: Path, spacing: list[float], steps: int, test: list[Case], settings: dict
 ) -> None:
     """Train the segmenter's bundle, and label the held-out cases with mirroring, as nnU-Net does."""
     number, length = epochs(steps)
@@ -150,15 +150,15 @@ def run_segmenter(
     places = {"model_dir": str(directory), "output_dir": str(directory)}
     run_bundle(SEGMENTER, ["train.json"], training | places, directory / "train.log")
     labelling = of_inference(settings) | {"spacing_mm": spacing, "displayable_configs::mirror": True}
-    images = {f"{number:04d}": Path(item["image"]) for number, item in enumerate(test)}
+    images = {f"{number:04d}": case.image for number, case in enumerate(test)}
     label_cts(images, directory / "model.pt", directory / "labels", labelling, directory / "label.log")
 
 
-def score(test: list[dict], folder: Path, names: dict[str, str], labels: dict[str, int]) -> list[dict]:
+def score(test: list[Case], folder: Path, names: dict[Path, str], labels: dict[str, int]) -> list[dict]:
     """Return patient, tissue and Dice, the mean of the patient's cases that hold the tissue.
 
     Args:
-        test: Items of the fold.
+        test: Cases of the fold.
         folder: Folder of the label maps.
         names: Image path to the name of its label map; the place in ``test`` where there is none.
         labels: Tissue name to value.
@@ -167,18 +167,18 @@ def score(test: list[dict], folder: Path, names: dict[str, str], labels: dict[st
         RunError: if a map is missing or has another shape.
     """
     found: dict[tuple[str, str], list[float]] = {}
-    for number, item in enumerate(test):
-        name = names.get(item["image"], f"{number:04d}_tissues")
+    for number, case in enumerate(test):
+        name = names.get(case.image, f"{number:04d}_tissues")
         if not (folder / f"{name}.nii.gz").is_file():
-            raise RunError(f"{folder} lacks {name}.nii.gz, the labels of {item['image']}")
-        answer, truth = (np.asarray(nib.load(path).dataobj) for path in (folder / f"{name}.nii.gz", item["label"]))
+            raise RunError(f"{folder} lacks {name}.nii.gz, the labels of {case.image}")
+        answer, truth = (np.asarray(nib.load(path).dataobj) for path in (folder / f"{name}.nii.gz", case.label))
         if answer.shape != truth.shape:
             raise RunError(f"{folder / name}.nii.gz has shape {answer.shape}, its label {truth.shape}")
         known = truth != unlabelled_value()
         for tissue, value in labels.items():
             wanted, given = (truth == value) & known, (answer == value) & known
             if tissue != "background" and wanted.any():
-                found.setdefault((item["patient"], tissue), []).append(dice([(wanted, given)]))
+                found.setdefault((case.patient, tissue), []).append(dice([(wanted, given)]))
     return [{"patient": key[0], "tissue": key[1], "dice": float(np.mean(values))} for key, values in found.items()]
 
 

@@ -9,7 +9,7 @@ import pandas
 from tqdm import tqdm
 
 from tools.bundles import BUNDLES
-from tools.data.datalist import split_fold
+from tools.data.datalist import read_fold
 from tools.evaluation import measures
 from tools.evaluation.figures import draw_conditions
 from tools.evaluation.probes import LEVELS, MAP, TOLD, UNKNOWN, Probe, find_sites, lay_out, plan, unreadable
@@ -26,10 +26,9 @@ from tools.io.files import (
     write_text,
 )
 from tools.tissues import tissue_labels
-from tools.workflows.card import card_settings, only_known
 from tools.workflows.run import check_overrides, run_bundle
 from tools.workflows.segmenter import SEGMENTER, label_cts
-from tools.workflows.synthesizer import SYNTHESIZER
+from tools.workflows.synthesizer import SYNTHESIZER, card_settings
 
 SEGMENTED = ("severity", "history", MAP)  # the conditions of which the tissues in the painting tell
 COLUMNS = ("condition", "tissue", "measure", "requested", "measured", "case", "painting")
@@ -72,7 +71,7 @@ def conditions(
         RunError: if painting or segmenting fails.
     """
     overrides, segmenter_overrides = dict(overrides or {}), dict(segmenter_overrides or {})
-    training, held_out = split_fold(Path(datalist), fold)
+    training, held_out = read_fold(datalist, fold)
     check_numbers({"steps": steps, "cases": cases, "slices": slices})
     of_card = card_settings(checkpoint, held_out)
     if segmenter is not None and not Path(segmenter).is_file():
@@ -94,7 +93,7 @@ def conditions(
     config = read_json(BUNDLES / SYNTHESIZER / "configs/inference.json")
     told = {key: value for key, value in of_card.items() if key in config} | {"num_steps": steps} | overrides
     hu_window, attributes = ((config | told)[key] for key in ("hu_window", "attributes"))
-    training, held_out = only_known(training, attributes), only_known(held_out, attributes)
+    training, held_out = ([case.told(attributes) for case in cases] for cases in (training, held_out))
     surveyed = measures.survey(training, slices, hu_window)
     probes, skipped = plan(surveyed, find_sites(held_out, cases, slices), hu_window)
     voxels = sum(int(probe.scene.region.sum()) for probe in probes) / 1e6

@@ -5,8 +5,9 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr, wasserstein_distance
 from tqdm import tqdm
 
+from tools.data.datalist import ATTRIBUTES, Case
 from tools.evaluation.probes import FEWEST_VOXELS, MAP, TOLD, UNKNOWN, Probe, Scene, best_slices, cut
-from tools.io.volume import axial_axis, case_name, load_stored_case, spacing_mm
+from tools.io.volume import axial_axis, spacing_mm
 from tools.tissues import tissue_labels
 from tools.workflows.segmenter import dice
 
@@ -57,22 +58,22 @@ def tissue_shares(tissues: np.ndarray, lung: np.ndarray) -> dict[str, float]:
     return shares | {"non_healthy_share": float(sum(ill))}
 
 
-def survey(training: list[dict], slices: int, hu_window: tuple[float, float]) -> list[dict]:
+def survey(training: list[Case], slices: int, hu_window: tuple[float, float]) -> list[dict]:
     """Return what the training patients are like, one row per case: attributes, density of each tissue, lung measures.
 
     Args:
-        training: Items of the datalist.
+        training: Cases of the training patients.
         slices: Number of slices in which the lung is measured, those that hold most of it; density is of the whole CT.
         hu_window: HU to which the CT is clipped.
     """
     labels = tissue_labels()
     rows = []
-    for item in tqdm(training, desc="surveying the training patients", unit="case"):
-        hu, label, image = load_stored_case(item)
+    for case in tqdm(training, desc="surveying the training patients", unit="case"):
+        hu, label, image = case.stored()
         hu, axis = np.clip(hu, *hu_window), axial_axis(image.affine)
         known = {name: hu[label == value] for name, value in labels.items() if value}
-        row = {key: item.get(key) for key in ("severity", "age", "history")}
-        row["case"] = case_name(item["image"])
+        row = {key: case.attributes.get(key) for key in ATTRIBUTES}
+        row["case"] = case.name
         row["density"] = {name: float(v.mean()) for name, v in known.items() if len(v) >= FEWEST_VOXELS}
         window = best_slices(label > 0, axis, slices)
         hu, label = cut(hu, axis, window), cut(label, axis, window)

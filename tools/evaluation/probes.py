@@ -10,8 +10,9 @@ import numpy as np
 import pandas
 from tqdm import tqdm
 
+from tools.data.datalist import Case
 from tools.io.files import InputError, write_table
-from tools.io.volume import axial_axis, case_name, load_labels, load_stored_case, save_nifti
+from tools.io.volume import axial_axis, load_labels, save_nifti
 from tools.tissues import pathological_tissues, tissue_labels
 
 LUNG, ALL_HEALTHY, UNKNOWN, TOLD, MAP = "lung", "all_healthy", "unknown", "told", "map"
@@ -26,13 +27,13 @@ class Site:
     """A held-out patient, and the axial slices that hold most of what is needed.
 
     Attributes:
-        item: Item of the datalist.
+        case: The patient's case.
         axis: The axial axis of the stored voxels.
         window: The slices.
         voxels: Number of voxels of what is needed in them.
     """
 
-    item: dict
+    case: Case
     axis: int
     window: slice
     voxels: int
@@ -40,7 +41,7 @@ class Site:
     @property
     def name(self) -> str:
         """Name of the case."""
-        return case_name(self.item["image"])
+        return self.case.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,30 +111,30 @@ def cut(array: np.ndarray, axis: int, window: slice) -> np.ndarray:
     return array[(slice(None),) * axis + (window,)]
 
 
-def find_sites(held_out: list[dict], cases: int, slices: int) -> dict[str, list[Site]]:
+def find_sites(held_out: list[Case], cases: int, slices: int) -> dict[str, list[Site]]:
     """Return, for each tissue and for ``lung``, the held-out patients whose slices hold most of it, most first.
 
     Args:
-        held_out: Items of the datalist; of the cases of a patient the one that holds most is taken.
+        held_out: Cases of the held-out patients; of the cases of a patient the one that holds most is taken.
         cases: Number of patients at most.
         slices: Number of neighbouring axial slices of each.
     """
     labels = {name: value for name, value in tissue_labels().items() if value}
     found: dict[str, list[Site]] = {name: [] for name in (*labels, LUNG)}
-    for item in tqdm(held_out, desc="looking for hosts", unit="case"):
-        label, file = load_labels(item["label"], tissue_labels())
+    for case in tqdm(held_out, desc="looking for hosts", unit="case"):
+        label, file = load_labels(case.label, tissue_labels())
         axis = axial_axis(file.affine)
         for name in found:
             mask = label > 0 if name == LUNG else label == labels[name]
             window = best_slices(mask, axis, slices)
             voxels = int(cut(mask, axis, window).sum())
             if voxels >= FEWEST_VOXELS:
-                found[name].append(Site(item, axis, window, voxels))
+                found[name].append(Site(case, axis, window, voxels))
     sites = {}
     for name, candidates in found.items():
         best: dict[str, Site] = {}
         for site in sorted(candidates, key=lambda site: -site.voxels):
-            best.setdefault(site.item["patient"], site)
+            best.setdefault(site.case.patient, site)
         sites[name] = list(best.values())[:cases]
     return sites
 
@@ -158,7 +159,7 @@ def work_maps(kind: str, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def set_scene(kind: str, site: Site, hu_window: tuple[float, float]) -> Scene:
     """Return a scene of a site."""
-    _, truth, image = load_stored_case(site.item)
+    _, truth, image = site.case.stored()
     window = (slice(None),) * site.axis + (site.window,)
     image, truth = image.slicer[window], truth[window]
     hu = np.clip(image.get_fdata(dtype=np.float32), *hu_window)
@@ -244,7 +245,7 @@ def requests(survey: list[dict]) -> tuple[list[tuple[str, str, str, list]], dict
 
 def attributes_of(scene: Scene) -> dict[str, object]:
     """Return what is known of a scene's patient."""
-    return {key: scene.site.item[key] for key in ("severity", "age", "history") if scene.site.item.get(key) is not None}
+    return scene.site.case.attributes
 
 
 def densities_of(scene: Scene) -> dict[str, float]:
