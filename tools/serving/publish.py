@@ -38,7 +38,7 @@ def upload_plan(archive: Path, root: Path, repository: str) -> dict:
     """
     name, version = archive.stem.rsplit("_v", 1)
     files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-    github = {"release": archive.stem, "files": [archive.name], "command": gh_command(archive, repository)}
+    github = {"release": archive.stem, "files": [archive.name], "command": gh_command(Path(archive.name), repository)}
     github["entry of model_info.json goes into"] = MODEL_INFO
     github["then"] = (
         f"monai.bundle.download({name!r}, {version!r}, source='github', repo='{repository}/{archive.stem}')"

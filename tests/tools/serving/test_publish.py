@@ -41,7 +41,8 @@ def test_entry_of_the_zip_is_what_monai_reads(archive):
 def test_plan_names_what_goes_where_and_how_it_comes_back(archive, root):
     plan = upload_plan(archive, root, "owner/name")
     assert plan["github"]["files"] == ["lung_tissue_seg_v0.2.0.zip"]
-    assert plan["github"]["command"].startswith(f"gh release create lung_tissue_seg_v0.2.0 {archive} --repo owner/name")
+    command = "gh release create lung_tissue_seg_v0.2.0 lung_tissue_seg_v0.2.0.zip --repo owner/name --notes "
+    assert plan["github"]["command"].startswith(command), "the plan lies beside the zip"
     assert plan["huggingface"]["files"] == ["README.md", "LICENSE", "docs/README.md", "models/model.pt"]
     assert "repo='owner/name/lung_tissue_seg_v0.2.0'" in plan["github"]["then"]
 
