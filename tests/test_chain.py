@@ -65,6 +65,7 @@ def test_chain_from_nothing_to_a_report_and_a_case_painted_again(datalist, tmp_p
     again = (tmp_path / "again.nii.gz").read_bytes()
     assert again == (augmented / f"images/{rows[1]['case']}.nii.gz").read_bytes()
     page = (tmp_path / "report.html").read_text()
+    assert "Target maps beside the lesions of the training patients" in page and "distance to the pleura, mm" in page
     assert page.count("<img") >= 1 and "http://" not in page.replace("http://www.w3.org", "")
 
 

@@ -37,8 +37,8 @@ def demo(output: Path = Path("demo"), seed: int = 0) -> None:
     Interrupted, it goes on when started again. The same seed gives the same figures on the same machine.
 
     Args:
-        output: folder to create; it receives phantom/, dataset/, comparison/ and report.html.
-        seed: of the patients, the folds, the painting and the segmenters, 0 or more.
+        output: Folder to create; it receives phantom/, dataset/, comparison/ and report.html.
+        seed: Seed for the patients, the folds, the painting and the segmenters, 0 or more.
 
     Raises:
         InputError: if the folder holds something else, or a demo with another seed or setting.

@@ -32,10 +32,10 @@ def calls(monkeypatch):
     def augment(datalist, fold, output, method, **settings):
         calls.append(("augment", method, settings["seed"], settings["max_cases"]))
         train, test = split(read_datalist(datalist), fold)
-        new = train[0] | {"synthetic": True, "source": case_name(train[0]["image"]), "fold": -1, "made_by": method}
+        new = train[0].item() | {"synthetic": True, "source": train[0].name, "fold": -1, "made_by": method}
         content = {"labels": tissue_labels(), "held_out_fold": fold}
         for name in ("datalist_unfiltered.json", "datalist.json"):
-            write_json(output / name, content | {"training": [*train, new, *test]})
+            write_json(output / name, content | {"training": [*(case.item() for case in train + test), new]})
         for card in (SYNTHESIZER_CARD, MAPS_CARD, GATE_CARD):
             write_json(output / card, {"cases": cases_read(train)})
         line = {"case": "a", "source": new["source"], "tissues": ["fibrosis"], "accepted": False, "reason": "stand-in"}

@@ -51,7 +51,7 @@ def prepare(folder: Path, python: Path, real: dict, folds: list[int], voxels: in
     write_dataset(folder / "raw" / DATASET, real, numbers)
     run_job(python, folder / "prepare", {"task": "prepare", "folder": str(folder), "voxels_per_step": voxels})
     splits = [
-        dict(zip(("train", "val"), ([numbers[item["image"]] for item in part] for part in split(real, fold))))
+        dict(zip(("train", "val"), ([numbers[case.image] for case in part] for part in split(real, fold))))
         for fold in folds
     ]
     write_json(folder / "preprocessed" / DATASET / "splits_final.json", splits)

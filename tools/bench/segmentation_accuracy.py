@@ -13,7 +13,7 @@ from tools.bench import nnunet as nnunet_runs
 from tools.bench.machine import choose_device, machine
 from tools.bench.nnunet_worker import STEPS_PER_EPOCH
 from tools.bundles import BUNDLES
-from tools.data.datalist import check_real, read_datalist, split
+from tools.data.datalist import Case, check_real, read_datalist, split
 from tools.data.nnunet import case_numbers
 from tools.flags import listed
 from tools.io.files import InputError, RunError, check_writable, open_run, read_json, sha256, write_json
@@ -93,7 +93,7 @@ def measure(datalist: Path, folder: Path, python: Path, folds: list[int], steps:
         RunError: if a training fails.
     """
     real = read_datalist(datalist)
-    every = sorted({item["fold"] for item in real["training"]})
+    every = sorted({case.fold for case in real["training"]})
     folds = folds or every
     check_real(real, datalist, folds)
     if real["labels"] != tissue_labels():
@@ -139,7 +139,7 @@ def measure(datalist: Path, folder: Path, python: Path, folds: list[int], steps:
 
 
 def run_segmenter(
-    directory: Path, datalist: Path, spacing: list[float], steps: int, test: list[dict], settings: dict
+    directory: Path, datalist: Path, spacing: list[float], steps: int, test: list[Case], settings: dict
 ) -> None:
     """Train the segmenter's bundle, and label the held-out cases with mirroring, as nnU-Net does."""
     number, length = epochs(steps)
@@ -151,15 +151,15 @@ def run_segmenter(
     shared = {key: value for key, value in settings.items() if key.split("::")[0] in known}
     images = directory / "images"
     images.mkdir()
-    for number, item in enumerate(test):
-        (images / f"{number:04d}.nii.gz").symlink_to(item["image"])
+    for number, case in enumerate(test):
+        (images / f"{number:04d}.nii.gz").symlink_to(case.image)
     labelling = {"dataset_dir": str(images), "displayable_configs::mirror": True} | spacing_mm | shared
     run_bundle(
         BUNDLE, ["inference.json"], labelling | {"output_dir": str(directory / "labels")}, directory / "label.log"
     )
 
 
-def score(test: list[dict], folder: Path, names: dict[str, str], labels: dict[str, int]) -> list[dict]:
+def score(test: list[Case], folder: Path, names: dict[Path, str], labels: dict[str, int]) -> list[dict]:
     """Return patient, tissue and Dice, the mean of the patient's cases that hold the tissue.
 
     Args:
@@ -172,18 +172,18 @@ def score(test: list[dict], folder: Path, names: dict[str, str], labels: dict[st
         RunError: if a map is missing or has another shape.
     """
     found: dict[tuple[str, str], list[float]] = {}
-    for number, item in enumerate(test):
-        name = names.get(item["image"], f"{number:04d}_tissues")
+    for number, case in enumerate(test):
+        name = names.get(case.image, f"{number:04d}_tissues")
         if not (folder / f"{name}.nii.gz").is_file():
-            raise RunError(f"{folder} lacks {name}.nii.gz, the labels of {item['image']}")
-        answer, truth = (np.asarray(nib.load(path).dataobj) for path in (folder / f"{name}.nii.gz", item["label"]))
+            raise RunError(f"{folder} lacks {name}.nii.gz, the labels of {case.image}")
+        answer, truth = (np.asarray(nib.load(path).dataobj) for path in (folder / f"{name}.nii.gz", case.label))
         if answer.shape != truth.shape:
             raise RunError(f"{folder / name}.nii.gz has shape {answer.shape}, its label {truth.shape}")
         known = truth != unlabelled_value()
         for tissue, value in labels.items():
             wanted, given = (truth == value) & known, (answer == value) & known
             if tissue != "background" and wanted.any():
-                found.setdefault((item["patient"], tissue), []).append(dice([(wanted, given)]))
+                found.setdefault((case.patient, tissue), []).append(dice([(wanted, given)]))
     return [{"patient": key[0], "tissue": key[1], "dice": float(np.mean(values))} for key, values in found.items()]
 
 

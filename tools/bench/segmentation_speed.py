@@ -14,6 +14,7 @@ from tqdm import tqdm
 from tools.bench import nnunet as nnunet_runs
 from tools.bench.machine import choose_device, machine
 from tools.bench.networks import count
+from tools.data.datalist import Case
 from tools.io.files import InputError, check_writable, read_json, write_json
 from tools.io.volume import load_ct, save_nifti
 from tools.phantom.phantom import DESCRIPTION, describe_patient, draw_patient
@@ -150,17 +151,12 @@ def nnunet_seconds(python: Path, hu: np.ndarray, affine: np.ndarray, device: tor
     lung = (part < -500).astype(np.uint8)  # its planning wants labels
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        items = []
-        for number in range(2):
-            item = {
-                "image": folder / f"image{number}.nii.gz",
-                "label": folder / f"label{number}.nii.gz",
-                "fold": number,
-            }
-            nib.save(nib.Nifti1Image(part, affine), item["image"])
-            nib.save(nib.Nifti1Image(lung, affine), item["label"])
-            items.append(item)
-        nnunet_runs.prepare(folder, python, {"labels": tissue_labels(), "training": items}, [0, 1], None)
+        files = [(folder / f"image{number}.nii.gz", folder / f"label{number}.nii.gz") for number in range(2)]
+        cases = [Case(image, label, f"p{number}", number) for number, (image, label) in enumerate(files)]
+        for case in cases:
+            nib.save(nib.Nifti1Image(part, affine), case.image)
+            nib.save(nib.Nifti1Image(lung, affine), case.label)
+        nnunet_runs.prepare(folder, python, {"labels": tissue_labels(), "training": cases}, [0, 1], None)
         np.save(folder / "slices.npy", part.transpose(2, 1, 0).astype(np.float32))
         spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)[::-1].tolist()
         job = {"task": "predict", "folder": name, "slices": str(folder / "slices.npy"), "spacing_mm": spacing_mm}

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tools.data.datalist import SYNTHETIC, _voxels, presence, split
+from tools.data.datalist import SYNTHETIC, Case, presence, split, tissue_voxels
 from tools.io.files import InputError
-from tools.io.volume import relative
 from tools.tissues import words
 
 REFERENCE = "real"
@@ -21,11 +20,11 @@ class Arm:
     """What an arm trains on.
 
     Attributes:
-        method: of ``augment``, or None for real cases only.
-        filtered: whether cases that the quality gate rejected are left out.
-        oversampled: whether real cases with rare tissues are repeated.
-        weighted: whether rare tissues weigh more in the loss.
-        alone: whether the real cases are left out.
+        method: Method of ``augment``, or None for real cases only.
+        filtered: Whether cases that the quality gate rejected are left out.
+        oversampled: Whether real cases with rare tissues are repeated.
+        weighted: Whether rare tissues weigh more in the loss.
+        alone: Whether the real cases are left out.
     """
 
     method: str | None = None
@@ -96,8 +95,8 @@ def repeats(present: np.ndarray, at_most: int = REPEATS_AT_MOST) -> list[int]:
     Greedy: repeat the item that raises the entropy of the tissue counts most, until none helps.
 
     Args:
-        present: which tissues each item holds, shape (items, tissues).
-        at_most: largest number of occurrences of one item.
+        present: Which tissues each item holds, shape (items, tissues).
+        at_most: Largest number of occurrences of one item.
 
     Returns:
         Occurrences of each item, one at least.
@@ -131,45 +130,36 @@ def arm_datalist(source: dict, fold: int, directory: Path, arm: Arm) -> dict:
     Real cases keep their fold, painted ones have fold -1; the held-out cases come last.
 
     Args:
-        source: the real datalist, or one that ``augment`` wrote, from ``read_datalist``.
-        fold: the held-out fold.
-        directory: folder where it will lie; paths become relative to it.
-        arm: decides which cases are kept and which are repeated.
+        source: The real datalist, or one that ``augment`` wrote, from ``read_datalist``.
+        fold: The held-out fold.
+        directory: Folder where it will lie; paths become relative to it.
+        arm: Decides which cases are kept and which are repeated.
     """
     training, test = split(source, fold)
-    real = [item for item in training if not item.get("synthetic")]
-    painted = [item for item in training if item.get("synthetic")]
+    real = [case for case in training if not case.synthetic]
+    painted = [replace(case, fold=SYNTHETIC) for case in training if case.synthetic]
     times = repeats(presence(real, source["labels"])) if arm.oversampled else [1] * len(real)
-    real = [] if arm.alone else [item for item, count in zip(real, times) for _ in range(count)]
-    directory = Path(directory).resolve()
-
-    def moved(item: dict) -> dict:
-        return item | {key: relative(item[key], directory) for key in ("image", "label")}
-
-    items = [moved(item) for item in real] + [moved(item) | {"fold": SYNTHETIC} for item in painted]
-    return {
-        "labels": source["labels"],
-        "held_out_fold": fold,
-        "training": items + [moved(item) for item in test],
-    }
+    real = [] if arm.alone else [case for case, count in zip(real, times) for _ in range(count)]
+    items = [case.item(directory) for case in real + painted + test]
+    return {"labels": source["labels"], "held_out_fold": fold, "training": items}
 
 
-def tissue_weights(training: list[dict], labels: dict[str, int], weights: list[float]) -> list[float]:
+def tissue_weights(training: list[Case], labels: dict[str, int], weights: list[float]) -> list[float]:
     """Return the weights of a class-weighted loss: those of the config times median-frequency balancing.
 
     A pathological tissue's factor is the median share over its own (Eigen and Fergus, ICCV 2015, section 6.3.2); its
     share is its voxels over all lung voxels of the cases that hold it. Bounded by ``WEIGHTS``.
 
     Args:
-        training: real items, with absolute paths.
-        labels: tissue name to value.
-        weights: of the config, one per label value.
+        training: Real cases.
+        labels: Tissue name to value.
+        weights: Weights of the config, one per label value.
     """
     shares = {}
     for name, value in labels.items():
         if name in ("background", "healthy"):
             continue
-        counts = [_voxels(item["label"], tuple(labels.items())) for item in training]
+        counts = [tissue_voxels(case, labels) for case in training]
         having = [count for count in counts if count[value]]
         if having:
             shares[value] = sum(count[value] for count in having) / sum(sum(count[1:]) for count in having)

@@ -1,12 +1,11 @@
 """Does painted tissue help? Train the segmenter once per arm, with everything but the training cases held equal."""
 
-import csv
 from pathlib import Path
 
 from tools.comparison import power
 from tools.comparison.arms import ARMS, REFERENCE, arm_key
 from tools.comparison.experiment import Experiment, say
-from tools.comparison.results import SCHEMA, collect
+from tools.comparison.results import SCHEMA, collect, read_results
 from tools.comparison.run import Run
 from tools.comparison.verdicts import PATIENTS_FOR_VERDICT, format_table
 from tools.data.datalist import check_real, read_datalist, split, tissues_in
@@ -49,24 +48,24 @@ def compare(
     with more arms, folds, seeds, ratios or fractions to add them.
 
     Args:
-        datalist: datalist.json of the real cases.
-        output: folder for the runs, results.csv and summary.json; new, or begun with the same settings.
-        arms: of real, oversampled, class_weighted, copy_paste, no_ablation, konz, cbmat, cbmat_filter, each of the
+        datalist: The datalist.json of the real cases.
+        output: Folder for the runs, results.csv and summary.json; new, or begun with the same settings.
+        arms: Some of real, oversampled, class_weighted, copy_paste, no_ablation, konz, cbmat, cbmat_filter, each of the
             last five with _oversampled or _weighted, and synthetic_only; real must be among them.
-        folds: to hold out, one after the other; default all.
-        seeds: of the segmenter; each is a training run of its own. A verdict needs two.
-        ratios: of synthetic to real cases as the segmenter draws them, for example 0.25,0.5,1,2.
-        fractions: of the training patients, for a learning curve, for example 0.1,0.25,0.5,1.
-        external: datalist.json of other patients; every segmenter is tested on them too.
-        iterations: optimizer steps of every segmenter.
-        balance: of augment, how far the rare tissues are filled up.
-        steps: of augment, sampling steps of the synthesizer.
-        max_cases: of augment, at most so many new cases.
-        augmentation_seed: of augment; one synthesizer per fold serves all seeds.
-        overrides: config ids of the segmenter's train.json, for example {"device": "cpu", "batch_size": 2}.
-        synthesis_overrides: config ids of the synthesizer, passed to augment.
-        workers: runs side by side; each gets a GPU of its own where there are several, else a share of the cores.
-        plan: train nothing; print what such a comparison could find, from the runs in output if there are any.
+        folds: Folds to hold out, one after the other; default all.
+        seeds: Seeds of the segmenter; each is a training run of its own. A verdict needs two.
+        ratios: Ratios of synthetic to real cases as the segmenter draws them, for example 0.25,0.5,1,2.
+        fractions: Shares of the training patients, for a learning curve, for example 0.1,0.25,0.5,1.
+        external: A datalist.json of other patients; every segmenter is tested on them too.
+        iterations: Optimizer steps of every segmenter.
+        balance: How far augment fills up the rare tissues.
+        steps: Sampling steps of the synthesizer.
+        max_cases: Largest number of new cases of augment.
+        augmentation_seed: Seed of augment; one synthesizer per fold serves all seeds.
+        overrides: Config ids of the segmenter's train.json, for example {"device": "cpu", "batch_size": 2}.
+        synthesis_overrides: Config ids of the synthesizer, passed to augment.
+        workers: Runs side by side; each gets a GPU of its own where there are several, else a share of the cores.
+        plan: Train nothing; print what such a comparison could find, judged by the finished runs in output.
 
     Raises:
         InputError: for an argument or datalist that cannot be compared, or if any stage has seen a test patient.
@@ -75,7 +74,7 @@ def compare(
     datalist = Path(datalist)
     overrides, synthesis_overrides = dict(overrides or {}), dict(synthesis_overrides or {})
     real = read_datalist(datalist)
-    folds = listed(folds) or sorted({item["fold"] for item in real["training"] if item["fold"] >= 0})
+    folds = listed(folds) or sorted({case.fold for case in real["training"] if case.fold >= 0})
     arms, seeds, ratios, fractions = (
         [str(arm) for arm in listed(arms)],
         listed(seeds),
@@ -86,11 +85,16 @@ def compare(
     keys = list(dict.fromkeys(arm_key(name, ratio) for name in arms for ratio in ratios))
     tested = patients_with(real, folds)
     if plan:
-        pilot = _pilot(output)
+        pilot = read_results(output) if output else None
+        if not pilot:
+            raise InputError(
+                "compare --plan needs --output, a folder with the results.csv of a small comparison on like data: how "
+                "much patients and trainings vary is taken from it"
+            )
         print(power.format_plan(power.plan(tested, len(folds), len(seeds), len(keys), pilot)))
         return
     if output is None:
-        raise InputError("compare needs --output, the folder of its runs (only --plan does without)")
+        raise InputError("compare needs --output, the folder of its runs")
     others = read_datalist(Path(external)) if external else None
     if others and others["labels"] != real["labels"]:
         raise InputError(f"{external} has labels {others['labels']}, but {datalist} has {real['labels']}")
@@ -174,10 +178,10 @@ def _check(real, path, arms, folds, seeds, ratios, fractions, iterations, worker
 def patients_with(real: dict, folds: list[int]) -> dict[str, int]:
     """Return tissue name to the number of test patients who have it; tissues that nobody has are absent."""
     holders: dict[str, set] = {}
-    for item in real["training"]:
-        if item["fold"] in folds:
-            for name in tissues_in(item, real["labels"]):
-                holders.setdefault(name, set()).add(item["patient"])
+    for case in real["training"]:
+        if case.fold in folds:
+            for name in tissues_in(case, real["labels"]):
+                holders.setdefault(name, set()).add(case.patient)
     return {name: len(holders[name]) for name in real["labels"] if name in holders}
 
 
@@ -192,25 +196,10 @@ def warnings(real: dict, folds: list[int], tested: dict[str, int]) -> list[str]:
             )
     for fold in folds:
         training, test = split(real, fold)
-        known = {name for item in training for name in tissues_in(item, real["labels"])}
-        asked = {name for item in test for name in tissues_in(item, real["labels"])}
+        known = {name for case in training for name in tissues_in(case, real["labels"])}
+        asked = {name for case in test for name in tissues_in(case, real["labels"])}
         for name in sorted(asked - known):
             sentences.append(f"fold {fold}: no training patient has {name}, so no arm can learn it there")
         for name in sorted(known - asked):
             sentences.append(f"fold {fold}: no test patient has {name}; the verdict on it rests on the other folds")
     return sentences
-
-
-def _pilot(output: Path | None) -> list[dict] | None:
-    """Return the records of earlier runs, from which the plan takes how much patients and runs vary."""
-    path = Path(output) / "results.csv" if output else None
-    if path is None or not path.is_file():
-        return None
-    with open(path, newline="") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["test"] == "own" and float(row["fraction"]) == 1]
-    return [
-        row
-        | {"fold": int(row["fold"]), "seed": int(row["seed"])}
-        | {name: float(row[name]) if row[name] else None for name in ("dice", "surface_dice", "volume_error")}
-        for row in rows
-    ]

@@ -1,9 +1,12 @@
-"""All runs of a comparison, some side by side, and what they share: painted cases and the gate's segmenter."""
+"""All runs of a comparison in three phases: the gate's segmenters, the painted cases, then the remaining runs."""
 
-import collections
+import queue
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tools.comparison.arms import REFERENCE, arm_of
@@ -18,90 +21,85 @@ def say(line: str) -> None:
     print(f"{line}\n", end="", flush=True)
 
 
+def side_by_side(jobs: dict[str, Callable[[dict], None]], workers: int) -> list[str]:
+    """Do some jobs at the same time, and return the titles of those that failed.
+
+    Args:
+        jobs: Title to job, which gets the environment variables of its place.
+        workers: Number of jobs at a time.
+
+    Raises:
+        InputError: as soon as a job raises one, such as a leak; no further job begins.
+    """
+    failed, stopped, places = [], threading.Event(), queue.SimpleQueue()
+    for place in range(workers):
+        places.put(place)
+
+    def work(title: str, job: Callable[[dict], None]) -> None:
+        if stopped.is_set():
+            return
+        place = places.get()
+        try:
+            job(environment(place, workers))
+        except RuntimeError as error:  # one job that dies must not cost the others
+            say(f"{title} FAILED: {error}")
+            failed.append(title)
+        except BaseException:
+            stopped.set()
+            raise
+        finally:
+            places.put(place)
+
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(work, title, job) for title, job in jobs.items()]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            stopped.set()
+            raise
+    return failed
+
+
+@dataclass
 class Experiment:
     """The runs of a comparison, and what they share: each fold's augmented cases and the segmenter that filters them.
 
-    Args:
-        datalist: of the real cases.
-        real: its content.
-        output: folder of the comparison.
-        first_seed: of the segmenter that the quality gate asks.
-        iterations: optimizer steps of every segmenter.
-        overrides: config ids of the segmenter.
-        augmentation: arguments of ``augment``.
-        external: content of a second datalist to test on, or None.
+    Attributes:
+        datalist: Datalist of the real cases.
+        real: Its content.
+        output: Folder of the comparison.
+        first_seed: Seed of the segmenter that the quality gate asks.
+        iterations: Optimizer steps of every segmenter.
+        overrides: Config ids of the segmenter and their values.
+        augmentation: Arguments of ``augment``.
+        external: Content of a second datalist to test on, or None.
     """
 
-    def __init__(
-        self,
-        datalist: Path,
-        real: dict,
-        output: Path,
-        first_seed: int,
-        iterations: int,
-        overrides: dict,
-        augmentation: dict,
-        external: dict | None,
-    ) -> None:
-        self.datalist, self.real, self.output, self.first_seed = datalist, real, output, first_seed
-        self.iterations, self.overrides = iterations, overrides
-        self.augmentation, self.external = augmentation, external
-        self.locks: dict = collections.defaultdict(threading.Lock)  # a key per folder
-        self.guard = threading.Lock()
-        self.stopped = False
+    datalist: Path
+    real: dict
+    output: Path
+    first_seed: int
+    iterations: int
+    overrides: dict
+    augmentation: dict
+    external: dict | None
 
     def run_all(self, runs: list[Run], workers: int) -> list[str]:
         """Make every run that is not finished, some side by side, and return which failed.
 
         An InputError, such as a leak, ends the whole comparison.
         """
-        failed = []
-        places = list(range(workers))
-        with ThreadPoolExecutor(workers) as pool:
-
-            def work(number: int, run: Run) -> None:
-                if self.stopped:
-                    return
-                with self.guard:
-                    place = places.pop()
-                try:
-                    self.make(run, f"run {number} of {len(runs)}: {run}", environment(place, workers))
-                except RuntimeError as error:  # one run that dies must not cost the others
-                    say(f"run {number} of {len(runs)}: {run} FAILED: {error}")
-                    failed.append(str(run))
-                except BaseException:
-                    self.stopped = True  # no further run begins, though some may wait their turn
-                    raise
-                finally:
-                    with self.guard:
-                        places.append(place)
-
-            futures = [pool.submit(work, number, run) for number, run in enumerate(runs, 1)]
-            try:
-                for future in futures:
-                    future.result()
-            except BaseException:
-                self.stopped = True
-                raise
-        return failed
-
-    def make(self, run: Run, title: str, place: dict) -> None:
-        """Make one run, and before it what it needs; nothing if it is finished."""
-        directory = run.folder(self.output)
-        with self._lock(directory):
-            if (directory / "result.json").is_file():
-                say(f"{title} (finished earlier)")
-                return
-            say(title)
-            datalist, real = self._share(run)
-            source, fitted = real, {}
-            if arm_of(run.key)[0].method:
-                source, fitted = self._augmented(run, datalist, real, place)
-            train(run, source, fitted, real, directory, self.iterations, self.overrides, self.external, place)
-
-    def _lock(self, key: object) -> threading.Lock:
-        with self.guard:
-            return self.locks[key]
+        titles = {run: f"run {number} of {len(runs)}: {run}" for number, run in enumerate(runs, 1)}
+        self.shares = {(run.fold, run.fraction): self._share(run) for run in runs}
+        waiting = [run for run in runs if arm_of(run.key)[0].method and not self._is_finished(run)]
+        painted = {self._augmented_folder(run): run for run in waiting}
+        judges = {self._judge(run) for run in waiting if arm_of(run.key)[0].method != "copy_paste"}
+        jobs = {title: partial(self._make, run, title) for run, title in titles.items()}
+        failed = side_by_side({titles[run]: jobs.pop(titles[run]) for run in runs if run in judges}, workers)
+        side_by_side({f"augment in {folder}": partial(self._augment, run) for folder, run in painted.items()}, workers)
+        failed += side_by_side(jobs, workers)
+        return [str(run) for run, title in titles.items() if title in failed]
 
     def _share(self, run: Run) -> tuple[Path, dict]:
         """Return the datalist of the run's share of the training patients, and its content."""
@@ -109,38 +107,58 @@ class Experiment:
             return self.datalist, self.real
         path = share_folder(self.output, run.fold, run.fraction) / "datalist.json"
         content = subset(self.real, run.fold, run.fraction)
-        with self._lock(path):
-            if not path.is_file():
-                write_json(path, content)
+        if not path.is_file():
+            write_json(path, content | {"training": [case.item() for case in content["training"]]})
         return path, content
 
-    def _augmented(self, run: Run, datalist: Path, real: dict, place: dict) -> tuple[dict, dict]:
-        """Make (or find) the augmented cases of the run's fold and check that they were made without its patients."""
+    def _is_finished(self, run: Run) -> bool:
+        return (run.folder(self.output) / "result.json").is_file()
+
+    def _judge(self, run: Run) -> Run:
+        """Return the run whose segmenter the quality gate asks; it is one of the comparison's own."""
+        return Run(run.fold, run.fraction, self.first_seed, REFERENCE)
+
+    def _augmented_folder(self, run: Run) -> Path:
+        return share_folder(self.output, run.fold, run.fraction) / f"augment_{arm_of(run.key)[0].method}"
+
+    def _augment(self, run: Run, _: dict) -> None:
+        """Make the painted cases that a run trains on; nothing if they are there."""
         from tools.painting.augment import augment
 
-        arm, _ = arm_of(run.key)
-        directory = share_folder(self.output, run.fold, run.fraction) / f"augment_{arm.method}"
-        segmenter = None
-        if arm.method != "copy_paste":
-            judge = Run(run.fold, run.fraction, self.first_seed, REFERENCE)
-            segmenter = judge.folder(self.output) / "model.pt"
-            if not (segmenter.with_name("result.json")).is_file():
-                self.make(judge, f"{judge}, which the quality gate asks", place)
-        with self._lock(directory):
-            if not (directory / "datalist.json").is_file():
-                start = time.monotonic()
-                augment(
-                    datalist=datalist,
-                    fold=run.fold,
-                    output=directory,
-                    method=arm.method,
-                    segmenter=segmenter,
-                    **self.augmentation,
-                )
-                minutes = (time.monotonic() - start) / 60
-                say(f"augment ({arm.method}) for fold {run.fold} took {minutes:.1f} minutes")
+        method, judge, folder = arm_of(run.key)[0].method, self._judge(run), self._augmented_folder(run)
+        if (folder / "datalist.json").is_file():
+            return
+        if method != "copy_paste" and not self._is_finished(judge):
+            raise RunError(f"{judge}, which the quality gate asks, is not finished")
+        start = time.monotonic()
+        augment(
+            datalist=self.shares[run.fold, run.fraction][0],
+            fold=run.fold,
+            output=folder,
+            method=method,
+            segmenter=None if method == "copy_paste" else judge.folder(self.output) / "model.pt",
+            **self.augmentation,
+        )
+        say(f"augment ({method}) for fold {run.fold} took {(time.monotonic() - start) / 60:.1f} minutes")
+
+    def _make(self, run: Run, title: str, place: dict) -> None:
+        """Make one run; nothing if it is finished."""
+        if self._is_finished(run):
+            say(f"{title} (finished earlier)")
+            return
+        say(title)
+        _, real = self.shares[run.fold, run.fraction]
+        source, fitted = self._augmented(run, real) if arm_of(run.key)[0].method else (real, {})
+        folder = run.folder(self.output)
+        train(run, source, fitted, real, folder, self.iterations, self.overrides, self.external, place)
+
+    def _augmented(self, run: Run, real: dict) -> tuple[dict, dict]:
+        """Read the augmented cases of the run's fold and check that they were made without its patients."""
+        (arm, _), directory = arm_of(run.key), self._augmented_folder(run)
+        if not (directory / "datalist.json").is_file():
+            raise RunError(f"its painted cases could not be made in {directory}")
         made, fitted = check_augmented(directory, arm.method, real, run.fold, unfiltered=not arm.filtered)
-        if not any(item.get("synthetic") for item in made["training"]):
+        if not any(case.synthetic for case in made["training"]):
             if arm.alone:
                 raise RunError(
                     f"no case was accepted, so there is nothing to train on; {directory}/manifest.jsonl says why"

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 from tools.comparison.arms import arm_of
-from tools.data.datalist import patients, read_datalist, split
+from tools.data.datalist import Case, patients, read_datalist, split
 from tools.data.provenance import GATE_CARD, MAPS_CARD, SYNTHESIZER_CARD, cases_read, check_disjoint
 from tools.io.files import InputError, read_json
-from tools.io.volume import case_name
 from tools.painting.manifest import read_manifest
 
 
@@ -35,11 +34,11 @@ def check_augmented(directory: Path, method: str, real: dict, fold: int, unfilte
     """Read what ``augment`` wrote and check that no stage of it has seen the fold's patients.
 
     Args:
-        directory: of ``augment``.
-        method: with which it was made.
-        real: the datalist given by the user, from ``read_datalist``.
-        fold: the held-out fold.
-        unfiltered: read all painted cases instead of the accepted ones.
+        directory: Folder that ``augment`` wrote.
+        method: Method with which it was made.
+        real: The datalist given by the user, from ``read_datalist``.
+        fold: The held-out fold.
+        unfiltered: Read all painted cases instead of the accepted ones.
 
     Returns:
         The augmented datalist, and stage to the patients it was fitted on.
@@ -61,7 +60,7 @@ def check_augmented(directory: Path, method: str, real: dict, fold: int, unfilte
         stage: check_disjoint(str(directory), stage, cases, test)
         for stage, cases in augmented_stages(directory, method).items()
     }
-    names = {row["case"] for row in test} - {case_name(item["image"]) for item in training}
+    names = {row["case"] for row in test} - {case.name for case in training}
     digests = {row["image_sha256"]: row["case"] for row in test}
     for line in read_manifest(directory / "manifest.jsonl"):
         donors = [donor["case"] for donor in line.get("donors", [])]
@@ -75,16 +74,16 @@ def check_augmented(directory: Path, method: str, real: dict, fold: int, unfilte
     return datalist, fitted
 
 
-def check_run(own: dict, fitted: dict, real: dict, fold: int, key: str, external: list[dict] = ()) -> dict:
+def check_run(own: dict, fitted: dict, real: dict, fold: int, key: str, external: list[Case] = ()) -> dict:
     """Check the datalist that an arm's segmenter will get, and return every stage with its patients.
 
     Args:
-        own: the arm's datalist, from ``read_datalist``.
-        fitted: stage to patients, from ``check_augmented``; empty for arms without painted cases.
-        real: the datalist given by the user (or the share of it in use), from ``read_datalist``.
-        fold: the held-out fold.
-        key: of the arm, for the message.
-        external: further test items, of which nothing may have been seen either.
+        own: The arm's datalist, from ``read_datalist``.
+        fitted: Stage to patients, from ``check_augmented``; empty for arms without painted cases.
+        real: The datalist given by the user (or the share of it in use), from ``read_datalist``.
+        fold: The held-out fold.
+        key: Key of the arm, for the message.
+        external: Further test cases, of which nothing may have been seen either.
 
     Raises:
         InputError: if the segmenter or any other stage sees a test patient, or the real cases are not those of the
@@ -102,9 +101,9 @@ def check_run(own: dict, fitted: dict, real: dict, fold: int, key: str, external
             raise InputError(f"leak in {where}: stage {stage} was fitted on external patients {', '.join(shared)}")
     wanted = {"test": real_test, "training": [] if arm_of(key)[0].alone else real_training}
     for name, found in (("test", test), ("training", training)):
-        files = {(item["image"], item["label"]) for item in found if not item.get("synthetic")}
-        differing = sorted(files ^ {(item["image"], item["label"]) for item in wanted[name]})
-        if differing or (name == "test" and any(item.get("synthetic") for item in found)):
+        files = {(case.image, case.label) for case in found if not case.synthetic}
+        differing = sorted(files ^ {(case.image, case.label) for case in wanted[name]})
+        if differing or (name == "test" and any(case.synthetic for case in found)):
             first = differing[0][0] if differing else "a synthetic case"
             raise InputError(f"{where}: its real {name} cases differ from the datalist's ({first})")
     return {"segmenter": segmenter} | fitted

@@ -8,22 +8,27 @@ import numpy as np
 
 from tools.comparison.arms import REFERENCE
 from tools.comparison.variance import gather, pair, patient_variance, run_variance
-from tools.comparison.verdicts import CONFIDENCE, OWN_RUN_FREEDOM, PATIENTS_FOR_VERDICT, WITHIN_RUNS_FREEDOM
+from tools.comparison.verdicts import (
+    CONFIDENCE,
+    OWN_RUN_FREEDOM,
+    PATIENTS_FOR_VERDICT,
+    WITHIN_RUNS_FREEDOM,
+    columns,
+)
 from tools.io.files import InputError
 
 GAINS = (0.01, 0.03, 0.05)  # of which the plan states the power: +1, +3 and +5 Dice points
 PLANNED_GAIN, POWER = 0.03, 0.8  # for which the plan states the numbers needed
 MOST_PATIENTS, MOST_SEEDS = 10_000, 30  # beyond these, none suffices
-RARE = 2 / 3  # a tissue is rare if fewer than this share of the patients of the commonest tissue have it
 
 
 class Spread(NamedTuple):
-    """Standard deviations, in the measure's unit, of the terms of the model in ``variation``.
+    """Standard deviations, in the measure's unit, of the terms of the model in ``variance``.
 
     Attributes:
-        patient: of (patient x arm), in the difference of two arms.
-        noise: of one patient in one run.
-        luck: of a run, shared by all its patients.
+        patient: Deviation of (patient x arm), in the difference of two arms.
+        noise: Deviation of one patient in one run.
+        luck: Deviation of a run, shared by all its patients.
     """
 
     patient: float
@@ -31,20 +36,13 @@ class Spread(NamedTuple):
     luck: float
 
 
-# Dice; root mean square of ``variances`` over healthy, ground glass and fibrosis (frequent), and over emphysema and
-# consolidation (rare), from the results.csv of `make demo` before issue 5 (drawn patients, 20 to test on, one fold, 2
-# seeds, 300 steps, arms real, oversampled, copy_paste, synthetic). Luck there: 0.007 healthy, 0 ground glass, 0.072
-# fibrosis, 0.016 emphysema, 0.059 consolidation, each on 3 degrees of freedom: rough. A pilot of your own is better.
-DEFAULTS = {"frequent": Spread(0.013, 0.025, 0.042), "rare": Spread(0.074, 0.023, 0.043)}
-
-
 def variances(records: list[dict], tissue: str, measure: str = "dice") -> Spread:
     """Estimate from finished runs, over all their arms, how much patients and runs vary.
 
     Args:
-        records: of one comparison, as for ``verdicts.summarise``.
-        tissue: which.
-        measure: of ``verdicts.MEASURES``.
+        records: Records of one comparison, as for ``verdicts.summarise``.
+        tissue: Name of the tissue.
+        measure: A key of ``verdicts.MEASURES``.
 
     Returns:
         Standard deviations. A variance estimated as negative counts as 0.
@@ -120,18 +118,19 @@ def power(difference: float, patients: int, folds: int, seeds: int, arms: int, s
     """Return the expected probability of the verdict "gain" (noncentral t distribution).
 
     Args:
-        difference: true gain, in the unit of ``spread``.
-        patients: to test on, who have the tissue, in all folds together.
-        folds: held out one after the other.
-        seeds: per fold and arm.
-        arms: of the comparison, the reference among them.
-        spread: of patients and runs.
+        difference: True gain, in the unit of ``spread``.
+        patients: Number of test patients who have the tissue, in all folds together.
+        folds: Number of folds, held out one after the other.
+        seeds: Number of seeds per fold and arm.
+        arms: Number of arms, the reference among them.
+        spread: Spread of patients and runs.
 
     Raises:
         InputError: for a number of folds or seeds below 1, or of arms below 2.
 
     Example:
-        >>> round(power(0.03, 40, 5, 3, 4, Spread(0.05, 0.05, 0.02)), 2), power(0.03, 40, 5, 1, 4, DEFAULTS["rare"])
+        >>> spread = Spread(patient=0.05, noise=0.05, luck=0.02)
+        >>> round(power(0.03, 40, 5, 3, 4, spread), 2), power(0.03, 40, 5, 1, 4, spread)
         (0.6, 0.0)
     """
     from scipy import stats
@@ -177,54 +176,39 @@ def smallest_gain(
     return None if thousandths is None else thousandths / 1000
 
 
-def _known(pilot: list[dict], tissues: list[str]) -> dict[str, Spread]:
-    """Return the spread of the tissues of which the pilot holds enough; raise InputError if that is none."""
-    known, errors = {}, []
-    for tissue in tissues:
-        try:
-            known[tissue] = variances(pilot, tissue)
-        except InputError as error:
-            errors.append(error)
-    if not known:
-        raise errors[0]
-    return known
-
-
-def plan(
-    patients_with: dict[str, int], folds: int, seeds: int, arms: int, pilot: list[dict] | None = None
-) -> list[dict]:
+def plan(patients_with: dict[str, int], folds: int, seeds: int, arms: int, pilot: list[dict]) -> list[dict]:
     """Say per tissue what a comparison will find, in Dice.
 
     Args:
-        patients_with: tissue to number of test patients who have it, in all folds together.
-        folds: how many.
-        seeds: how many.
-        arms: how many, the reference among them.
-        pilot: records of finished runs on like data, from which the spread is estimated; None for ``DEFAULTS``.
+        patients_with: Tissue to number of test patients who have it, in all folds together.
+        folds: Number of folds.
+        seeds: Number of seeds.
+        arms: Number of arms, the reference among them.
+        pilot: Records of finished runs on like data, from which the spread is estimated.
 
     Returns:
-        One row per tissue: ``tissue``, ``patients``, ``source`` (of the spread: "pilot", or "frequent" or "rare"
-        of ``DEFAULTS``, also for a tissue of which the pilot holds too little),
-        ``spread`` (patient, noise, luck), ``power`` (gain to probability), ``smallest_gain`` (found with 80 % power),
-        ``patients_needed`` and ``seeds_needed`` (each for +0.03 with 80 % power, the other held), None where no number
-        suffices.
+        One row per tissue: ``tissue``, ``patients``, ``spread`` (patient, noise, luck), ``power`` (gain to
+        probability), ``smallest_gain`` (found with 80 % power), ``patients_needed`` and ``seeds_needed`` (each for
+        +0.03 with 80 % power, the other held), None where no number suffices. A tissue of which the pilot holds too
+        little has ``tissue`` and ``unknown``, the reason.
 
     Raises:
         InputError: if there is no tissue, or the pilot cannot tell the spread of any.
     """
     if not patients_with:
         raise InputError("there is no tissue to plan for")
-    known = {} if pilot is None else _known(pilot, list(patients_with))
-    rows, most = [], max(patients_with.values())
+    rows = []
     for tissue, patients in patients_with.items():
-        source = "pilot" if tissue in known else "rare" if patients < RARE * most else "frequent"
-        spread = known.get(tissue) or DEFAULTS[source]
+        try:
+            spread = variances(pilot, tissue)
+        except InputError as error:
+            rows.append({"tissue": tissue, "unknown": str(error)})
+            continue
         design = (folds, seeds, arms, spread)
         rows.append(
             {
                 "tissue": tissue,
                 "patients": patients,
-                "source": source,
                 "spread": spread._asdict(),
                 "power": {gain: power(gain, patients, *design) for gain in GAINS},
                 "smallest_gain": smallest_gain(patients, *design),
@@ -236,14 +220,18 @@ def plan(
                 ),
             }
         )
+    if all("unknown" in row for row in rows):
+        raise InputError(rows[0]["unknown"])
     return rows
 
 
 def format_plan(rows: list[dict]) -> str:
     """Return the rows of ``plan`` as a table for the terminal, with a line on how to read it."""
     head = ("tissue", "patients", *(f"power {gain:+.2f}" for gain in GAINS), "80 % power from")
-    lines = [(*head, "patients for +0.03", "seeds for +0.03", "spread")]
+    lines = [(*head, "patients for +0.03", "seeds for +0.03")]
     for row in rows:
+        if "unknown" in row:
+            continue
         gain = row["smallest_gain"]
         lines.append(
             (
@@ -253,16 +241,8 @@ def format_plan(rows: list[dict]) -> str:
                 "-" if gain is None else f"+{gain:.3f}",
                 "add seeds" if row["patients_needed"] is None else str(row["patients_needed"]),
                 "add patients" if row["seeds_needed"] is None else str(row["seeds_needed"]),
-                row["source"],
             )
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
-    notes = [
-        "power: probability of the verdict gain, if the true gain in Dice is so large",
-        "spread: how much patients and runs differ, as in the pilot",
-    ]
-    if any(row["source"] != "pilot" for row in rows):
-        notes[1] = "spread: frequent, rare: patients and runs differ as drawn patients did after short training"
-        notes.append("(DEFAULTS in tools/comparison/power.py); a pilot of your own tells better")
-    return "\n".join([*table, "", *notes])
+    notes = ["power: probability of the verdict gain, if the true gain in Dice is so large, by the pilot's spread"]
+    notes += [f"{row['tissue']} is not planned: {row['unknown']}" for row in rows if "unknown" in row]
+    return "\n".join([*columns(lines), "", *notes])

@@ -1,6 +1,5 @@
 """Reading the segmenter's scores and gathering all runs of a comparison into results.csv and summary.json."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +7,7 @@ import pandas
 
 from tools.comparison.arms import ARMS, arm_name, arm_of
 from tools.comparison.verdicts import MEASURES, summarise
+from tools.data.datalist import Case
 from tools.io.files import InputError, RunError, atomic_file, read_json, write_json
 from tools.io.volume import case_name
 
@@ -16,13 +16,13 @@ SCORES_FILE = "scores.csv"
 RESULT_COLUMNS = ("test", "fraction", "fold", "seed", "arm", "patient", "tissue", *MEASURES)
 
 
-def read_scores(path: Path, test: list[dict], tissues: list[str]) -> dict[str, dict[str, dict[str, float | None]]]:
+def read_scores(path: Path, test: list[Case], tissues: list[str]) -> dict[str, dict[str, dict[str, float | None]]]:
     """Read the segmenter's table of scores and average the cases of each patient.
 
     Args:
         path: ``scores.csv`` of the segmenter's evaluation.
-        test: items tested, with absolute paths.
-        tissues: names, each of which the table must hold for each case.
+        test: Cases tested.
+        tissues: Names of the tissues, each of which the table must hold for each case.
 
     Returns:
         Patient to tissue to ``dice`` and ``surface_dice`` (None where no case of the patient holds the tissue) and
@@ -34,7 +34,7 @@ def read_scores(path: Path, test: list[dict], tissues: list[str]) -> dict[str, d
     if not path.is_file():
         raise RunError(f"the run ended without {path}")
     table = pandas.read_csv(path, dtype={"case": str})
-    patient = {case_name(item["label"]): item["patient"] for item in test}
+    patient = {case_name(case.label): case.patient for case in test}
     expected = sorted((case, tissue) for case in patient for tissue in tissues)
     found = sorted(zip(table["case"], table["tissue"]))
     if len(patient) != len(test) or found != expected:
@@ -52,6 +52,23 @@ def read_scores(path: Path, test: list[dict], tissues: list[str]) -> dict[str, d
         }
         for name in sorted(set(patient.values()))
     }
+
+
+def read_results(output: Path) -> list[dict] | None:
+    """Return the records of a folder's results.csv, of the own test patients and all training patients.
+
+    Returns:
+        Records as ``verdicts.summarise`` takes them; None without the file.
+    """
+    path = Path(output) / "results.csv"
+    if not path.is_file():
+        return None
+    empty = dict.fromkeys(MEASURES, [""])
+    table = pandas.read_csv(
+        path, dtype={"patient": str}, keep_default_na=False, na_values=empty, float_precision="round_trip"
+    )
+    table = table[(table["test"] == "own") & (table["fraction"] == 1)].astype({name: object for name in MEASURES})
+    return table.where(table.notna(), None).to_dict("records")
 
 
 def find_results(output: Path) -> list[dict]:
@@ -82,8 +99,8 @@ def collect(output: Path, real: dict) -> dict:
     """Gather all finished runs below a folder, write results.csv and summary.json, and return the summary.
 
     Args:
-        output: folder of ``compare``.
-        real: its datalist, from ``read_datalist``.
+        output: Folder of ``compare``.
+        real: Its datalist, from ``read_datalist``.
     """
     output = Path(output)
     results = find_results(output)
@@ -96,10 +113,9 @@ def collect(output: Path, real: dict) -> dict:
         for patient, row in scores.items()
         for tissue, measured in row.items()
     ]
-    with atomic_file(output / "results.csv") as temporary, open(temporary, "w", newline="") as stream:
-        writer = csv.DictWriter(stream, RESULT_COLUMNS)
-        writer.writeheader()
-        writer.writerows(records)
+    table = pandas.DataFrame(records, columns=RESULT_COLUMNS).to_csv(index=False, lineterminator="\r\n")
+    with atomic_file(output / "results.csv") as temporary:
+        temporary.write_text(table, newline="")
     tissues = [name for name in real["labels"] if name != "background"]
     fractions = sorted({result["fraction"] for result in results})
 

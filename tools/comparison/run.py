@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tools.bundles import BUNDLES
@@ -15,7 +15,6 @@ from tools.comparison.results import SCHEMA, SCORES_FILE, read_scores
 from tools.data.datalist import SYNTHETIC, patients, read_datalist, split
 from tools.data.provenance import cases_read
 from tools.io.files import read_json, write_json
-from tools.io.volume import relative
 from tools.workflows.run import versions
 from tools.workflows.segmenter import SEGMENTER, epochs, median_spacing_mm
 
@@ -27,10 +26,10 @@ class Run:
     """One segmenter of a comparison.
 
     Attributes:
-        fold: held out.
-        fraction: of the training patients.
-        seed: of the training.
-        key: of the arm.
+        fold: The fold that is held out.
+        fraction: Share of the training patients.
+        seed: Seed of the training.
+        key: Key of the arm.
     """
 
     fold: int
@@ -79,15 +78,15 @@ def train(
     """Train and test one segmenter; result.json is written last and marks the run as finished.
 
     Args:
-        run: which.
-        source: the real datalist, or an augmented one, from ``read_datalist``.
-        fitted: stage to patients, of the augmented datalist.
-        real: the datalist of the real cases in use.
-        directory: the run's folder; what a killed run left in it is removed.
-        iterations: optimizer steps.
-        overrides: config ids of the segmenter.
-        external: a second datalist whose cases are all tested too.
-        place: environment variables.
+        run: The run to make.
+        source: The real datalist, or an augmented one, from ``read_datalist``.
+        fitted: Stage to patients, of the augmented datalist.
+        real: The datalist of the real cases in use.
+        directory: The run's folder; what a killed run left in it is removed.
+        iterations: Optimizer steps.
+        overrides: Config ids of the segmenter.
+        external: A second datalist whose cases are all tested too.
+        place: Environment variables of its place.
 
     Raises:
         InputError: if any stage has seen a test patient.
@@ -103,7 +102,7 @@ def train(
     own = read_datalist(directory / "datalist.json")
     fitted = check_run(own, fitted, real, run.fold, run.key, external["training"] if external else [])
     training, _ = split(own, run.fold)
-    synthetic = sum(item["fold"] == SYNTHETIC for item in training)
+    synthetic = sum(case.fold == SYNTHETIC for case in training)
     number, length = epochs(iterations)
     settings = {
         "dataset_dir": str(directory),
@@ -185,10 +184,7 @@ def _test_external(external: dict, directory: Path, settings: dict, tissues: lis
     from tools.workflows.run import run_bundle
 
     folder = directory / "external"
-    items = [
-        item | {key: relative(item[key], folder) for key in ("image", "label")} | {"fold": 0}
-        for item in external["training"]
-    ]
+    items = [replace(case, fold=0).item(folder) for case in external["training"]]
     write_json(folder / "datalist.json", {"labels": external["labels"], "training": items})
     given = settings | {"dataset_dir": str(folder), "datalist": str(folder / "datalist.json")}
     given |= {"fold": 0, "output_dir": str(folder)}

@@ -51,7 +51,7 @@ def run_variance(arms: list[Values]) -> Variance:
     the noise of its patients: luck^2 + noise^2 / patients of the fold.
 
     Args:
-        arms: of one tissue, at least two.
+        arms: Values of one tissue per arm, at least two.
 
     Returns:
         The variance, 0 with 0 degrees of freedom if no fold has two arms with two seeds in common.
@@ -84,7 +84,7 @@ def patient_variance(paired: Values) -> tuple[np.ndarray, Variance, Variance]:
     Patients with the same runs share the runs' luck, so they are compared with each other only.
 
     Args:
-        paired: differences of two arms.
+        paired: Differences of two arms.
 
     Returns:
         Residual of each patient, shape (patients,), sorted; variance of the patients' means over runs, with 0 degrees

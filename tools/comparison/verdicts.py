@@ -57,9 +57,9 @@ def difference_interval(paired: Values, runs: Variance | None, seed: int = 0) ->
     - runs: Student's t times ``sqrt(2 variance sum_r w_r^2)``, w_r being the weight of run r in the mean difference.
 
     Args:
-        paired: differences of two arms.
-        runs: variance of a run's mean, of ``run_variance``; None to leave the luck of runs out (one seed).
-        seed: of the resampling.
+        paired: Differences of two arms.
+        runs: Variance of a run's mean, from ``run_variance``; None to leave the luck of runs out (one seed).
+        seed: Seed for the resampling.
 
     Returns:
         Lower and upper bound; both the mean itself if nothing varies, NaN for fewer than two patients.
@@ -113,25 +113,23 @@ def holm(p_values: list[float | None]) -> list[float | None]:
     """Return Holm's corrected p values (Holm 1979); None stays None and does not count as a test.
 
     Example:
-        >>> holm([0.01, None, 0.04, 0.03])
+        >>> [p and round(p, 4) for p in holm([0.01, None, 0.04, 0.03])]
         [0.03, None, 0.06, 0.06]
     """
-    order = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
-    corrected: list[float | None] = [None] * len(p_values)
-    highest = 0.0
-    for rank, (p, index) in enumerate(order):
-        highest = max(highest, min(1.0, p * (len(order) - rank)))
-        corrected[index] = highest
-    return corrected
+    from statsmodels.stats.multitest import multipletests
+
+    tested = [p for p in p_values if p is not None]
+    corrected = iter(multipletests(tested, method="holm")[1] if tested else [])
+    return [None if p is None else float(next(corrected)) for p in p_values]
 
 
 def verdict(interval: tuple[float, float], patients: int, seeds: int, better: int = 1) -> str:
     """Return "gain", "loss" or "no gain", if there are enough patients and seeds to tell.
 
     Args:
-        interval: of the difference.
-        patients: number of patients with the tissue.
-        seeds: number of seeds.
+        interval: Interval of the difference.
+        patients: Number of patients with the tissue.
+        seeds: Number of seeds.
         better: 1 where higher is better, -1 where lower is.
 
     Example:
@@ -170,12 +168,12 @@ def summarise(
     towards the difference. Holm's correction runs over all tissues and arms that could be tested.
 
     Args:
-        records: one per fold, seed, arm, patient and tissue, as in results.csv; the measure is None where it is not
+        records: One per fold, seed, arm, patient and tissue, as in results.csv; the measure is None where it is not
             defined, as Dice where the patient's reference map does not hold the tissue.
-        tissues: in the order of the rows wanted.
-        arms: in the order wanted; ``real`` among them.
-        measure: one of ``MEASURES``. A gain of ``volume_error`` is a decrease; its difference is negative then.
-        seed: of the bootstrap.
+        tissues: Tissues in the order of the rows wanted.
+        arms: Arms in the order wanted; ``real`` among them.
+        measure: One of ``MEASURES``. A gain of ``volume_error`` is a decrease; its difference is negative then.
+        seed: Seed for the bootstrap.
 
     Returns:
         One row per tissue and arm: ``patients`` (number with the tissue), ``mean`` (over patients of the mean over
@@ -252,11 +250,16 @@ def format_table(rows: list[dict]) -> str:
                 row.get("verdict", ""),
             )
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     text, previous = [], None
-    for line in lines:
+    for line, padded in zip(lines, columns(lines)):
         if previous not in (None, line[0]):
             text.append("")
         previous = line[0]
-        text.append("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+        text.append(padded)
     return "\n".join(text)
+
+
+def columns(lines: list[tuple[str, ...]]) -> list[str]:
+    """Return lines of cells as texts in which the cells of a column begin below each other."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]

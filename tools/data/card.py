@@ -20,7 +20,7 @@ class TissueStatistics:
     """Counts over all cases in histograms of 1 HU, so that memory does not grow with the number of cases.
 
     Args:
-        labels: tissue name to value, background included.
+        labels: Tissue name to value, background included.
     """
 
     def __init__(self, labels: dict[str, int]) -> None:
@@ -37,10 +37,10 @@ class TissueStatistics:
         """Count one case.
 
         Args:
-            case: its name.
+            case: Its name.
             hu: CT in HU, shape (W, H, slices).
-            tissue: label values, same shape.
-            spacing: voxel size in mm.
+            tissue: Label values, same shape.
+            spacing: Voxel size in mm.
         """
         rows, bins = self.histograms.shape
         histograms = np.zeros_like(self.histograms)
@@ -84,12 +84,12 @@ def data_card(
     """Return the card of a data set, ready for JSON.
 
     Args:
-        name: of the data set.
-        statistics: of all its cases.
-        items: one per case, with ``case``, ``patient`` and ``fold``.
-        folds: number of folds.
-        warnings: sentences to keep with the data.
-        converted: cases that came as DICOM series.
+        name: Name of the data set.
+        statistics: Statistics of all its cases.
+        items: One per case, with ``case``, ``patient`` and ``fold``.
+        folds: Number of folds.
+        warnings: Sentences to keep with the data.
+        converted: Cases that came as DICOM series.
 
     Returns:
         Counts, volumes in ml, HU quantiles, spacings in mm, shapes in voxels.

@@ -1,98 +1,230 @@
 """The datalist: read, checked, and split into the training and the held-out cases of a fold."""
 
 import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from tools.io.dicom import refuse_series
 from tools.io.files import InputError, read_json
-from tools.io.volume import case_name, load_labels
+from tools.io.volume import (
+    canonical,
+    canonical_spacing,
+    case_name,
+    check_same_geometry,
+    load_ct,
+    load_labels,
+    relative,
+)
+from tools.tissues import tissue_labels
 
 SYNTHETIC = -1  # the fold of painted cases, which the segmenter's sampler draws in a ratio to the real ones
+ATTRIBUTES = ("severity", "age", "history")  # of a patient, which the synthesizer can be told
+
+
+@dataclass(frozen=True)
+class Case:
+    """A CT and its tissue map, as a datalist names them.
+
+    Attributes:
+        image: CT in HU.
+        label: Its tissue map.
+        patient: Name of the patient.
+        fold: The fold in which the patient is held out, or ``SYNTHETIC``.
+        synthetic: Whether it was painted.
+        about: The item as the datalist holds it: the patient's attributes, and whatever else its maker wrote.
+    """
+
+    image: Path
+    label: Path
+    patient: str
+    fold: int
+    synthetic: bool = False
+    about: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The CT's file name without its ending."""
+        return case_name(self.image)
+
+    @property
+    def attributes(self) -> dict[str, object]:
+        """What is known of the patient, by the names in ``ATTRIBUTES``."""
+        return {name: self.about[name] for name in ATTRIBUTES if self.about.get(name) is not None}
+
+    def item(self, folder: Path | None = None) -> dict:
+        """Return the item to write into a datalist; its paths are relative to the datalist's folder, else absolute."""
+        fields = {"image": str(self.image), "label": str(self.label), "patient": self.patient, "fold": self.fold}
+        if folder is not None:
+            fields |= {key: relative(fields[key], folder) for key in ("image", "label")}
+        return dict(self.about) | fields
+
+    def told(self, attributes: Mapping[str, list]) -> "Case":
+        """Return the case without the attributes that a synthesizer does not know, or not at that value.
+
+        Args:
+            attributes: Name to [lowest, highest] or to words, as ``attributes`` in the synthesizer's config.
+        """
+        known = within(self.attributes, attributes)
+        kept = {key: value for key, value in self.about.items() if key not in ATTRIBUTES or key in known}
+        return replace(self, about=kept)
+
+    def volumes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return tissue map, HU and spacing in mm, in canonical orientation.
+
+        Raises:
+            InputError: if a file cannot be used, or the two do not lie in the same voxels.
+        """
+        hu, image = load_ct(self.image)
+        label, label_image = load_labels(self.label, tissue_labels())
+        check_same_geometry(image, label_image, self.image, self.label)
+        return canonical(label, image.affine), canonical(hu, image.affine), canonical_spacing(image)
+
+
+def within(known: Mapping[str, object], attributes: Mapping[str, list]) -> dict[str, object]:
+    """Return the attributes that a synthesizer can be told, in its own order.
+
+    Args:
+        known: Name to value.
+        attributes: Name to [lowest, highest] or to words, as ``attributes`` in the synthesizer's config.
+
+    Example:
+        >>> within({"age": 60, "severity": 0.7, "history": "none"}, {"age": [40, 80], "severity": [0, 0.5]})
+        {'age': 60}
+    """
+    told = {}
+    for name, allowed in attributes.items():
+        value = known.get(name)
+        if not allowed or value is None:
+            continue
+        if value in allowed if isinstance(allowed[0], str) else allowed[0] <= float(value) <= allowed[1]:
+            told[name] = value
+    return told
 
 
 def read_datalist(path: Path) -> dict:
-    """Read a datalist, make its paths absolute, and check what a comparison relies on.
+    """Read a datalist and check that all it names is there.
 
     Args:
-        path: datalist.json.
+        path: File of the datalist.
 
     Returns:
-        Its content with absolute ``image`` and ``label`` paths.
+        Its content, with a ``Case`` for each item of ``training``.
 
     Raises:
-        InputError: if it has no labels or items, or an item lacks a key or is missing on disk.
+        InputError: if it has no labels or items, or an item lacks a key, names a folder, or is missing on disk.
     """
     path = Path(path)
     content = read_json(path)
     if not isinstance(content, dict) or not content.get("labels") or not content.get("training"):
         raise InputError(f"{path} is not a datalist: it needs labels and a list training that is not empty")
-    items = []
+    cases = []
     for number, item in enumerate(content["training"]):
         missing = [key for key in ("image", "label", "fold", "patient") if item.get(key) is None]
         if missing:
-            raise InputError(f"{path}: item {number} ({item.get('image', 'no image')}) lacks {', '.join(missing)}")
-        files = {key: (path.parent / item[key]).resolve() for key in ("image", "label")}
-        refuse_series([files], path)
-        for file in files.values():
+            raise InputError(
+                f"{path}: item {number} ({item.get('image', 'no image')}) lacks {', '.join(missing)}; "
+                "python -m tools dataset makes a datalist"
+            )
+        image, label = (_absolute(path.parent / item[key]) for key in ("image", "label"))
+        refuse_series([{"image": image}], path)
+        for file in (image, label):
             if not file.is_file():
                 raise InputError(f"{path}: item {number} names {file}, which does not exist")
-        items.append(item | {"patient": str(item["patient"])} | {key: str(file) for key, file in files.items()})
-    return content | {"training": items}
+        cases.append(Case(image, label, str(item["patient"]), item["fold"], bool(item.get("synthetic")), item))
+    return content | {"training": cases}
+
+
+def _absolute(path: Path) -> Path:
+    """Return a path with the links among its folders followed; a file that is a link keeps its own name."""
+    return path.parent.resolve() / path.name
 
 
 def check_real(datalist: dict, path: Path, folds: list[int]) -> None:
     """Raise InputError unless a datalist holds real cases only, whole patients per fold, and the folds wanted."""
+    for case in datalist["training"]:
+        if case.synthetic:
+            raise InputError(f"{path}: {case.name} is synthetic; compare wants the datalist of the real cases")
+    check_folds(datalist, path, folds)
+
+
+def check_folds(datalist: dict, path: Path, folds: list[int]) -> None:
+    """Raise InputError unless real patients lie whole in a fold and each fold can be held out, from painted cases too.
+
+    Args:
+        datalist: From ``read_datalist``.
+        path: Its file, for the message.
+        folds: The folds wanted.
+    """
     homes: dict[str, int] = {}
-    for item in datalist["training"]:
-        if item.get("synthetic"):
+    for case in datalist["training"]:
+        if not case.synthetic and homes.setdefault(case.patient, case.fold) != case.fold:
             raise InputError(
-                f"{path}: {case_name(item['image'])} is synthetic; compare wants the datalist of the real cases"
-            )
-        if homes.setdefault(item["patient"], item["fold"]) != item["fold"]:
-            raise InputError(
-                f"{path}: patient {item['patient']} lies in fold {homes[item['patient']]} and in fold {item['fold']}; "
+                f"{path}: patient {case.patient} lies in fold {homes[case.patient]} and in fold {case.fold}; "
                 "a patient must lie in one fold only"
             )
-    held_out = datalist.get("held_out_fold")
+    fitted_fold = datalist.get("held_out_fold")
     there = sorted({fold for fold in homes.values() if fold >= 0})
     for fold in folds:
         if fold not in there:
             raise InputError(f"{path} has no fold {fold}; it has {', '.join(map(str, there)) or 'none'}")
-        if held_out is not None and held_out != fold:
-            raise InputError(f"{path} was made with fold {held_out} held out, so fold {fold} cannot be tested with it")
-        if set(homes.values()) == {fold}:
+        if fitted_fold is not None and fitted_fold != fold:
+            raise InputError(
+                f"{path} was made with fold {fitted_fold} held out, so fold {fold} cannot be tested with it"
+            )
+        training, held_out = split(datalist, fold)
+        if not training:
             raise InputError(f"{path} holds fold {fold} only; nothing is left to train on")
+        both = sorted(set(patients(training)) & set(patients(held_out)))
+        if both:
+            raise InputError(f"{path}: patient {both[0]} is painted from and tested in fold {fold}")
 
 
-def split(datalist: dict, fold: int) -> tuple[list[dict], list[dict]]:
-    """Return the items to train on and the items of the held-out fold."""
-    items = datalist["training"]
-    return [item for item in items if item["fold"] != fold], [item for item in items if item["fold"] == fold]
+def read_fold(path: Path, fold: int) -> tuple[list[Case], list[Case]]:
+    """Return the training cases and the held-out cases of a fold of a datalist.
+
+    Raises:
+        InputError: if the datalist cannot be read, the fold holds no case or all, or a patient is on both sides.
+    """
+    datalist = read_datalist(path)
+    check_folds(datalist, path, [fold])
+    return split(datalist, fold)
 
 
-def patients(items: list[dict]) -> list[str]:
-    """Return the patients of some items, sorted, each once."""
-    return sorted({item["patient"] for item in items})
+def split(datalist: dict, fold: int) -> tuple[list[Case], list[Case]]:
+    """Return the cases to train on and the cases of the held-out fold."""
+    cases = datalist["training"]
+    return [case for case in cases if case.fold != fold], [case for case in cases if case.fold == fold]
 
 
-def tissues_in(item: dict, labels: dict[str, int]) -> list[str]:
-    """Return the names of the tissues that an item's label map holds, background left out."""
-    counts = _voxels(item["label"], tuple(labels.items()))
+def patients(cases: list[Case]) -> list[str]:
+    """Return the patients of some cases, sorted, each once."""
+    return sorted({case.patient for case in cases})
+
+
+def tissues_in(case: Case, labels: dict[str, int]) -> list[str]:
+    """Return the names of the tissues that a case's map holds, background left out."""
+    counts = tissue_voxels(case, labels)
     return [name for name, value in labels.items() if name != "background" and counts[value]]
 
 
-def presence(items: list[dict], labels: dict[str, int]) -> np.ndarray:
-    """Return which pathological tissues each item's label map holds, shape (items, tissues), as booleans."""
+def presence(cases: list[Case], labels: dict[str, int]) -> np.ndarray:
+    """Return which pathological tissues each case's map holds, shape (cases, tissues), as booleans."""
     values = [value for name, value in labels.items() if name not in ("background", "healthy")]
-    return np.array([[_voxels(item["label"], tuple(labels.items()))[value] > 0 for value in values] for item in items])
+    return np.array([[tissue_voxels(case, labels)[value] > 0 for value in values] for case in cases])
+
+
+def tissue_voxels(case: Case, labels: dict[str, int]) -> tuple[int, ...]:
+    """Return the voxels of each label value in a case's map."""
+    return _voxels(case.label, tuple(labels.items()))
 
 
 @functools.cache
-def _voxels(path: str, labels: tuple) -> tuple[int, ...]:
+def _voxels(path: Path, labels: tuple) -> tuple[int, ...]:
     """Return the voxels of each label value in a map; remembered, because every seed asks for the same files."""
-    values = load_labels(Path(path), dict(labels))[0]
+    values = load_labels(path, dict(labels))[0]
     return tuple(np.bincount(values.ravel(), minlength=max(value for _, value in labels) + 1).tolist())
 
 
@@ -100,51 +232,13 @@ def subset(datalist: dict, fold: int, fraction: float, seed: int = 0) -> dict:
     """Return a datalist with a share of the training patients; a smaller share is part of a larger one.
 
     Args:
-        datalist: from ``read_datalist``.
-        fold: the held-out fold, which stays whole.
-        fraction: of the training patients, above 0; at least one patient is kept.
-        seed: of the order of the patients.
+        datalist: From ``read_datalist``.
+        fold: The held-out fold, which stays whole.
+        fraction: Share of the training patients, above 0; at least one patient is kept.
+        seed: Seed for the order of the patients.
     """
     training, test = split(datalist, fold)
     names = patients(training)
     order = np.random.default_rng([seed, fold]).permutation(len(names))
     kept = {names[index] for index in order[: max(1, round(fraction * len(names)))]}
-    return datalist | {"training": [item for item in training if item["patient"] in kept] + test}
-
-
-def split_fold(datalist: Path, fold: int) -> tuple[list[dict], list[dict]]:
-    """Return the training items and the held-out items of a datalist, with absolute paths.
-
-    Raises:
-        InputError: if an item lacks something, the fold holds no case or all, or a patient is on both sides.
-    """
-    content = read_json(datalist)
-    items = []
-    for number, item in enumerate(content.get("training", [])):
-        lacking = [key for key in ("image", "label", "fold", "patient") if key not in item]
-        if lacking:
-            raise InputError(f"{datalist}: training item {number} has no {lacking[0]}; make it with tools dataset")
-        folder = Path(datalist).absolute().parent
-        items.append(item | {"image": str(folder / item["image"]), "label": str(folder / item["label"])})
-    refuse_series(items, datalist)
-    training = [item for item in items if item["fold"] != fold]
-    held_out = [item for item in items if item["fold"] == fold]
-    if not held_out or not training:
-        folds = sorted({item["fold"] for item in items})
-        raise InputError(f"{datalist} has folds {folds}; holding out fold {fold} leaves one side empty")
-    both = {item["patient"] for item in training} & {item["patient"] for item in held_out}
-    if both:
-        raise InputError(f"patient {sorted(both)[0]} is in fold {fold} and in another; folds must keep patients whole")
-    return training, held_out
-
-
-def known_items(datalist: Path, fold: int | None) -> list[dict]:
-    """Return the training items of a fold, or all items if there is none, with absolute paths."""
-    if fold is not None:
-        return split_fold(datalist, fold)[0]
-    items, folder = read_json(datalist).get("training", []), datalist.absolute().parent
-    if not items or any("image" not in item or "label" not in item or "patient" not in item for item in items):
-        raise InputError(f"{datalist} lists no cases with image, label and patient; make it with tools dataset")
-    items = [item | {"image": str(folder / item["image"]), "label": str(folder / item["label"])} for item in items]
-    refuse_series(items, datalist)
-    return items
+    return datalist | {"training": [case for case in training if case.patient in kept] + test}

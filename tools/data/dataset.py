@@ -39,19 +39,19 @@ def dataset(
     images are never copied.
 
     Args:
-        images: folder of CT in HU: .nii or .nii.gz, each 3D (a single slice has the shape (W, H, 1)), and subfolders
+        images: Folder of CT in HU: .nii or .nii.gz, each 3D (a single slice has the shape (W, H, 1)), and subfolders
             that each hold one DICOM series, whose case has the subfolder's name.
-        labels: folder of tissue maps, NIfTI, of the same names, shapes and affines.
-        output: folder to create.
-        label_map: for maps of another label scheme: a JSON file {"foreign value": "tissue name", ...}, or the same on
+        labels: Folder of tissue maps, NIfTI, of the same names, shapes and affines.
+        output: Folder to create.
+        label_map: Values of another label scheme: a JSON file {"foreign value": "tissue name", ...}, or the same on
             the command line, "{1: ground_glass, 3: consolidation}". 0 is background unless it says otherwise. The
             name unlabelled is for voxels of which nothing is known, as {0: unlabelled} where only infections were
             drawn: from such maps the segmenter's bundle can learn, while augment and compare need whole ones.
         patients: CSV file with the columns case (file name without .nii.gz) and patient, and optionally age (years),
             severity (a number), history (text) and fold (given folds are used instead of drawn ones, and ``folds``
             is ignored); other columns are not used. Without it every file counts as a patient of its own.
-        folds: number of folds, at least 2 and at most the number of patients.
-        seed: for the folds.
+        folds: Number of folds, at least 2 and at most the number of patients.
+        seed: Seed for the folds.
 
     Raises:
         InputError: if anything about the input is wrong, or ``output`` holds something or cannot be written.
@@ -183,7 +183,7 @@ def read_label_map(label_map: Path | dict, scheme: dict[str, int]) -> dict[int, 
 
     Args:
         label_map: JSON file or dictionary, foreign value to tissue name.
-        scheme: tissue name to value.
+        scheme: Tissue name to value.
 
     Returns:
         Foreign value to tissue name.
@@ -211,8 +211,8 @@ def content_warnings(statistics: TissueStatistics, tissues: dict[str, set[str]])
     """Return sentences about content that is allowed but unlikely to be wanted.
 
     Args:
-        statistics: of all cases.
-        tissues: patient to tissues.
+        statistics: Statistics of all cases.
+        tissues: Patient to tissues.
     """
     absent = [name for name in statistics.labels if not any(name in held for held in tissues.values())]
     warnings = [f"no case holds {name}; it can be neither learned nor synthesized from these data" for name in absent]

@@ -17,10 +17,10 @@ def assign_folds(
     that every patient has plays no part.
 
     Args:
-        tissues: patient to the names of the tissues that the patient has.
-        folds: number of folds, at most the number of patients.
-        seed: for the order of the patients and the last tie.
-        cases: patient to the number of cases; by default one each.
+        tissues: Patient to the names of the tissues that the patient has.
+        folds: Number of folds, at most the number of patients.
+        seed: Seed for the order of the patients and the last tie.
+        cases: Patient to the number of cases; by default one each.
 
     Returns:
         Patient to fold, 0 to ``folds - 1``.
@@ -68,9 +68,9 @@ def scarce_tissues(tissues: dict[str, set[str]], fold_of: dict[str, int], folds:
     """Return a sentence for each tissue that some patient has but that is missing from some fold.
 
     Args:
-        tissues: patient to the names of the tissues that the patient has.
-        fold_of: patient to fold.
-        folds: number of folds.
+        tissues: Patient to the names of the tissues that the patient has.
+        fold_of: Patient to fold.
+        folds: Number of folds.
     """
     sentences = []
     for tissue in dict.fromkeys(name for patient in sorted(tissues) for name in sorted(tissues[patient])):

@@ -7,9 +7,9 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from tools.data.datalist import read_datalist, split
+from tools.data.datalist import Case, read_datalist, split
 from tools.io.files import InputError, check_new_directory, new_directory, write_json
-from tools.io.volume import SYNTHETIC_MARK, case_name, check_same_geometry, save_nifti
+from tools.io.volume import SYNTHETIC_MARK, check_same_geometry, save_nifti
 from tools.tissues import unlabelled_value
 
 
@@ -30,16 +30,16 @@ def export_nnunet(datalist: Path, output: Path) -> None:
     """
     output = check_dataset_name(output)
     content = read_datalist(datalist)
-    names: dict[str, str] = {}  # case in nnU-Net's dataset to image
+    names: dict[str, Path] = {}  # case in nnU-Net's dataset to image
     synthetic: list[str] = []
-    for item in content["training"]:
-        name = case_name(item["image"])
-        if is_synthetic(item, datalist):
+    for case in content["training"]:
+        name = case.name
+        if is_synthetic(case, datalist):
             name = f"synthetic_{name}"
             synthetic.append(name)
         if name in names:
-            raise InputError(f"{datalist}: {names[name]} and {item['image']} would both be named {name}")
-        names[name] = item["image"]
+            raise InputError(f"{datalist}: {names[name]} and {case.image} would both be named {name}")
+        names[name] = case.image
     fitted_fold = content.get("held_out_fold")
     if synthetic and fitted_fold is None:
         raise InputError(
@@ -69,16 +69,15 @@ def check_dataset_name(output: Path) -> Path:
     return check_new_directory(output)
 
 
-def is_synthetic(item: dict, datalist: Path) -> bool:
-    """Return whether a datalist's item is synthetic.
+def is_synthetic(case: Case, datalist: Path) -> bool:
+    """Return whether a datalist's case is synthetic.
 
     Raises:
-        InputError: if its CT is marked so, but the item is not.
+        InputError: if its CT is marked so, but its item is not.
     """
-    said = bool(item.get("synthetic"))
-    if not said and description_of(nib.load(item["image"])).startswith(SYNTHETIC_MARK):
-        raise InputError(f"{item['image']} says {SYNTHETIC_MARK} in its header, but its item in {datalist} does not")
-    return said
+    if not case.synthetic and description_of(nib.load(case.image)).startswith(SYNTHETIC_MARK):
+        raise InputError(f"{case.image} says {SYNTHETIC_MARK} in its header, but its item in {datalist} does not")
+    return case.synthetic
 
 
 def description_of(image: nib.Nifti1Image) -> str:
@@ -86,46 +85,46 @@ def description_of(image: nib.Nifti1Image) -> str:
     return image.header["descrip"].item().decode(errors="replace")
 
 
-def splits(content: dict, names: dict[str, str], fitted_fold: int | None) -> list[dict[str, list[str]]]:
+def splits(content: dict, names: dict[Path, str], fitted_fold: int | None) -> list[dict[str, list[str]]]:
     """Return nnU-Net's splits, one per fold: ``train`` and ``val`` with names of cases.
 
     Args:
-        content: of a datalist.
-        names: image to case.
-        fitted_fold: the only fold in which synthetic cases are trained on.
+        content: Content of a datalist.
+        names: Image to case.
+        fitted_fold: The only fold in which synthetic cases are trained on.
     """
     found = []
-    for fold in range(max(item["fold"] for item in content["training"]) + 1):
+    for fold in range(max(case.fold for case in content["training"]) + 1):
         train, val = split(content, fold)
-        train = [item for item in train if not item.get("synthetic") or fold == fitted_fold]
-        found.append({key: [names[item["image"]] for item in part] for key, part in (("train", train), ("val", val))})
+        train = [case for case in train if not case.synthetic or fold == fitted_fold]
+        found.append({key: [names[case.image] for case in part] for key, part in (("train", train), ("val", val))})
     return found
 
 
-def case_numbers(real: dict) -> dict[str, str]:
+def case_numbers(real: dict) -> dict[Path, str]:
     """Return image path to the name of the case in nnU-Net's dataset."""
-    return {item["image"]: f"{number:04d}" for number, item in enumerate(real["training"])}
+    return {case.image: f"{number:04d}" for number, case in enumerate(real["training"])}
 
 
-def write_dataset(raw: Path, content: dict, names: dict[str, str], **about: object) -> None:
+def write_dataset(raw: Path, content: dict, names: dict[Path, str], **about: object) -> None:
     """Write the cases of a datalist as nnU-Net's raw dataset; unlabelled voxels get the value that it ignores.
 
     Args:
-        raw: folder of the dataset.
-        content: of the datalist, with absolute paths.
-        names: image to case.
-        **about: more keys for dataset.json.
+        raw: Folder of the dataset.
+        content: Content of the datalist.
+        names: Image to case.
+        **about: More keys for dataset.json.
     """
     labels = dict(content["labels"])
     ignore, unlabelled = max(labels.values()) + 1, unlabelled_value()
-    for item in tqdm(content["training"], desc="nnU-Net's dataset", unit="case"):
-        image, label = nib.load(item["image"]), nib.load(item["label"])
-        check_same_geometry(image, label, item["image"], item["label"])
+    for case in tqdm(content["training"], desc="nnU-Net's dataset", unit="case"):
+        image, label = nib.load(case.image), nib.load(case.label)
+        check_same_geometry(image, label, case.image, case.label)
         values = np.asarray(label.dataobj).astype(np.uint8)
         if (values == unlabelled).any():
             labels["ignore"] = ignore
             values[values == unlabelled] = ignore
-        name, hu, mark = names[item["image"]], np.asarray(image.dataobj), description_of(image)
+        name, hu, mark = names[case.image], np.asarray(image.dataobj), description_of(image)
         save_nifti(hu, image, raw / "imagesTr" / f"{name}_0000.nii.gz", mark)
         save_nifti(values, image, raw / "labelsTr" / f"{name}.nii.gz", mark)
     needed = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": len(names), "file_ending": ".nii.gz"}

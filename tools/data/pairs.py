@@ -41,10 +41,10 @@ def check_case(
 
     Args:
         image_path: CT in HU; a folder is a DICOM series, whose axes are turned as its label's.
-        label_path: tissue map.
-        scheme: tissue name to value.
-        foreign: foreign value to tissue name, or None if the map holds the scheme's values.
-        problems: receives what is wrong.
+        label_path: Tissue map.
+        scheme: Tissue name to value.
+        foreign: Foreign value to tissue name, or None if the map holds the scheme's values.
+        problems: Receives what is wrong.
 
     Returns:
         HU, label values and the image's geometry; None if something is wrong.

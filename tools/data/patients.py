@@ -20,8 +20,8 @@ def read_patients(
 
     Args:
         path: CSV file with the columns case and patient, optionally age, severity, history, fold; or None.
-        cases: names of the cases that have an image or a label.
-        problems: receives what is wrong with single rows.
+        cases: Names of the cases that have an image or a label.
+        problems: Receives what is wrong with single rows.
 
     Returns:
         Case to its patient and attributes (``fold`` among them if given), and warnings.

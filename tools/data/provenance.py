@@ -3,32 +3,25 @@
 import functools
 from pathlib import Path
 
-from tools.io.files import InputError, sha256
-from tools.io.volume import case_name
+from tools.data.datalist import Case
+from tools.io.files import InputError, read_json, sha256
 
 SYNTHESIZER_CARD, MAPS_CARD, GATE_CARD = "synthesizer/card.json", "maps.json", "gate.json"
 
 
 @functools.cache
-def _digest(path: str, modified: int) -> str:
-    return sha256(Path(path))
+def _digest(path: Path, modified: int) -> str:
+    return sha256(path)
 
 
-def digest(path: str) -> str:
+def digest(path: Path) -> str:
     """Return a file's SHA-256; remembered while the file stays as it is."""
-    return _digest(str(path), Path(path).stat().st_mtime_ns)
+    return _digest(Path(path), Path(path).stat().st_mtime_ns)
 
 
-def cases_read(items: list[dict]) -> list[dict]:
-    """Return what a stage writes down about the cases it reads: case, patient and the CT's SHA-256, sorted by case.
-
-    Args:
-        items: of a datalist, with absolute paths.
-    """
-    rows = [
-        {"case": case_name(item["image"]), "patient": item["patient"], "image_sha256": digest(item["image"])}
-        for item in items
-    ]
+def cases_read(cases: list[Case]) -> list[dict]:
+    """Return what a stage writes down about the cases it reads: case, patient and the CT's SHA-256, sorted by case."""
+    rows = [{"case": case.name, "patient": case.patient, "image_sha256": digest(case.image)} for case in cases]
     return sorted(rows, key=lambda row: row["case"])
 
 
@@ -36,10 +29,10 @@ def check_disjoint(where: str, stage: str, cases: list[dict], test: list[dict]) 
     """Return the patients that a stage has read, if none of them, under whatever name, is a test patient.
 
     Args:
-        where: what the message begins with.
-        stage: its name.
-        cases: from ``cases_read``, as the stage wrote it; rows may lack the SHA-256.
-        test: from ``cases_read``.
+        where: What the message begins with.
+        stage: Name of the stage.
+        cases: From ``cases_read``, as the stage wrote it; rows may lack the SHA-256.
+        test: From ``cases_read``.
 
     Raises:
         InputError: naming the test patients, or the test cases whose CT was read under another name.
@@ -59,13 +52,36 @@ def check_disjoint(where: str, stage: str, cases: list[dict], test: list[dict]) 
     return sorted(read)
 
 
+def read_card(weights: Path, held_out: list[Case], stage: str) -> dict:
+    """Return the card beside weights, if it shows that no held-out patient was trained on, under whatever name.
+
+    Args:
+        weights: File of the weights.
+        held_out: Cases that they must not know.
+        stage: What they are, for the message.
+
+    Raises:
+        InputError: if there are no such weights, their card does not say whom they know, or it names a held-out
+            patient or CT.
+    """
+    weights = Path(weights)
+    if not weights.is_file():
+        raise InputError(f"{stage} {weights} does not exist")
+    card = read_json(weights.with_name("card.json"))
+    known = card.get("cases", []) + [{"patient": name} for name in card.get("patients", [])]
+    if not known:
+        raise InputError(f"{weights.with_name('card.json')} does not say whom {stage} {weights} was trained on")
+    check_disjoint(str(weights), stage, known, cases_read(held_out))
+    return card
+
+
 def check_twins(datalist: dict, path: Path) -> None:
     """Raise InputError if a datalist holds one CT under two patients, which could lie on both sides of a split."""
-    seen: dict[str, dict] = {}
-    for item in datalist["training"]:
-        twin = seen.setdefault(digest(item["image"]), item)
-        if twin["patient"] != item["patient"]:
+    seen: dict[str, Case] = {}
+    for case in datalist["training"]:
+        twin = seen.setdefault(digest(case.image), case)
+        if twin.patient != case.patient:
             raise InputError(
-                f"{path}: {case_name(twin['image'])} of patient {twin['patient']} and {case_name(item['image'])} of "
-                f"patient {item['patient']} are the same CT; a patient must have one name"
+                f"{path}: {twin.name} of patient {twin.patient} and {case.name} of patient {case.patient} "
+                "are the same CT; a patient must have one name"
             )

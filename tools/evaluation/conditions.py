@@ -10,16 +10,15 @@ import numpy as np
 from tqdm import tqdm
 
 from tools.bundles import BUNDLES
-from tools.data.datalist import split_fold
+from tools.data.datalist import read_fold
 from tools.evaluation import measures
 from tools.evaluation.figures import draw_conditions
 from tools.evaluation.probes import LEVELS, MAP, TOLD, UNKNOWN, Probe, find_hosts, lay_out, plan, unpainted
 from tools.flags import check_numbers
 from tools.io.files import InputError, RunError, atomic_file, open_run, read_json, sha256, write_json, write_text
 from tools.tissues import tissue_labels
-from tools.workflows.card import card_settings, only_known
 from tools.workflows.run import check_overrides, run_bundle
-from tools.workflows.synthesizer import SYNTHESIZER
+from tools.workflows.synthesizer import SYNTHESIZER, card_settings
 
 SEGMENTER = "lung_tissue_seg"
 SEGMENTED = ("severity", "history", MAP)  # the conditions of which the tissues in the painting tell
@@ -63,7 +62,7 @@ def conditions(
         RunError: if painting or segmenting fails.
     """
     overrides, segmenter_overrides = dict(overrides or {}), dict(segmenter_overrides or {})
-    training, held_out = split_fold(Path(datalist), fold)
+    training, held_out = read_fold(datalist, fold)
     check_numbers({"steps": steps, "cases": cases, "slices": slices})
     of_card = card_settings(checkpoint, held_out)
     if segmenter is not None and not Path(segmenter).is_file():
@@ -85,7 +84,7 @@ def conditions(
     config = read_json(BUNDLES / SYNTHESIZER / "configs/inference.json")
     told = {key: value for key, value in of_card.items() if key in config} | {"num_steps": steps} | overrides
     hu_window, attributes = ((config | told)[key] for key in ("hu_window", "attributes"))
-    training, held_out = only_known(training, attributes), only_known(held_out, attributes)
+    training, held_out = ([case.told(attributes) for case in cases] for cases in (training, held_out))
     surveyed = measures.survey(training, slices, hu_window)
     hosts = find_hosts(held_out, cases, slices)
     probes, skipped = plan(surveyed, hosts, hu_window)

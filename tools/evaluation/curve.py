@@ -6,15 +6,13 @@ import time
 from pathlib import Path
 
 from tools.bundles import BUNDLES
-from tools.data.datalist import split_fold
+from tools.data.datalist import Case, read_fold
 from tools.evaluation.figures import FLOORS, QUALITY_ROWS, draw_curve
 from tools.flags import listed
 from tools.io.files import InputError, RunError, atomic_file, open_run, read_json, sha256, write_json
-from tools.io.volume import relative
 from tools.tissues import tissue_labels
-from tools.workflows.card import card_settings, only_known
 from tools.workflows.run import check_overrides, run_bundle
-from tools.workflows.synthesizer import SYNTHESIZER
+from tools.workflows.synthesizer import SYNTHESIZER, card_settings
 
 # What the command itself decides.
 RESERVED = (
@@ -64,7 +62,7 @@ def curve(
         if key in RESERVED:
             raise InputError(f"overrides may not hold {key!r}: curve sets it")
     check_overrides(SYNTHESIZER, configs, overrides)
-    training, held_out = split_fold(Path(datalist), fold)
+    training, held_out = read_fold(datalist, fold)
     of_card = card_settings(checkpoint, held_out)
     settings = {
         "command": "curve", "datalist_sha256": sha256(datalist), "fold": fold, "cases": cases, "variant": variant,
@@ -74,8 +72,9 @@ def curve(
     if cases is not None and cases < len(held_out):
         print(f"only the first {cases} of {len(held_out)} held-out cases are painted")
     config = read_json(BUNDLES / SYNTHESIZER / "configs/train.json")
-    kept = only_known(held_out[:cases], (config | of_card | overrides)["attributes"])
-    if kept != held_out:
+    attributes = (config | of_card | overrides)["attributes"]
+    kept = [case.told(attributes) for case in held_out[:cases]]
+    if [case.item() for case in kept] != [case.item() for case in held_out]:
         datalist = write_datalist(training, kept, output)
     runs = [(sampler, number) for sampler in samplers for number in evaluations]
     for place, (sampler, number) in enumerate(runs, 1):
@@ -119,10 +118,9 @@ def check(evaluations: list, samplers: list[str], cases: int | None) -> None:
         raise InputError(f"cases must be a whole number of at least 1, not {cases}")
 
 
-def write_datalist(training: list[dict], held_out: list[dict], output: Path) -> Path:
-    """Write a datalist of the training items and some of the held-out ones, and return its path."""
-    items = [item | {key: relative(item[key], output) for key in ("image", "label")} for item in training + held_out]
-    write_json(output / "datalist.json", {"training": items})
+def write_datalist(training: list[Case], held_out: list[Case], output: Path) -> Path:
+    """Write a datalist of the training cases and some of the held-out ones, and return its path."""
+    write_json(output / "datalist.json", {"training": [case.item(output) for case in training + held_out]})
     return output / "datalist.json"
 
 

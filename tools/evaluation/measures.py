@@ -5,6 +5,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr, wasserstein_distance
 from tqdm import tqdm
 
+from tools.data.datalist import ATTRIBUTES, Case
 from tools.evaluation.probes import (
     FEWEST_VOXELS,
     MAP,
@@ -17,7 +18,7 @@ from tools.evaluation.probes import (
     cut,
     load_case,
 )
-from tools.io.volume import case_name, spacing_mm
+from tools.io.volume import spacing_mm
 from tools.tissues import tissue_labels
 from tools.workflows.segmenter import dice
 
@@ -68,22 +69,22 @@ def tissue_shares(tissues: np.ndarray, lung: np.ndarray) -> dict[str, float]:
     return shares | {"non_healthy_share": float(sum(ill))}
 
 
-def survey(training: list[dict], slices: int, hu_window: tuple[float, float]) -> list[dict]:
+def survey(training: list[Case], slices: int, hu_window: tuple[float, float]) -> list[dict]:
     """Return what the training patients are like, one row per case: attributes, density of each tissue, lung measures.
 
     Args:
-        training: items of the datalist.
+        training: Cases of the training patients.
         slices: the lung is measured in those that hold most of it, as in the paintings; density in the whole CT.
         hu_window: to which HU are clipped.
     """
     labels = tissue_labels()
     rows = []
-    for item in tqdm(training, desc="surveying the training patients", unit="case"):
-        hu, label, image = load_case(item)
+    for case in tqdm(training, desc="surveying the training patients", unit="case"):
+        hu, label, image = load_case(case)
         hu, axis = np.clip(hu, *hu_window), axial_axis(image.affine)
         known = {name: hu[label == value] for name, value in labels.items() if value}
-        row = {key: item.get(key) for key in ("severity", "age", "history")}
-        row["case"] = case_name(item["image"])
+        row = {key: case.attributes.get(key) for key in ATTRIBUTES}
+        row["case"] = case.name
         row["density"] = {name: float(v.mean()) for name, v in known.items() if len(v) >= FEWEST_VOXELS}
         window = best_slices(label > 0, axis, slices)
         hu, label = cut(hu, axis, window), cut(label, axis, window)

@@ -9,8 +9,9 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
+from tools.data.datalist import Case
 from tools.io.files import InputError, atomic_file
-from tools.io.volume import case_name, check_same_geometry, load_ct, load_labels, save_nifti
+from tools.io.volume import check_same_geometry, load_ct, load_labels, save_nifti
 from tools.tissues import pathological_tissues, tissue_labels
 
 LUNG, ALL_HEALTHY, UNKNOWN, TOLD, MAP = "lung", "all_healthy", "unknown", "told", "map"
@@ -25,13 +26,13 @@ class Host:
     """A held-out patient, and the axial slices that hold most of what is needed.
 
     Attributes:
-        item: of the datalist.
+        case: The patient's case.
         axis: the axial axis of the stored voxels.
         window: the slices.
         voxels: of what is needed in them.
     """
 
-    item: dict
+    case: Case
     axis: int
     window: slice
     voxels: int
@@ -39,7 +40,7 @@ class Host:
     @property
     def name(self) -> str:
         """Name of the case."""
-        return case_name(self.item["image"])
+        return self.case.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,38 +120,38 @@ def cut(array: np.ndarray, axis: int, window: slice) -> np.ndarray:
     return array[(slice(None),) * axis + (window,)]
 
 
-def load_case(item: dict) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Image]:
-    """Return HU, tissue map and the image of a datalist item, in the stored orientation."""
-    hu, image = load_ct(item["image"])
-    label, label_image = load_labels(item["label"], tissue_labels())
-    check_same_geometry(image, label_image, item["image"], item["label"])
+def load_case(case: Case) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Image]:
+    """Return HU, tissue map and the image of a case, in the stored orientation."""
+    hu, image = load_ct(case.image)
+    label, label_image = load_labels(case.label, tissue_labels())
+    check_same_geometry(image, label_image, case.image, case.label)
     return hu, label, image
 
 
-def find_hosts(held_out: list[dict], cases: int, slices: int) -> dict[str, list[Host]]:
+def find_hosts(held_out: list[Case], cases: int, slices: int) -> dict[str, list[Host]]:
     """Return, for each tissue and for ``lung``, the held-out patients whose slices hold most of it, most first.
 
     Args:
-        held_out: items of the datalist; of the cases of a patient the one that holds most is taken.
+        held_out: Cases of the held-out patients; of the cases of a patient the one that holds most is taken.
         cases: patients at most.
         slices: neighbouring axial slices of each.
     """
     labels = {name: value for name, value in tissue_labels().items() if value}
     found: dict[str, list[Host]] = {name: [] for name in (*labels, LUNG)}
-    for item in tqdm(held_out, desc="looking for hosts", unit="case"):
-        label, file = load_labels(item["label"], tissue_labels())
+    for case in tqdm(held_out, desc="looking for hosts", unit="case"):
+        label, file = load_labels(case.label, tissue_labels())
         axis = axial_axis(file.affine)
         for name in found:
             mask = label > 0 if name == LUNG else label == labels[name]
             window = best_slices(mask, axis, slices)
             voxels = int(cut(mask, axis, window).sum())
             if voxels >= FEWEST_VOXELS:
-                found[name].append(Host(item, axis, window, voxels))
+                found[name].append(Host(case, axis, window, voxels))
     hosts = {}
     for name, candidates in found.items():
         best: dict[str, Host] = {}
         for host in sorted(candidates, key=lambda host: -host.voxels):
-            best.setdefault(host.item["patient"], host)
+            best.setdefault(host.case.patient, host)
         hosts[name] = list(best.values())[:cases]
     return hosts
 
@@ -175,7 +176,7 @@ def work_maps(kind: str, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def set_scene(kind: str, host: Host, hu_window: tuple[float, float]) -> Scene:
     """Return a scene of a host."""
-    _, truth, image = load_case(host.item)
+    _, truth, image = load_case(host.case)
     window = (slice(None),) * host.axis + (host.window,)
     image, truth = image.slicer[window], truth[window]
     hu = np.clip(image.get_fdata(dtype=np.float32), *hu_window)
@@ -261,7 +262,7 @@ def requests(survey: list[dict]) -> tuple[list[tuple[str, str, str, list]], dict
 
 def attributes_of(scene: Scene) -> dict[str, object]:
     """Return what is known of a scene's patient."""
-    return {key: scene.host.item[key] for key in ("severity", "age", "history") if scene.host.item.get(key) is not None}
+    return scene.host.case.attributes
 
 
 def densities_of(scene: Scene) -> dict[str, float]:

@@ -33,8 +33,8 @@ class Asked:
     """Tiles of one tissue of one case that can be looked for in a bank.
 
     Attributes:
-        values: samples in HU, float32, shape (Q, V, SAMPLES).
-        inside: which samples count, bool, the same shape; None where all do.
+        values: Samples in HU, float32, shape (Q, V, SAMPLES).
+        inside: Which samples count, bool, the same shape; None where all do.
     """
 
     values: np.ndarray
@@ -48,7 +48,7 @@ class Nearest:
     Attributes:
         distance: 1 - r between a tile asked and the nearest kept one, quartile over the tiles asked (so that a copy in
             a quarter of them shows); NaN if there was nothing to ask or to compare with.
-        where: case and slice in which most of that quarter's nearest tiles lie, such as ``case007 slice 12``.
+        where: Case and slice in which most of that quarter's nearest tiles lie, such as ``case007 slice 12``.
     """
 
     distance: float
@@ -60,9 +60,9 @@ class TileBank:
     """Smoothed tiles of one tissue of many cases.
 
     Attributes:
-        edge: of a tile, in-plane voxels; a multiple of GRID.
-        whole: compare whole tiles; else only the voxels inside the tissue asked about.
-        most: tiles kept of one case, roughly; of a larger lesion every second, third, ... slice is kept.
+        edge: Edge of a tile in in-plane voxels; a multiple of GRID.
+        whole: Compare whole tiles; else only the voxels inside the tissue asked about.
+        most: Tiles kept of one case, roughly; of a larger lesion every second, third, ... slice is kept.
     """
 
     edge: int
@@ -77,10 +77,10 @@ class TileBank:
         """Keep the tiles of one case.
 
         Args:
-            case: its name.
-            owner: its patient, by whom it can be left out.
+            case: Its name.
+            owner: Its patient, by whom it can be left out.
             hu: CT in HU, shape (W, H, D).
-            where: its tissue, bool, the same shape.
+            where: Its tissue, bool, the same shape.
         """
         hu, where = self._crop(hu, where)
         occupied = np.flatnonzero(where.any((0, 1)))
@@ -125,7 +125,7 @@ class TileBank:
 
         Args:
             hu: CT in HU, shape (W, H, D).
-            where: the tissue, bool, the same shape.
+            where: The tissue, bool, the same shape.
         """
         hu, where = self._crop(hu, where)
         corners = np.zeros((0, 3), int)
@@ -152,8 +152,8 @@ class TileBank:
         and mirrored. So neither a shift nor another density or contrast hides a copy; a turn or a scaling does.
 
         Args:
-            asked: what :meth:`ask` returned.
-            leave_out: owner whose tiles do not count.
+            asked: What :meth:`ask` returned.
+            leave_out: Owner whose tiles do not count.
         """
         chosen = [index for index, owner in enumerate(self.owners) if owner != leave_out and len(self.tiles[index])]
         if not len(asked.values) or not chosen:
@@ -174,8 +174,8 @@ def best_matches(asked: Asked, tiles: torch.Tensor) -> tuple[np.ndarray, np.ndar
     """Return the correlation of each tile asked with its nearest tile, and the index of that one, both shape (Q,).
 
     Args:
-        asked: Q tiles.
-        tiles: shape (N, SAMPLES), each with mean 0.
+        asked: The Q tiles asked.
+        tiles: Kept samples, shape (N, SAMPLES), each with mean 0.
     """
     values = torch.from_numpy(asked.values)
     inside = None if asked.inside is None else torch.from_numpy(asked.inside).float()
@@ -200,9 +200,9 @@ def correlate(values: torch.Tensor, inside: torch.Tensor | None, tiles: torch.Te
     """Return Pearson's correlation of each query with each tile over the query's samples inside, shape (Q, N).
 
     Args:
-        values: shape (Q, SAMPLES).
+        values: Samples asked, shape (Q, SAMPLES).
         inside: 1 where a sample counts, else 0, the same shape; None where all count.
-        tiles: shape (N, SAMPLES), each with mean 0.
+        tiles: Kept samples, shape (N, SAMPLES), each with mean 0.
     """
     count = values.shape[1] if inside is None else inside.sum(1, keepdim=True).clamp(min=1)
     if inside is None:

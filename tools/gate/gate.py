@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from tqdm import tqdm
 
+from tools.data.datalist import Case
 from tools.gate.copies import HU_WINDOW, TILES_KEPT, TileBank
 from tools.gate.tissue import Tissue, card, describe, none_for_nan, out_of_distribution
 from tools.io.files import InputError
-from tools.io.volume import canonical, case_name, load_case, load_labels
+from tools.io.volume import canonical, load_labels
 from tools.tissues import tissue_labels
 
 MIN_VOXELS = 24
@@ -38,23 +39,23 @@ class Gate:
     """Measures and judges the painted tissue of one fold.
 
     Args:
-        training: items of the datalist with absolute ``image`` and ``label``, and ``patient``.
-        labels: tissue name to value, of the tissues that may be painted; 0 is left out.
+        training: Cases that say what is real.
+        labels: Tissue name to value, of the tissues that may be painted; 0 is left out.
 
     Raises:
         InputError: if the training cases hold none of the tissues, or a file is unusable.
     """
 
-    def __init__(self, training: list[dict], labels: Mapping[str, int]) -> None:
+    def __init__(self, training: list[Case], labels: Mapping[str, int]) -> None:
         self.labels = {name: value for name, value in labels.items() if value}
-        self.items = {case_name(item["image"]): item for item in training}
+        self.cases = {case.name: case for case in training}
         self.real: dict[str, list[Tissue]] = {name: [] for name in self.labels}
         self.painted: dict[str, list[Tissue]] = {name: [] for name in self.labels}
-        most = max(2000, TILES_KEPT // max(len(self.items), 1))
+        most = max(2000, TILES_KEPT // max(len(self.cases), 1))
         self.regions = {name: TileBank(REGION, most=most) for name in self.labels}
         self.patches = {name: TileBank(PATCH, whole=True, most=most) for name in self.labels}
         self.earlier = {name: TileBank(REGION, most=2000) for name in self.labels}  # painted cases
-        for case in tqdm(self.items, desc="learning what is real", unit="case"):
+        for case in tqdm(training, desc="learning what is real", unit="case"):
             self._learn(case)
         self.real = {name: tissues for name, tissues in self.real.items() if tissues}
         if not self.real:
@@ -66,17 +67,17 @@ class Gate:
         self.limits = {name: self._limits(name) for name in self.real}
         self._lend_limits()
 
-    def _learn(self, case: str) -> None:
+    def _learn(self, case: Case) -> None:
         """Keep what one training case holds of each tissue."""
-        label, hu, _ = load_case(self.items[case])
+        label, hu, _ = case.volumes()
         for name, value in self.labels.items():
             where = label == value
             if np.count_nonzero(where) < MIN_VOXELS:
                 continue
-            tissue = self._describe(name, case, self.items[case]["patient"], hu, where, (label > 0) & ~where)
+            tissue = self._describe(name, case.name, case.patient, hu, where, (label > 0) & ~where)
             self.real[name].append(tissue)
             for bank in (self.regions[name], self.patches[name]):
-                bank.add(case, tissue.owner, hu, where)
+                bank.add(case.name, tissue.owner, hu, where)
 
     def _describe(
         self, name: str, case: str, owner: str, hu: np.ndarray, where: np.ndarray, around: np.ndarray
@@ -92,9 +93,9 @@ class Gate:
         The tissue's own patient is always left out where surroundings count: a painted case has those of its source.
 
         Args:
-            name: of the tissue.
-            tissue: what is compared.
-            leave_out: patient to leave out of the other comparisons.
+            name: Name of the tissue.
+            tissue: What is compared.
+            leave_out: Patient to leave out of the other comparisons.
         """
         others = [other.textures for other in self.real[name] if other.owner != leave_out]
         region = self.regions[name].nearest(tissue.region, leave_out)
@@ -135,15 +136,15 @@ class Gate:
         below a median of ``JUDGE_AT_LEAST`` recall is measured and sets no limit.
 
         Args:
-            answers: case name and the segmenter's tissue map in canonical orientation, of some or all training cases.
+            answers: Case name and the segmenter's tissue map in canonical orientation, of some or all training cases.
 
         Raises:
             InputError: if a case is not a training case or an answer has another shape than its map.
         """
         for case, answer in answers:
-            if case not in self.items:
+            if case not in self.cases:
                 raise InputError(f"answer of {case}, which is not a training case")
-            label, image = load_labels(self.items[case]["label"], tissue_labels())
+            label, image = load_labels(self.cases[case].label, tissue_labels())
             label = canonical(label, image.affine)
             if answer.shape != label.shape:
                 raise InputError(f"answer of {case} has shape {answer.shape}, but its map has {label.shape}")
@@ -163,12 +164,12 @@ class Gate:
         """Return what is measured of each painted tissue of a case; the case is remembered, to find near-duplicates.
 
         Args:
-            case: its name.
-            source: name of the training case that was painted.
-            hu: painted CT in HU, canonical orientation, shape (W, H, D).
-            target: its tissue map, the same shape.
-            region: painted voxels, bool, the same shape.
-            answer: the segmenter's tissue map of the painted CT, the same shape; without it faithfulness is unknown.
+            case: Its name.
+            source: Name of the training case that was painted.
+            hu: Painted CT in HU, canonical orientation, shape (W, H, D).
+            target: Its tissue map, the same shape.
+            region: Painted voxels, bool, the same shape.
+            answer: The segmenter's tissue map of the painted CT, the same shape; without it faithfulness is unknown.
 
         Returns:
             Tissue to measures: ``voxels``; ``not_finite`` voxels, and if there are any nothing more; ``median_hu``,
@@ -180,7 +181,7 @@ class Gate:
         Raises:
             InputError: if the source is not a training case.
         """
-        if source not in self.items:
+        if source not in self.cases:
             raise InputError(f"source {source} of {case} is not a training case")
         measured = {}
         for name, value in self.labels.items():
@@ -191,7 +192,7 @@ class Gate:
             measured[name] = measures
             if measures["not_finite"] or measures["voxels"] < MIN_VOXELS or name not in self.real:
                 continue
-            owner = self.items[source]["patient"]
+            owner = self.cases[source].patient
             tissue = self._describe(name, case, owner, hu, where, (target > 0) & ~region)
             nearest = self._compare(name, tissue, leave_out=None)
             twin = self.earlier[name].nearest(tissue.region, case)
@@ -234,7 +235,7 @@ class Gate:
         """Return the quality card of each tissue that was painted, as in :func:`tools.gate.tissue.card`.
 
         Args:
-            accepted: tissue to the names of the painted cases that count; all of them if None.
+            accepted: Tissue to the names of the painted cases that count; all of them if None.
         """
         cards = {}
         for name, tissues in self.painted.items():

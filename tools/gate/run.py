@@ -6,46 +6,49 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
+from tools.data.datalist import Case
 from tools.data.provenance import GATE_CARD, cases_read
 from tools.gate.gate import Gate
 from tools.io.files import read_json, sha256, write_json
-from tools.io.volume import canonical, case_name, load_labels
+from tools.io.volume import canonical
+from tools.maps.bank import PlannedCase
 from tools.tissues import pathological_tissues, tissue_labels
 from tools.workflows.segmenter import segment
 
 
 def check_painted(
-    plan: list[dict], training: list[dict], output: Path, work: Path, segmenter: Path | None
+    plan: list[PlannedCase], training: list[Case], output: Path, work: Path, segmenter: Path | None
 ) -> dict[str, dict]:
     """Put every painted case through the quality gate, write gate.json and quality.json.
+
+    Args:
+        plan: What was painted.
+        training: Cases that say what is real.
+        output: Folder for the two files.
+        work: Folder with ``painted``, and for what the segmenter answers.
+        segmenter: Weights of the segmenter that is asked, with its card beside them; None to ask none.
 
     Returns:
         Case to tissue to ``accepted``, ``reasons`` and measures.
     """
     labels = {name: tissue_labels()[name] for name in pathological_tissues()}
     gate = Gate(training, labels)
-    painted = {row["case"]: work / "painted" / f"{row['case']}.nii.gz" for row in plan}
+    painted = {planned.name: work / "painted" / f"{planned.name}.nii.gz" for planned in plan}
     answers: dict[str, np.ndarray] = {}
     if segmenter:
         card = read_json(Path(segmenter).with_name("card.json"))
-        real = {case_name(item["image"]): item["image"] for item in training}
+        real = {case.name: case.image for case in training}
         gate.calibrate_faithfulness(segment(real, segmenter, card, work / "real"))
         answers = dict(segment(painted, segmenter, card, work / "judged"))
     else:
         print("no segmenter was given, so whether one would find what was painted is not checked")
     checks = {}
-    for row in tqdm(plan, desc="checking", unit="case"):
-        image = nib.load(painted[row["case"]])
-        hu, label, target = (
-            canonical(array, image.affine)
-            for array in (
-                image.get_fdata(dtype=np.float32),
-                load_labels(row["label"], tissue_labels())[0],
-                load_labels(row["map"], tissue_labels())[0],
-            )
-        )
-        measured = gate.measure(row["case"], row["source"], hu, target, target != label, answers.get(row["case"]))
-        checks[row["case"]] = gate.judge(measured)
+    for planned in tqdm(plan, desc="checking", unit="case"):
+        case, image = planned.name, nib.load(painted[planned.name])
+        arrays = image.get_fdata(dtype=np.float32), *planned.maps()
+        hu, label, target = (canonical(array, image.affine) for array in arrays)
+        measured = gate.measure(case, planned.source.name, hu, target, target != label, answers.get(case))
+        checks[case] = gate.judge(measured)
     accepted: dict[str, set[str]] = {}
     for case, tissues in checks.items():
         for name, tissue in tissues.items():
@@ -66,7 +69,7 @@ def quality_measures(card: dict) -> dict:
     """Return a tissue's quality card measure by measure, painted beside what real tissue scores: its floor.
 
     Args:
-        card: from :func:`tools.gate.tissue.card`.
+        card: From :func:`tools.gate.tissue.card`.
     """
     painted, real = card["painted"], card["real"]
     found = {"painted_cases": painted["cases"], "real_cases": real["cases"]}

@@ -25,14 +25,14 @@ class Tissue:
     """One tissue of one case.
 
     Attributes:
-        case: its name.
-        owner: its patient.
-        voxels: how many.
-        counts: of its voxels per bin of 1 HU over HU_WINDOW, shape (bins,).
-        textures: features of some of its tiles, shape (N, F) as in ``scripts.texture``.
-        measures: name to number, NaN where it could not be measured.
-        region: tiles to look for among those of other cases.
-        patch: the same with their surroundings.
+        case: Its name.
+        owner: Its patient.
+        voxels: Number of voxels.
+        counts: Counts of its voxels per bin of 1 HU over HU_WINDOW, shape (bins,).
+        textures: Features of some of its tiles, shape (N, F) as in ``scripts.texture``.
+        measures: Name to number, NaN where it could not be measured.
+        region: Tiles to look for among those of other cases.
+        patch: The same with their surroundings.
     """
 
     case: str
@@ -62,11 +62,11 @@ def describe(case: str, owner: str, hu: np.ndarray, where: np.ndarray, around: n
     ``median_hu`` and ``spread_hu`` (standard deviation); ``seam_ratio``, see :func:`seam_ratio`.
 
     Args:
-        case: its name.
-        owner: its patient.
+        case: Its name.
+        owner: Its patient.
         hu: CT in HU, shape (W, H, D).
-        where: the tissue, bool, the same shape; not empty.
-        around: the lung that the tissue borders on, bool, the same shape.
+        where: The tissue, bool, the same shape; not empty.
+        around: The lung that the tissue borders on, bool, the same shape.
     """
     texture, voxels = synthesis_script("texture"), synthesis_script("voxel_measures")
     box = voxels.painted_box(where)
@@ -93,8 +93,8 @@ def seam_ratio(hu: np.ndarray, where: np.ndarray, around: np.ndarray) -> float:
 
     Args:
         hu: CT in HU, shape (W, H, D).
-        where: the tissue, bool, the same shape.
-        around: the lung it borders on, bool, the same shape.
+        where: The tissue, bool, the same shape.
+        around: The lung it borders on, bool, the same shape.
 
     Returns:
         NaN with fewer than FEWEST_PLACES places to measure at.
@@ -116,8 +116,8 @@ def out_of_distribution(textures: np.ndarray, reference: np.ndarray) -> float:
     """Return how far tiles lie from reference tiles: to the NEIGHBOURS-th nearest, median over the tiles.
 
     Args:
-        textures: features, shape (N, F).
-        reference: features, shape (M, F), which standardise both.
+        textures: Features, shape (N, F).
+        reference: Features, shape (M, F), which standardise both.
 
     Returns:
         Root mean square over the features, in standard deviations of the reference; NaN without tiles, or with no more
@@ -137,8 +137,8 @@ def card(real: Sequence[Tissue], painted: Sequence[Tissue]) -> dict:
     depends on the number of tiles: painting is compared with either half in turn and as many tiles as the floor.
 
     Args:
-        real: the tissue of the training cases, with their measures; not empty.
-        painted: the tissue of the painted cases, with their measures.
+        real: The tissue of the training cases, with their measures; not empty.
+        painted: The tissue of the painted cases, with their measures.
 
     Returns:
         ``painted`` and ``real``, each with cases, voxels, hu_q05, hu_q50, hu_q95, laa950 (share below -950 HU) and the

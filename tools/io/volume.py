@@ -8,7 +8,7 @@ import numpy as np
 
 from tools.io.dicom import find_series, read_series
 from tools.io.files import InputError, atomic_file
-from tools.tissues import tissue_labels, unlabelled_value
+from tools.tissues import unlabelled_value
 
 # A CT in HU holds air: its darkest voxel lies near -1000. Pictures (0..255) and normalised images (0..1, -1..1) do not.
 AIR_HU_AT_MOST = -500
@@ -236,11 +236,3 @@ def canonical_spacing(file: nib.Nifti1Image) -> np.ndarray:
     for axis, (out, _) in enumerate(nib.io_orientation(file.affine)):
         spacing[int(out)] = spacing_mm(file)[axis]
     return spacing
-
-
-def load_case(item: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return tissue map, HU and spacing in mm of a datalist item, in canonical orientation."""
-    hu, image = load_ct(item["image"])
-    label, label_image = load_labels(item["label"], tissue_labels())
-    check_same_geometry(image, label_image, item["image"], item["label"])
-    return canonical(label, image.affine), canonical(hu, image.affine), canonical_spacing(image)

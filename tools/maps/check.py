@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from tools.data.datalist import known_items
+from tools.data.datalist import Case, read_datalist, read_fold
 from tools.io.files import InputError
 from tools.io.volume import canonical, canonical_spacing, case_name, check_same_geometry, list_nifti, load_labels
 from tools.maps.lesions import MIN_LESION_VOXELS, Lesion, find_lesions, lesion_bank
@@ -26,13 +26,23 @@ Ranges = dict[str, dict[str, tuple[float, float]]]
 
 @dataclass
 class Finding:
-    """What was found of one map: it is usable if ``errors`` is empty; ``volume_ml`` is what it adds per tissue."""
+    """What was found of one map, which can be painted if ``errors`` is empty.
+
+    Attributes:
+        path: File of the map.
+        case: The case that it is named after, None if there is none.
+        errors: Why it cannot be painted.
+        warnings: What is unusual about it.
+        volume_ml: Volume that it adds of each tissue, in ml.
+        voxels: Number of voxels in which it differs from the case's map.
+    """
 
     path: Path
-    item: dict | None
+    case: Case | None
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     volume_ml: dict[str, float] = field(default_factory=dict)
+    voxels: int = 0
 
 
 def list_maps(folder: Path) -> list[Path]:
@@ -43,11 +53,10 @@ def list_maps(folder: Path) -> list[Path]:
     return list(list_nifti(folder / "maps" if (folder / "maps").is_dir() else folder).values())
 
 
-def find_host(path: Path, items: list[dict]) -> dict | None:
-    """Return the datalist item a map is named after: ``<case>.nii.gz`` or ``<case>_anything.nii.gz``, longest first."""
-    name = case_name(path)
-    hosts = [item for item in items if f"{name}_".startswith(f"{case_name(item['image'])}_")]
-    return max(hosts, key=lambda item: len(case_name(item["image"])), default=None)
+def find_source(path: Path, cases: list[Case]) -> Case | None:
+    """Return the case that a map is named after: ``<case>.nii.gz`` or ``<case>_anything.nii.gz``, longest first."""
+    found = [case for case in cases if f"{case_name(path)}_".startswith(f"{case.name}_")]
+    return max(found, key=lambda case: len(case.name), default=None)
 
 
 def ranges(lesions: Iterable[Lesion]) -> Ranges:
@@ -62,31 +71,32 @@ def ranges(lesions: Iterable[Lesion]) -> Ranges:
     }
 
 
-def check_map(path: Path, items: list[dict], known: Ranges | None = None) -> Finding:
+def check_map(path: Path, cases: list[Case], known: Ranges | None = None) -> Finding:
     """Check one map.
 
     Args:
-        path: NIfTI file, named after its host.
-        items: datalist items of the CTs it may be for, with absolute paths.
-        known: of :func:`ranges`; nothing is said about plausibility without it.
+        path: NIfTI file, named after its case.
+        cases: Cases that it may be for.
+        known: From :func:`ranges`; nothing is said about plausibility without it.
 
     Returns:
-        Errors: no such host, another geometry, unknown labels, changes outside the lung, erased lung or lesions,
+        Errors: no such case, another geometry, unknown labels, changes outside the lung, erased lung or lesions,
         nothing new, too little of a tissue. Warnings: lesions unlike those of the training patients.
     """
-    item = find_host(path, items)
-    if item is None:
-        return Finding(path, None, [_no_host(path, items)])
-    finding = Finding(path, item)
+    case = find_source(path, cases)
+    if case is None:
+        return Finding(path, None, [_no_source(path, cases)])
+    finding = Finding(path, case)
     try:
         target, target_image = load_labels(path, tissue_labels())
-        image = nib.load(item["image"])
-        check_same_geometry(image, target_image, item["image"], path)
-        label, _ = load_labels(item["label"], tissue_labels())
+        image = nib.load(case.image)
+        check_same_geometry(image, target_image, case.image, path)
+        label, _ = load_labels(case.label, tissue_labels())
     except (InputError, OSError) as error:
         finding.errors.append(str(error).removeprefix(f"{path} "))
         return finding
     finding.errors += _changes(label, target)
+    finding.voxels = int(np.count_nonzero(label != target))
     labels, voxel_ml = tissue_labels(), float(np.prod(canonical_spacing(image))) / 1000
     new = np.where(target != label, target, np.where(label > 0, labels["healthy"], 0))
     for tissue in pathological_tissues():
@@ -96,15 +106,14 @@ def check_map(path: Path, items: list[dict], known: Ranges | None = None) -> Fin
         if voxels:
             finding.volume_ml[tissue] = voxels * voxel_ml
     if not finding.volume_ml and not finding.errors:
-        finding.errors.append(f"adds no lesion to {item['label']}")
+        finding.errors.append(f"adds no lesion to {case.label}")
     if known is not None and not finding.errors:
         finding.warnings += _implausible(canonical(new, image.affine), canonical_spacing(image), known)
     return finding
 
 
-def _no_host(path: Path, items: list[dict]) -> str:
-    cases = [case_name(item["image"]) for item in items]
-    close = difflib.get_close_matches(case_name(path), cases, n=1)
+def _no_source(path: Path, cases: list[Case]) -> str:
+    close = difflib.get_close_matches(case_name(path), [case.name for case in cases], n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     return (
         f"is named after none of the {len(cases)} CTs it may be for; name it CASE.nii.gz or CASE_anything.nii.gz{hint}"
@@ -112,11 +121,10 @@ def _no_host(path: Path, items: list[dict]) -> str:
 
 
 def _changes(label: np.ndarray, target: np.ndarray) -> list[str]:
-    """Return what is wrong with the voxels that differ between a host's map and a new one."""
+    """Return what is wrong with the voxels that differ between a case's map and a new one."""
     healthy = tissue_labels()["healthy"]
     wrong = {
-        "changes {} voxels outside the lung; only tissue inside the host's lung can be painted": (label == 0)
-        & (target != 0),
+        "changes {} voxels outside the lung; only tissue inside the lung can be painted": (label == 0) & (target != 0),
         "makes {} voxels of the lung background; the lung must stay as it is": (label != 0) & (target == 0),
         "makes {} voxels of lesions healthy; lesions can be added or replaced, not erased": (label > 0)
         & (label != healthy)
@@ -158,11 +166,11 @@ def check_maps(maps: Path, datalist: Path, fold: int | None = None) -> None:
     Raises:
         InputError: if the input or any map is unusable.
     """
-    items = known_items(Path(datalist), fold)
+    cases = read_datalist(datalist)["training"] if fold is None else read_fold(datalist, fold)[0]
     paths = list_maps(Path(maps))
-    lesions, _ = lesion_bank(items)
+    lesions, _ = lesion_bank(cases)
     known = ranges(lesion for some in lesions.values() for lesion in some)
-    findings = [check_map(path, items, known) for path in tqdm(paths, desc="checking maps", unit="map")]
+    findings = [check_map(path, cases, known) for path in tqdm(paths, desc="checking maps", unit="map")]
     for finding in findings:
         lines = [f"error: {text}" for text in finding.errors] + [f"warning: {text}" for text in finding.warnings]
         adds = ", ".join(f"{words(tissue)} {volume:.3g} ml" for tissue, volume in finding.volume_ml.items())

@@ -24,9 +24,9 @@ def draw_deformation(lesion: Lesion, spacing: np.ndarray, rng: np.random.Generat
     """Draw a turn (up to 25 degrees), a scale (0.8 to 1.25), whether to mirror, and a bend.
 
     Args:
-        lesion: the donor.
-        spacing: voxel size in mm of the CT that receives it.
-        rng: source of randomness.
+        lesion: The donor.
+        spacing: Voxel size in mm of the CT that receives it.
+        rng: Source of randomness.
     """
     angle, scale = np.deg2rad(rng.uniform(-25, 25)), rng.uniform(*SCALE)
     mirror = rng.choice([-1.0, 1.0])
@@ -42,9 +42,9 @@ def source_plane(lesion: Lesion, spacing: np.ndarray, deformation: Deformation) 
     """Return where in the lesion's slices each voxel of a deformed slice comes from: indices, shape (2, w, h).
 
     Args:
-        lesion: the donor.
-        spacing: voxel size in mm of the CT that receives it.
-        deformation: from :func:`draw_deformation` with the same lesion and spacing.
+        lesion: The donor.
+        spacing: Voxel size in mm of the CT that receives it.
+        deformation: From :func:`draw_deformation` with the same lesion and spacing.
     """
     angle, radius = deformation.angle, _radius_mm(lesion, deformation.scale)
     half = np.array(deformation.bend.shape[1:]) // 2
@@ -65,10 +65,10 @@ def deform(
     """Turn, scale, mirror and bend a lesion in its axial plane.
 
     Args:
-        lesion: the donor.
-        spacing: voxel size in mm of the CT that receives it.
-        deformation: from :func:`draw_deformation` with the same lesion and spacing.
-        with_hu: whether its HU are wanted too.
+        lesion: The donor.
+        spacing: Voxel size in mm of the CT that receives it.
+        deformation: From :func:`draw_deformation` with the same lesion and spacing.
+        with_hu: Whether its HU are wanted too.
 
     Returns:
         Mask and, in it, HU (or None) in the receiving CT's voxels, shape (w, h, d), and the corner's offset from the

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from tools.maps.lesions import MIN_LESION_VOXELS, Lesion
-from tools.maps.placement import Host
+from tools.maps.placement import Receiver
 from tools.maps.shape import ELLIPSOID, measures
 
 TRIES = 12  # shapes looked at per lesion; the one most like the drawn measures is kept
@@ -24,15 +24,15 @@ LIKENESS = ("depth_mm", "depth_spread_mm", "height", "elongation", "flatness", "
 
 @dataclass
 class Box:
-    """A part of a host in which a lesion grows, on its own or a coarser grid.
+    """A part of a receiver in which a lesion grows, on its own or a coarser grid.
 
     Attributes:
-        places: voxel indices in the host along each axis.
-        free: where a lesion may grow, shape (w, h, d).
-        depth_mm: distance to the pleura, the same shape.
-        height: in the lung, per slice.
-        spacing: of the grid, in mm.
-        centre: index of the centre in the grid.
+        places: Voxel indices in the receiver along each axis.
+        free: Where a lesion may grow, shape (w, h, d).
+        depth_mm: Distance to the pleura, the same shape.
+        height: Height of each slice in the lung.
+        spacing: Voxel size of the grid in mm.
+        centre: Index of the centre in the grid.
     """
 
     places: tuple[np.ndarray, ...]
@@ -48,13 +48,13 @@ class Shape:
     """What a lesion grows to, besides its centre.
 
     Attributes:
-        spread: standard deviations in mm along the long and the short axis in the plane and across slices.
-        angle: of the long axis, in radians.
-        depth_mm: distance to the pleura it keeps to.
-        depth_spread_mm: how closely it does.
-        roughness: how much the noise weighs beside the distance from the centre.
-        noise: one number per knot, which lie ``knot_mm`` apart; shape (n, n, m).
-        knot_mm: of the noise.
+        spread: Standard deviations in mm along the long and the short axis in the plane and across slices.
+        angle: Angle of the long axis in radians.
+        depth_mm: Distance to the pleura it keeps to.
+        depth_spread_mm: How closely it does.
+        roughness: How much the noise weighs beside the distance from the centre.
+        noise: One number per knot, which lie ``knot_mm`` apart; shape (n, n, m).
+        knot_mm: Distance of the noise's knots in mm.
     """
 
     spread: np.ndarray
@@ -73,7 +73,7 @@ class LesionModel:
     the lesions' own covariance, shrunk by Silverman's factor (Silverman 1986, section 6.4) so that the variance stays.
 
     Args:
-        lesions: of one tissue, at least one.
+        lesions: Lesions of one tissue, at least one.
     """
 
     def __init__(self, lesions: list[Lesion]) -> None:
@@ -97,28 +97,28 @@ class LesionModel:
         drawn = np.clip(drawn, *self.limits)
         return {name: _from_model(name, value) for name, value in zip(self.names, drawn)}
 
-    def grow(self, host: Host, value: int, rng: np.random.Generator) -> int:
-        """Grow one lesion in a host's healthy lung and enter it into the host's map.
+    def grow(self, receiver: Receiver, value: int, rng: np.random.Generator) -> int:
+        """Grow one lesion in a receiver's healthy lung and enter it into the receiver's map.
 
         Args:
-            host: receives the lesion.
-            value: label value of its tissue.
-            rng: source of randomness.
+            receiver: The CT that receives the lesion.
+            value: Label value of its tissue.
+            rng: Source of randomness.
 
         Returns:
             Voxels painted, 0 if no place was found.
         """
         wanted = self.draw(rng)
-        voxels = round(1000 * wanted["volume_ml"] / float(np.prod(host.spacing)))
+        voxels = round(1000 * wanted["volume_ml"] / float(np.prod(receiver.spacing)))
         voxels = max(voxels, MIN_LESION_VOXELS)
-        likely = host.likely_places(wanted["height"], wanted["depth_mm"], rng, *PLACES)
-        if voxels > host.room or not len(likely):
+        likely = receiver.likely_places(wanted["height"], wanted["depth_mm"], rng, *PLACES)
+        if voxels > receiver.room or not len(likely):
             return 0
         best, least = None, np.inf
         for _ in range(TRIES):
-            centre, shape = likely[rng.integers(len(likely))], self.draw_shape(wanted, host.spacing, rng)
-            box = cut_box(host, value, centre, shape.spread, TRY_VOXELS)
-            coarser = float(np.prod(host.spacing) / np.prod(box.spacing))
+            centre, shape = likely[rng.integers(len(likely))], self.draw_shape(wanted, receiver.spacing, rng)
+            box = cut_box(receiver, value, centre, shape.spread, TRY_VOXELS)
+            coarser = float(np.prod(receiver.spacing) / np.prod(box.spacing))
             mask = fill(box, shape, max(1, round(voxels * coarser)))
             if mask is None:
                 continue
@@ -127,13 +127,13 @@ class LesionModel:
                 best, least = (centre, shape), unlike
         if best is None:
             return 0
-        box = cut_box(host, value, best[0], best[1].spread, None)
+        box = cut_box(receiver, value, best[0], best[1].spread, None)
         mask = fill(box, best[1], voxels)
         if mask is None or np.count_nonzero(mask) < MIN_LESION_VOXELS:
             return 0
         inside = tuple(slice(places[0], places[-1] + 1) for places in box.places)
-        host.target[inside][mask] = value
-        host.room -= np.count_nonzero(mask)
+        receiver.target[inside][mask] = value
+        receiver.room -= np.count_nonzero(mask)
         return int(np.count_nonzero(mask))
 
     def draw_shape(self, wanted: dict[str, float], spacing: np.ndarray, rng: np.random.Generator) -> Shape:
@@ -170,30 +170,32 @@ def _from_model(name: str, value: float) -> float:
     return float(min(max(value, 0.0), 1.0)) if name == "height" else max(math.exp(value) - 1e-3, 1e-3)
 
 
-def cut_box(host: Host, value: int, centre: np.ndarray, spread: np.ndarray, at_most: int | None) -> Box:
-    """Return the part of a host around a voxel in which a lesion may grow.
+def cut_box(receiver: Receiver, value: int, centre: np.ndarray, spread: np.ndarray, at_most: int | None) -> Box:
+    """Return the part of a receiver around a voxel in which a lesion may grow.
 
     Args:
-        host: receives the lesion.
-        value: label value of its tissue; the lesion stays apart from others of the same.
-        centre: voxel index, which the grid holds.
-        spread: of the lesion, in mm, long axis first.
-        at_most: about so many voxels, on a coarser grid where there are more; None for the host's own grid.
+        receiver: The CT that receives the lesion.
+        value: Label value of its tissue; the lesion stays apart from others of the same.
+        centre: Voxel index, which the grid holds.
+        spread: Spread of the lesion in mm, long axis first.
+        at_most: About so many voxels, on a coarser grid where there are more; None for the receiver's own grid.
     """
-    half = np.ceil(REACH * spread[[0, 0, 2]] / host.spacing).astype(int)
+    half = np.ceil(REACH * spread[[0, 0, 2]] / receiver.spacing).astype(int)
     stride = np.ones(3, int)
-    while at_most and np.prod(np.minimum(2 * half + 1, host.target.shape) / stride) > at_most:
-        stride[np.argmin(np.where(half > 4 * stride, host.spacing * stride, np.inf))] += 1
+    while at_most and np.prod(np.minimum(2 * half + 1, receiver.target.shape) / stride) > at_most:
+        stride[np.argmin(np.where(half > 4 * stride, receiver.spacing * stride, np.inf))] += 1
     places = []
-    for axis, size in enumerate(host.target.shape):
+    for axis, size in enumerate(receiver.target.shape):
         below = min(half[axis], centre[axis]) // stride[axis]
         above = min(half[axis], size - 1 - centre[axis]) // stride[axis]
         places.append(centre[axis] + stride[axis] * np.arange(-below, above + 1))
     grid = np.ix_(*places)
     inside = tuple(np.searchsorted(places[axis], centre[axis]) for axis in range(3))
-    target = host.target[grid]
-    free = (target == host.healthy) & ~ndimage.binary_dilation(target == value)
-    return Box(tuple(places), free, host.depth_mm[grid], host.height[places[2]], host.spacing * stride, inside)
+    target = receiver.target[grid]
+    free = (target == receiver.healthy) & ~ndimage.binary_dilation(target == value)
+    return Box(
+        tuple(places), free, receiver.depth_mm[grid], receiver.height[places[2]], receiver.spacing * stride, inside
+    )
 
 
 def cost(box: Box, shape: Shape) -> np.ndarray:
@@ -220,9 +222,9 @@ def fill(box: Box, shape: Shape, voxels: int) -> np.ndarray | None:
     """Return the connected lesion of exactly so many free voxels that holds the centre and costs least.
 
     Args:
-        box: where it grows.
-        shape: what it grows to.
-        voxels: its size.
+        box: Where it grows.
+        shape: What it grows to.
+        voxels: Its size.
 
     Returns:
         Mask, the box's shape; None if the centre's surroundings have too little room.

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from tools.io.volume import case_name, load_case
+from tools.data.datalist import Case
 from tools.maps.shape import measures
 from tools.quantify.extents import pleura_distance
 from tools.tissues import pathological_tissues, tissue_labels
@@ -21,12 +21,12 @@ class Lesion:
     """One connected lesion of a training patient; its arrays are kept compressed, since a bank holds thousands.
 
     Args:
-        case: the CT it comes from.
-        tissue: its tissue's name.
-        mask: its voxels, shape (w, h, d).
-        hu: the CT around it, int16, the same shape, or None; kept in the mask and next to it within the slice.
-        spacing: voxel size in mm.
-        measures: size, shape and place, of ``lesion_shape.measures``.
+        case: The CT it comes from.
+        tissue: Name of its tissue.
+        mask: Its voxels, shape (w, h, d).
+        hu: The CT around it, int16, the same shape, or None; kept in the mask and next to it within the slice.
+        spacing: Voxel size in mm.
+        measures: Size, shape and place, from ``shape.measures``.
     """
 
     def __init__(
@@ -61,18 +61,25 @@ def lung_height(lung: np.ndarray) -> np.ndarray:
 
 
 def find_lesions(
-    case: str, label: np.ndarray, hu: np.ndarray | None, spacing: np.ndarray, tissues: dict[str, int]
+    case: str,
+    label: np.ndarray,
+    hu: np.ndarray | None,
+    spacing: np.ndarray,
+    tissues: dict[str, int],
+    depth_mm: np.ndarray | None = None,
 ) -> list[Lesion]:
     """Return the connected lesions of a CT.
 
     Args:
-        case: its name.
-        label: tissue map in canonical orientation, shape (W, H, D).
+        case: Name of the CT.
+        label: Tissue map in canonical orientation, shape (W, H, D).
         hu: CT in HU, the same shape; None if the lesions shall carry none.
-        spacing: voxel size in mm.
-        tissues: pathological tissue name to value.
+        spacing: Voxel size in mm.
+        tissues: Pathological tissue name to value.
+        depth_mm: Distance of every voxel to the pleura, the same shape, if it is known already.
     """
-    depth, height = pleura_distance(label > 0, spacing), lung_height(label > 0)
+    depth = pleura_distance(label > 0, spacing) if depth_mm is None else depth_mm
+    height = lung_height(label > 0)
     lesions = []
     for tissue, value in tissues.items():
         parts, _ = ndimage.label(label == value)
@@ -86,20 +93,20 @@ def find_lesions(
     return lesions
 
 
-def lesion_bank(training: list[dict], with_hu: bool = False) -> tuple[dict[str, list[Lesion]], dict[str, list[float]]]:
+def lesion_bank(training: list[Case], with_hu: bool = False) -> tuple[dict[str, list[Lesion]], dict[str, list[float]]]:
     """Return the lesions per tissue, and the volume in ml per tissue and case that has it (empty if none).
 
     Args:
-        training: datalist items with absolute paths.
-        with_hu: whether the lesions shall carry their HU.
+        training: Cases whose lesions are collected.
+        with_hu: Whether the lesions shall carry their HU.
     """
     labels = tissue_labels()
     tissues = {tissue: labels[tissue] for tissue in pathological_tissues()}
     bank: dict[str, list[Lesion]] = {}
     volumes: dict[str, list[float]] = {tissue: [] for tissue in tissues}
-    for item in tqdm(training, desc="collecting lesions", unit="case"):
-        label, hu, spacing = load_case(item)
-        for lesion in find_lesions(case_name(item["image"]), label, hu if with_hu else None, spacing, tissues):
+    for case in tqdm(training, desc="collecting lesions", unit="case"):
+        label, hu, spacing = case.volumes()
+        for lesion in find_lesions(case.name, label, hu if with_hu else None, spacing, tissues):
             bank.setdefault(lesion.tissue, []).append(lesion)
         for tissue, value in tissues.items():
             voxels = int((label == value).sum())

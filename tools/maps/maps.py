@@ -2,15 +2,10 @@
 
 from pathlib import Path
 
-import pandas
-from tqdm import tqdm
-
-from tools.data.datalist import known_items
+from tools.data.datalist import read_fold
 from tools.io.files import InputError, new_directory
-from tools.io.volume import case_name
 from tools.maps.bank import draw_bank
-from tools.maps.lesions import lesion_bank
-from tools.maps.statistics import added_lesions, lesion_row, markdown
+from tools.maps.statistics import markdown
 from tools.maps.statistics import save as save_table
 
 
@@ -30,13 +25,13 @@ def maps(
     the distance of one half of the training patients to the other. Paint the maps with `augment --maps`.
 
     Args:
-        datalist: datalist.json as `dataset` writes it.
-        fold: the fold that is held out.
-        output: new folder for maps/, maps.json, statistics.csv, statistics.md and statistics.png.
-        balance: volume that each pathological tissue shall reach, as a share of the most frequent one's.
-        seed: of all draws.
-        max_cases: at most so many maps are drawn; as many as there are training cases if not given.
-        procedural: share of the lesions that the model draws; the others are moved.
+        datalist: The datalist.json that `dataset` writes.
+        fold: The fold that is held out.
+        output: New folder for maps/, maps.json, statistics.csv, statistics.md and statistics.png.
+        balance: Volume that each pathological tissue shall reach, as a share of the most frequent one's.
+        seed: Seed for all random draws.
+        max_cases: Largest number of maps; the number of training cases if not given.
+        procedural: Share of the lesions that the model draws; the others are moved.
 
     Raises:
         InputError: if the input is unusable, or the output holds something.
@@ -45,21 +40,11 @@ def maps(
         raise InputError(f"balance must be above 0 and at most 1, not {balance}")
     if max_cases is not None and max_cases < 1:
         raise InputError(f"max_cases must be a whole number of at least 1, not {max_cases}")
-    training = known_items(Path(datalist), fold)
+    training, _ = read_fold(datalist, fold)
     with new_directory(Path(output)) as folder:
-        lesions = lesion_bank(training)
-        plan, _ = draw_bank(
-            training, folder / "maps", balance, seed, max_cases or len(training), procedural, lesions=lesions
-        )
-        if plan:
-            patients = {case_name(item["image"]): item["patient"] for item in training}
-            found = [lesion for of_tissue in lesions[0].values() for lesion in of_tissue]
-            added = ((added_lesions(row), row["patient"]) for row in tqdm(plan, desc="measuring maps", unit="map"))
-            table = save_table(
-                pandas.DataFrame([lesion_row(lesion, patients[lesion.case]) for lesion in found]),
-                pandas.DataFrame([lesion_row(lesion, patient) for some, patient in added for lesion in some]),
-                folder,
-            )
-            print(markdown(table))
+        bank = draw_bank(training, folder / "maps", balance, seed, max_cases or len(training), procedural)
+        if bank.plan:
+            print(markdown(save_table(bank.real, bank.new, folder)))
     next_step = f"python -m tools augment --datalist {datalist} --fold {fold} --maps {output} --output AUGMENTED"
-    print(f"wrote {len(plan)} maps to {output}; next: {next_step}" if plan else "the tissues are balanced already")
+    wrote = f"wrote {len(bank.plan)} maps to {output}; next: {next_step}"
+    print(wrote if bank.plan else "the tissues are balanced already")

@@ -9,8 +9,9 @@ import numpy as np
 from scipy import ndimage
 
 from tools.maps.deform import deform, draw_deformation, overlap
-from tools.maps.lesions import MIN_LESION_VOXELS, Lesion, lung_height
+from tools.maps.lesions import MIN_LESION_VOXELS, Lesion, find_lesions, lung_height
 from tools.quantify.extents import pleura_distance
+from tools.tissues import pathological_tissues, tissue_labels
 
 PLACES_TRIED = 12  # attempts to place one lesion before another is drawn
 MIN_INSIDE = 0.6  # share of a placed lesion that must fall on healthy lung
@@ -18,18 +19,18 @@ MAX_HEALTHY_SHARE = 0.4  # of a CT's healthy lung that may be painted
 
 
 @dataclass
-class Host:
+class Receiver:
     """A CT that receives lesions, in canonical orientation.
 
     Attributes:
-        label: tissue map, shape (W, H, D).
+        label: Tissue map, shape (W, H, D).
         hu: CT in HU, the same shape; None if nothing shall be pasted.
-        spacing: voxel size in mm.
-        healthy: value of healthy tissue.
-        target: the map with the placed lesions.
-        pasted: the CT with the donors' HU in the placed lesions, None without ``hu``.
-        donors: per transplanted lesion, the donor's case, tissue and voxels.
-        grown: per procedural lesion, its tissue and voxels.
+        spacing: Voxel size in mm.
+        healthy: Value of healthy tissue.
+        target: The map with the placed lesions.
+        pasted: The CT with the donors' HU in the placed lesions, None without ``hu``.
+        donors: Per transplanted lesion, the donor's case, tissue and voxels.
+        grown: Per procedural lesion, its tissue and voxels.
     """
 
     label: np.ndarray
@@ -57,11 +58,11 @@ class Host:
         """Return the healthy voxels that are most like a height in the lung and a distance to the pleura.
 
         Args:
-            height: 0 at the base, 1 at the apex.
-            depth_mm: distance to the pleura in the slice.
-            rng: source of randomness.
-            looked_at: voxels drawn at random.
-            kept: of these, the most alike.
+            height: Height in the lung, 0 at the base and 1 at the apex.
+            depth_mm: Distance to the pleura in the slice.
+            rng: Source of randomness.
+            looked_at: Number of voxels drawn at random.
+            kept: Number of the most alike among them that are returned.
 
         Returns:
             Voxel indices, shape (kept, 3), or (0, 3) if nothing is healthy.
@@ -82,9 +83,9 @@ class Host:
         """Place one lesion, deformed, where height and distance to the pleura are like the donor's.
 
         Args:
-            lesion: what to place.
-            value: label value of its tissue.
-            rng: source of randomness.
+            lesion: What to place.
+            value: Label value of its tissue.
+            rng: Source of randomness.
 
         Returns:
             Voxels painted, 0 if no place was found.
@@ -106,3 +107,14 @@ class Host:
             self.donors.append({"case": lesion.case, "tissue": lesion.tissue, "voxels": voxels})
             return voxels
         return 0
+
+    def new_lesions(self, name: str) -> list[Lesion]:
+        """Return the lesions that the placed ones make together, where they touch as one; old lesions do not count.
+
+        Args:
+            name: Name of the map.
+        """
+        labels = tissue_labels()
+        new = np.where(self.target != self.label, self.target, np.where(self.label > 0, self.healthy, 0))
+        tissues = {tissue: labels[tissue] for tissue in pathological_tissues()}
+        return find_lesions(name, new, None, self.spacing, tissues, self.depth_mm)

@@ -10,8 +10,8 @@ def spreads_mm(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     """Return how far a mask spreads in its axial plane and across slices.
 
     Args:
-        mask: voxels, shape (w, h, d), not empty.
-        spacing: voxel size in mm.
+        mask: Voxels, shape (w, h, d), not empty.
+        spacing: Voxel size in mm.
 
     Returns:
         Standard deviations in mm of the mask's volume along its long and its short axis in the axial plane and along
@@ -27,10 +27,10 @@ def measures(mask: np.ndarray, depth_mm: np.ndarray, height: np.ndarray, spacing
     """Return a lesion's size, shape and place.
 
     Args:
-        mask: its voxels, shape (w, h, d), not empty.
-        depth_mm: distance of every voxel to the pleura within its slice, the same shape.
-        height: of each slice in the lung, 0 at the base and 1 at the apex, shape (d,).
-        spacing: voxel size in mm.
+        mask: Its voxels, shape (w, h, d), not empty.
+        depth_mm: Distance of every voxel to the pleura within its slice, the same shape.
+        height: Height of each slice in the lung, 0 at the base and 1 at the apex, shape (d,).
+        spacing: Voxel size in mm.
 
     Returns:
         ``volume_ml``; ``depth_mm`` and ``depth_spread_mm``, mean and standard deviation of its voxels' distance to the

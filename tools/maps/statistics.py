@@ -1,14 +1,12 @@
-"""How much the lesions of a mask bank are like those of the training patients, with the real-versus-real floor."""
+"""How much the lesions of new maps are like those of the training patients, with the real-versus-real floor."""
 
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pandas
 from scipy.stats import wasserstein_distance
 
-from tools.io.volume import canonical, canonical_spacing, case_name, load_labels
-from tools.maps.lesions import Lesion, find_lesions
+from tools.maps.lesions import Lesion
 from tools.plotting import INK, QUIET, calm, new_figure, png_bytes
 from tools.tissues import pathological_tissues, tissue_colours, tissue_labels, words
 
@@ -30,20 +28,6 @@ def lesion_row(lesion: Lesion, patient: str) -> dict:
     return {"case": lesion.case, "patient": patient, "tissue": lesion.tissue} | lesion.measures
 
 
-def added_lesions(row: dict) -> list[Lesion]:
-    """Return the lesions that a map of the bank adds to its host's map.
-
-    Args:
-        row: of the bank's plan, with the paths ``map`` and ``label``.
-    """
-    labels = tissue_labels()
-    image = nib.load(row["map"])
-    target, label = (canonical(load_labels(row[key], labels)[0], image.affine) for key in ("map", "label"))
-    new = np.where(target != label, target, np.where(label > 0, labels["healthy"], 0))
-    tissues = {tissue: labels[tissue] for tissue in pathological_tissues()}
-    return find_lesions(case_name(row["map"]), new, None, canonical_spacing(image), tissues)
-
-
 def _values(lesions: pandas.DataFrame, measure: str) -> np.ndarray:
     per_lesion = lesions.groupby("case").size() if measure == NUMBER else lesions[measure]
     return per_lesion.to_numpy(float)
@@ -53,9 +37,9 @@ def floor(lesions: pandas.DataFrame, measure: str, seed: int = 0) -> float:
     """Return the mean Wasserstein-1 distance of one half of the patients' lesions to the other's.
 
     Args:
-        lesions: of one tissue, rows of ``lesion_row``.
-        measure: a key of ``MEASURES``.
-        seed: of the random halvings.
+        lesions: Lesions of one tissue, rows of ``lesion_row``.
+        measure: A key of ``MEASURES``.
+        seed: Seed for the random halvings.
 
     Returns:
         NaN if there are fewer than two patients.
@@ -71,21 +55,21 @@ def floor(lesions: pandas.DataFrame, measure: str, seed: int = 0) -> float:
     return float(np.mean(distances))
 
 
-def compare(data: pandas.DataFrame, bank: pandas.DataFrame) -> pandas.DataFrame:
+def compare_lesions(data: pandas.DataFrame, bank: pandas.DataFrame) -> pandas.DataFrame:
     """Compare the lesions of data and bank.
 
     Args:
-        data: rows of ``lesion_row`` of the training patients.
-        bank: the same of the bank's maps, new lesions only.
+        data: Lesions of the training patients, rows of ``lesion_row``.
+        bank: Lesions that the bank's maps add, likewise.
 
     Returns:
         A row per tissue and measure that both have: number of lesions, median and quartiles of data and bank, the
         Wasserstein-1 distance of both in the measure's unit, and the floor.
     """
     rows = []
-    for tissue in [name for name in pathological_tissues() if name in set(data["tissue"])]:
+    for tissue in _shared(data, bank):
         real, new = data[data["tissue"] == tissue], bank[bank["tissue"] == tissue]
-        for measure in MEASURES if len(new) else ():
+        for measure in MEASURES:
             row = {"tissue": tissue, "measure": measure, "data_lesions": len(real), "bank_lesions": len(new)}
             for side, lesions in (("data", real), ("bank", new)):
                 quartiles = np.quantile(_values(lesions, measure), QUARTILES)
@@ -95,8 +79,20 @@ def compare(data: pandas.DataFrame, bank: pandas.DataFrame) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
+def _shared(data: pandas.DataFrame, bank: pandas.DataFrame) -> list[str]:
+    """Return the tissues of which both have lesions, in the order of their label values."""
+    both = set(data["tissue"]) & set(bank["tissue"]) if len(bank) else set()
+    return [name for name in pathological_tissues() if name in both]
+
+
+def table_of(data: pandas.DataFrame, bank: pandas.DataFrame) -> list[dict]:
+    """Return the rows of :func:`compare_lesions` for JSON, None where there is no number."""
+    rows = compare_lesions(data, bank).to_dict("records")
+    return [{key: None if value != value else value for key, value in row.items()} for row in rows]
+
+
 def markdown(table: pandas.DataFrame) -> str:
-    """Return the table of :func:`compare` in Markdown."""
+    """Return the table of :func:`compare_lesions` in Markdown."""
     lines = [
         "| tissue | measure | data: median (quartiles) | bank: median (quartiles) | distance | floor |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -116,7 +112,7 @@ def markdown(table: pandas.DataFrame) -> str:
 
 def figure(data: pandas.DataFrame, bank: pandas.DataFrame) -> bytes:
     """Draw the share of lesions below each value, data dashed and bank solid, a panel per tissue and measure; a PNG."""
-    tissues = [name for name in pathological_tissues() if name in set(data["tissue"]) & set(bank["tissue"])]
+    tissues = _shared(data, bank)
     colours = tissue_colours(tissue_labels())
     drawing = new_figure(2.2 * len(MEASURES), 1.6 * len(tissues) + 0.5)
     panels = drawing.subplots(len(tissues), len(MEASURES), squeeze=False)
@@ -136,7 +132,7 @@ def figure(data: pandas.DataFrame, bank: pandas.DataFrame) -> bytes:
 
 def save(data: pandas.DataFrame, bank: pandas.DataFrame, folder: Path) -> pandas.DataFrame:
     """Write statistics.csv, statistics.md and statistics.png into a folder, and return the table."""
-    table = compare(data, bank)
+    table = compare_lesions(data, bank)
     table.to_csv(folder / "statistics.csv", index=False)
     (folder / "statistics.md").write_text(markdown(table))
     (folder / "statistics.png").write_bytes(figure(data, bank))

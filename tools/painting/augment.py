@@ -3,24 +3,20 @@
 import shutil
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from tools.data.datalist import split_fold
-from tools.data.provenance import MAPS_CARD
+from tools.data.datalist import SYNTHETIC, Case, read_fold, within
+from tools.data.provenance import MAPS_CARD, read_card
 from tools.gate.run import check_painted
 from tools.io.files import InputError, open_run, read_json, sha256, write_json
-from tools.io.volume import load_labels, relative
-from tools.maps.bank import draw_bank, maps_card, read_maps
+from tools.io.volume import relative
+from tools.maps.bank import PlannedCase, draw_bank, maps_card, read_maps
 from tools.painting.manifest import MANIFEST_SCHEMA, collect
-from tools.tissues import tissue_labels
 from tools.workflows.run import check_overrides
 from tools.workflows.synthesizer import (
     CONFIGS,
     SYNTHESIZER,
-    existing_weights,
     known_attributes,
-    known_conditions,
     paint,
     painting_overrides,
     smallest_region,
@@ -52,20 +48,20 @@ def augment(
     their shapes are theirs, and so are the CTs that are painted. Started again with the same settings it goes on.
 
     Args:
-        datalist: datalist.json as `dataset` writes it.
-        fold: the fold that is held out.
-        output: new folder for images, labels, datalist.json, manifest.jsonl and the synthesizer.
-        method: cbmat, konz or no_ablation, how the synthesizer is trained, or copy_paste to fill the same maps with the
+        datalist: The datalist.json that `dataset` writes.
+        fold: The fold that is held out.
+        output: New folder for images, labels, datalist.json, manifest.jsonl and the synthesizer.
+        method: How the synthesizer is trained: cbmat, konz or no_ablation; or copy_paste to fill the same maps with the
             donors' own HU (the free rival).
-        balance: volume that each pathological tissue shall reach, as a share of the most frequent one's.
-        steps: network evaluations per painted window.
-        seed: of the maps, the training and the painting.
-        maps: folder of maps to paint, as the command `maps` writes them or drawn by hand, instead of drawing new ones.
-        procedural: share of the lesions whose shape is drawn by a model of the training lesions instead of moved.
-        segmenter: model.pt of this fold's segmenter, card.json beside it, for the gate's test of faithfulness.
-        synthesizer: weights made by an earlier `augment`, to use instead of training new ones.
-        max_cases: at most so many cases are painted; as many as there are training cases if not given.
-        overrides: ids of the synthesizer's train.json and their values, such as "{max_epochs: 4}".
+        balance: Volume that each pathological tissue shall reach, as a share of the most frequent one's.
+        steps: Network evaluations per painted window.
+        seed: Seed for the maps, the training and the painting.
+        maps: Folder of maps to paint, as the command `maps` writes them or drawn by hand, instead of drawing new ones.
+        procedural: Share of the lesions whose shape is drawn by a model of the training lesions instead of moved.
+        segmenter: Weights of this fold's segmenter, card.json beside them, for the gate's test of faithfulness.
+        synthesizer: Weights made by an earlier `augment`, to use instead of training new ones.
+        max_cases: Largest number of painted cases; the number of training cases if not given.
+        overrides: Config ids of the synthesizer's train.json and their values, such as "{max_epochs: 4}".
 
     Raises:
         InputError: if the input is unusable, a patient is on both sides, or the output holds something else.
@@ -73,14 +69,15 @@ def augment(
     """
     overrides = dict(overrides or {})
     _check(method, balance, steps, max_cases, procedural, maps, overrides)
-    training, held_out = split_fold(Path(datalist), fold)
-    if segmenter:
-        existing_weights(segmenter, held_out, "segmenter")
+    training, held_out = read_fold(datalist, fold)
+    for stage, weights in (("segmenter", segmenter), ("synthesizer", synthesizer)):
+        if weights:
+            read_card(weights, held_out, stage)
     settings = {
         "command": "augment", "schema": MANIFEST_SCHEMA, "datalist_sha256": sha256(datalist), "fold": fold,
         "balance": balance, "steps": steps, "seed": seed, "method": method, "max_cases": max_cases,
         "procedural": procedural, "maps": str(Path(maps).resolve()) if maps else None, "overrides": overrides,
-        "synthesizer": sha256(existing_weights(synthesizer, held_out)) if synthesizer else None,
+        "synthesizer": sha256(synthesizer) if synthesizer else None,
         "segmenter": sha256(segmenter) if segmenter else None,
     }  # fmt: skip
     output = open_run(output, settings)
@@ -91,10 +88,11 @@ def augment(
     shutil.rmtree(work, ignore_errors=True)
     if maps:
         plan = read_maps(Path(maps), training)
-        write_json(output / MAPS_CARD, maps_card(training, plan, [[]] * len(plan), {"supplied": str(maps)}))
+        write_json(output / MAPS_CARD, maps_card(training, plan, {"supplied": str(maps)}))
     else:
         pasted = work / "painted" if method == "copy_paste" else None
-        plan, _ = draw_bank(training, output / "maps", balance, seed, max_cases or len(training), procedural, pasted)
+        plan = draw_bank(training, output / "maps", balance, seed, max_cases or len(training), procedural, pasted).plan
+    told: dict[str, dict] = {}
     made_by: dict = {"method": method, "seed": seed, "steps": None, "checkpoint_sha256": None}
     if not plan:
         print("the tissues are balanced already, so nothing was painted")
@@ -105,15 +103,14 @@ def augment(
         weights = Path(synthesizer) if synthesizer else train_synthesizer(training, output, seed, method, overrides)
         made_by |= {"steps": steps, "checkpoint": relative(weights, output), "checkpoint_sha256": sha256(weights)}
         made_by |= {"painting": painting_overrides(overrides, steps, seed), "threads": torch.get_num_threads()}
-        items, told = {item["image"]: item for item in training}, {}
-        for row in plan:
-            row["conditions"] = told[row["case"]] = known_conditions(items[row["image"]], overrides["attributes"])
-            lay_out(row, work)
+        for planned in plan:
+            told[planned.name] = within(planned.source.about, overrides["attributes"])
+            lay_out(planned, work)
         write_conditions(told, overrides["attributes"], work / "conditions.csv")
         print(f"painting; the log is {output / 'paint.log'}", flush=True)
         paint(work, weights, made_by["painting"], made_by["threads"], output / "paint.log")
     checks = check_painted(plan, training, output, work, segmenter) if plan and method != "copy_paste" else {}
-    rows = collect(plan, checks, output, work, made_by)
+    rows = collect(plan, told, checks, output, work, made_by)
     write_datalists(Path(datalist), training, held_out, rows, fold, output)
     shutil.rmtree(work, ignore_errors=True)
     accepted = sum(row["accepted"] for row in rows)
@@ -140,45 +137,42 @@ def _check(method, balance, steps, max_cases, procedural, maps, overrides) -> No
     check_overrides(SYNTHESIZER, ["train.json"], overrides)
 
 
-def large_enough(plan: list[dict], least: int) -> list[dict]:
+def large_enough(plan: list[PlannedCase], least: int) -> list[PlannedCase]:
     """Return the maps with at least so many voxels to paint, and name those left out."""
     kept = []
-    for row in plan:
-        label, target = (load_labels(row[key], tissue_labels())[0] for key in ("label", "map"))
-        voxels = np.count_nonzero(label != target)
-        if voxels >= least:
-            kept.append(row)
+    for planned in plan:
+        if planned.voxels >= least:
+            kept.append(planned)
         else:
-            print(f"map {row['case']} is left out: {voxels} voxels to paint, fewer than {least}")
+            print(f"map {planned.name} is left out: {planned.voxels} voxels to paint, fewer than {least}")
     return kept
 
 
-def lay_out(row: dict, work: Path) -> None:
+def lay_out(planned: PlannedCase, work: Path) -> None:
     """Link what painting a case needs into ``work``: its CT, its map and the map wanted."""
-    for key, kind in (("image", "images"), ("label", "labels"), ("map", "targets")):
+    files = {"images": planned.source.image, "labels": planned.source.label, "targets": planned.map}
+    for kind, file in files.items():
         folder = work / kind
         folder.mkdir(parents=True, exist_ok=True)
-        suffix = ".nii.gz" if str(row[key]).endswith(".gz") else ".nii"
-        (folder / (row["case"] + suffix)).symlink_to(Path(row[key]).absolute())
+        suffix = ".nii.gz" if file.name.endswith(".gz") else ".nii"
+        (folder / (planned.name + suffix)).symlink_to(file.absolute())
 
 
 def write_datalists(
-    datalist: Path, training: list[dict], held_out: list[dict], rows: list[dict], fold: int, output: Path
+    datalist: Path, training: list[Case], held_out: list[Case], rows: list[dict], fold: int, output: Path
 ) -> None:
     """Write the fold's datalists: real cases keep their fold, painted ones have fold -1.
 
     ``datalist_unfiltered.json`` holds every painted case, ``datalist.json``, written last, the accepted ones.
     """
-    real = []
-    for item in training + held_out:
-        real.append(item | {key: relative(item[key], output) for key in ("image", "label")})
+    real = [case.item(output) for case in training + held_out]
     content = {key: value for key, value in read_json(datalist).items() if key not in ("training", "numTraining")}
     for name, kept in (
         ("datalist_unfiltered.json", rows),
         ("datalist.json", [row for row in rows if row["accepted"]]),
     ):
         painted = [
-            {"image": f"images/{row['case']}.nii.gz", "label": f"labels/{row['case']}.nii.gz", "fold": -1,
+            {"image": f"images/{row['case']}.nii.gz", "label": f"labels/{row['case']}.nii.gz", "fold": SYNTHETIC,
              "patient": row["patient"], "synthetic": True, "source": row["source"]} for row in kept
         ]  # fmt: skip
         items = real + painted

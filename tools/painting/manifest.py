@@ -12,8 +12,8 @@ from tqdm import tqdm
 from tools.bundles import BUNDLES
 from tools.data.provenance import digest
 from tools.io.files import InputError, RunError, read_json, write_text
-from tools.io.volume import SYNTHETIC_MARK, load_ct, load_labels, relative, save_nifti
-from tools.tissues import tissue_labels
+from tools.io.volume import SYNTHETIC_MARK, load_ct, relative, save_nifti
+from tools.maps.bank import PlannedCase
 from tools.workflows.run import versions
 from tools.workflows.synthesizer import SYNTHESIZER
 
@@ -39,38 +39,65 @@ def read_manifest(path: Path) -> list[dict]:
     return lines
 
 
-def collect(plan: list[dict], checks: dict[str, dict], output: Path, work: Path, made_by: dict) -> list[dict]:
-    """Write each painted case and the manifest, and return the manifest's rows."""
+def write_manifest(path: Path, rows: list[dict]) -> None:
+    """Write a manifest, one line per painted case."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def collect(
+    plan: list[PlannedCase], told: dict[str, dict], checks: dict[str, dict], output: Path, work: Path, made_by: dict
+) -> list[dict]:
+    """Write each painted case and the manifest, and return the manifest's rows.
+
+    Args:
+        plan: What was painted.
+        told: Case to what the synthesizer was told of its patient.
+        checks: From ``check_painted``.
+        output: Folder of ``augment``.
+        work: Folder with ``painted``.
+        made_by: What the rows say of the method, its settings and its weights.
+
+    Raises:
+        RunError: if a case differs from its source outside the region.
+    """
     rows = []
     about = {"versions": versions(), "processor": platform.processor() or platform.machine()}
     if made_by["steps"]:
         about |= painting_terms(made_by["painting"])
-    for row in tqdm(plan, desc="writing", unit="case"):
-        source, image = load_ct(row["image"])
-        label, _ = load_labels(row["label"], tissue_labels())
-        target, _ = load_labels(row["map"], tissue_labels())
-        painted = nib.load(work / "painted" / f"{row['case']}.nii.gz").get_fdata(dtype=np.float32)
+    for planned in tqdm(plan, desc="writing", unit="case"):
+        name, source = planned.name, planned.source
+        hu, image = load_ct(source.image)
+        label, target = planned.maps()
+        painted = nib.load(work / "painted" / f"{name}.nii.gz").get_fdata(dtype=np.float32)
         region = target != label
-        if not np.array_equal(painted[~region], source[~region]):
-            raise RunError(f"{row['case']} changed outside its painted region")
-        case_checks = checks.get(row["case"], {})
-        reasons = [f"{name}: {reason}" for name, tissue in case_checks.items() for reason in tissue["reasons"]]
+        if not np.array_equal(painted[~region], hu[~region]):
+            raise RunError(f"{name} changed outside its painted region")
+        case_checks = checks.get(name, {})
+        reasons = [f"{tissue}: {reason}" for tissue, check in case_checks.items() for reason in check["reasons"]]
         voxels = as_stored(painted, image)
-        mark = f"{SYNTHETIC_MARK} {made_by['method']} of {row['source']}"
-        save_nifti(voxels, image, output / "images" / f"{row['case']}.nii.gz", mark)
-        save_nifti(target.astype(np.uint8), image, output / "labels" / f"{row['case']}.nii.gz", mark)
-        rows.append(
-            {"schema": MANIFEST_SCHEMA}
-            | {key: row[key] for key in ("case", "source", "patient", "tissues", "volume_ml", "donors")}
-            | {key: row[key] for key in ("map_sha256", "map_kind")}
-            | {"source_sha256": digest(row["image"]), "label_sha256": digest(row["label"])}
-            | {f"{key}_file": relative(row[key], output) for key in ("image", "label", "map")}
-            | {"conditions": row.get("conditions", {})}
-            | made_by | about
-            | {"voxels_sha256": voxels_sha256(voxels), "accepted": not reasons,
-               "reason": "; ".join(reasons), "checks": case_checks}
-        )  # fmt: skip
-    write_text(output / "manifest.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        mark = f"{SYNTHETIC_MARK} {made_by['method']} of {source.name}"
+        save_nifti(voxels, image, output / "images" / f"{name}.nii.gz", mark)
+        save_nifti(target.astype(np.uint8), image, output / "labels" / f"{name}.nii.gz", mark)
+        row = {
+            "schema": MANIFEST_SCHEMA,
+            "case": name,
+            "source": source.name,
+            "patient": source.patient,
+            "tissues": planned.tissues,
+            "volume_ml": planned.volume_ml,
+            "donors": planned.donors,
+            "map_sha256": planned.map_sha256,
+            "map_kind": planned.map_kind,
+            "source_sha256": digest(source.image),
+            "label_sha256": digest(source.label),
+            "image_file": relative(source.image, output),
+            "label_file": relative(source.label, output),
+            "map_file": relative(planned.map, output),
+            "conditions": told.get(name, {}),
+        }
+        verdict = {"accepted": not reasons, "reason": "; ".join(reasons), "checks": case_checks}
+        rows.append(row | made_by | about | {"voxels_sha256": voxels_sha256(voxels)} | verdict)
+    write_manifest(output / "manifest.jsonl", rows)
     return rows
 
 

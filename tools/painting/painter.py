@@ -14,9 +14,9 @@ from monai.data import MetaTensor, decollate_batch, get_track_meta, list_data_co
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, SaveImaged
 
 from tools.bundles import import_scripts
+from tools.data.datalist import within
 from tools.io.files import InputError, read_json
-from tools.workflows.card import card_settings
-from tools.workflows.synthesizer import known_conditions
+from tools.workflows.synthesizer import card_settings
 
 FILES = (LoadImaged, EnsureChannelFirstd, SaveImaged)  # what only a run on files needs
 
@@ -41,9 +41,9 @@ def read_settings(bundle_root: Path, checkpoint: Path, overrides: Mapping) -> di
     """Return ``configs/inference.json`` with what the weights' card says of their training, and with overrides.
 
     Args:
-        bundle_root: folder of the synthesizer's bundle.
-        checkpoint: its weights; a ``card.json`` beside them, as ``augment`` writes it, is heeded.
-        overrides: config id to value, such as ``{"num_steps": 4}``.
+        bundle_root: Folder of the synthesizer's bundle.
+        checkpoint: Its weights; a ``card.json`` beside them, as ``augment`` writes it, is heeded.
+        overrides: Config id to value, such as ``{"num_steps": 4}``.
 
     Raises:
         InputError: if the bundle or the weights are not there, or an override names no id.
@@ -60,10 +60,10 @@ class Painter:
     """The synthesizer as ``inference.json`` builds it, without its files: what it paints is what the bundle paints.
 
     Args:
-        bundle_root: folder of the bundle.
-        checkpoint: its weights.
-        device: of the network.
-        settings: from ``read_settings``.
+        bundle_root: Folder of the bundle.
+        checkpoint: Its weights.
+        device: Device of the network.
+        settings: From ``read_settings``.
 
     Raises:
         InputError: if the weights were trained for something else than the settings say.
@@ -96,18 +96,18 @@ class Painter:
 
         Args:
             image: CT in HU, float32, shape (1, W, H, D).
-            label: its tissue map, the same shape.
-            target: the map wanted, the same shape.
-            seed: of the noise; the bundle's own run draws the same for a case with this number in the column ``seed``
+            label: Its tissue map, the same shape.
+            target: The map wanted, the same shape.
+            seed: Seed for the noise; the bundle's own run draws the same for a case with this number in the column ``seed``
                 of ``conditions.csv``.
-            patient: whatever is known; what the network knows of it, it is told.
+            patient: Whatever is known; what the network knows of it, it is told.
 
         Returns:
             The painted CT in HU, shape (1, W, H, D); None if the region is smaller than one cell of the network's
             coarsest level.
         """
         attributes = self.network.attributes
-        known = attributes.encode(known_conditions(dict(patient), attributes.ranges))
+        known = attributes.encode(within(patient, attributes.ranges))
         item = {"image": image, "label": label, "target": target, "attributes": np.float32(known)}
         with metadata_tracked():
             item = self.preprocessing(item | {"seed": self.case_seed(str(seed), 0)})

@@ -22,7 +22,7 @@ from tools.io.volume import canonical, canonical_spacing, case_name, load_labels
 from tools.maps.bank import FAILURES, LesionPlacer
 from tools.maps.check import list_maps
 from tools.maps.lesions import Lesion, find_lesions
-from tools.maps.placement import Host
+from tools.maps.placement import Receiver
 from tools.painting.painter import load_painter, read_settings
 from tools.workflows.synthesizer import smallest_region
 
@@ -49,21 +49,21 @@ class RandSyntheticTissued(RandomizableTransform, MapTransform):
     The network is loaded when the first sample is painted, once per process; so workers should be persistent.
 
     Args:
-        keys: the CT in HU and its tissue map, in this order, both of shape (1, W, H, D); D is 1 for a slice.
-        bundle_root: folder of the synthesizer's bundle.
-        lesions: folder of tissue maps (a bank made by ``masks``, or maps of training patients) whose lesions are drawn.
-        checkpoint: weights of the synthesizer; ``models/model.pt`` of the bundle if None.
-        prob: how often a sample is painted.
-        tissues: tissue name to weight with which it is drawn; each tissue of the lesions equally often if None.
-        max_lesions: one to so many lesions are drawn, equally likely; more where they are too small to be painted.
-        procedural: share of the lesions that the model grows; the others are moved.
-        spacing_mm: voxel size, for tensors without metadata, which must lie in RAS orientation; metadata is heeded
+        keys: The CT in HU and its tissue map, in this order, both of shape (1, W, H, D); D is 1 for a slice.
+        bundle_root: Folder of the synthesizer's bundle.
+        lesions: Folder of tissue maps (a bank made by ``maps``, or maps of training patients) whose lesions are drawn.
+        checkpoint: Weights of the synthesizer; ``models/model.pt`` of the bundle if None.
+        prob: How often a sample is painted.
+        tissues: Tissue name to weight with which it is drawn; each tissue of the lesions equally often if None.
+        max_lesions: Largest number of lesions, each number equally likely; more where they are too small to be painted.
+        procedural: Share of the lesions that the model grows; the others are moved.
+        spacing_mm: Voxel size, for tensors without metadata, which must lie in RAS orientation; metadata is heeded
             where there is any.
-        device: of the network; ``cuda`` paints in the main process only.
-        overrides: ids of the synthesizer's ``inference.json`` and their values, such as ``{"num_steps": 4}``.
+        device: Device of the network; ``cuda`` paints in the main process only.
+        overrides: Config ids of the synthesizer's ``inference.json`` and their values, such as ``{"num_steps": 4}``.
 
     Attributes:
-        outcomes: how often each outcome happened in this process.
+        outcomes: How often each outcome happened in this process.
 
     Raises:
         InputError: if an argument is out of range, or bundle, weights or maps are not there.
@@ -107,7 +107,7 @@ class RandSyntheticTissued(RandomizableTransform, MapTransform):
         settings = read_settings(self.bundle_root, self.checkpoint, overrides or {})
         self.labels, self.least, self._settings = settings["labels"], smallest_region(settings), json.dumps(settings)
         bank = read_lesions(lesions, self.labels)
-        self.artist, self.tissues = LesionPlacer(bank, {}, self.labels, procedural), list(bank)
+        self.placer, self.tissues = LesionPlacer(bank, {}, self.labels, procedural), list(bank)
         unknown = sorted(set(tissues or {}) - set(bank))
         if unknown:
             raise InputError(f"tissues names {unknown[0]}, but {lesions} has lesions of {', '.join(bank)} only")
@@ -163,18 +163,18 @@ class RandSyntheticTissued(RandomizableTransform, MapTransform):
         """Return the map with new lesions, shape (W, H, D), their tissue, and how many found a place.
 
         Args:
-            label: tissue map, shape (W, H, D).
-            affine: of its voxels.
-            rng: source of randomness.
+            label: Tissue map, shape (W, H, D).
+            affine: Affine of the voxels.
+            rng: Source of randomness.
         """
         tissue = str(rng.choice(self.tissues, p=self.shares))
         spacing = canonical_spacing(nib.Nifti1Image(label, affine))
-        host = Host(canonical(label, affine), None, spacing, self.labels["healthy"])
+        receiver = Receiver(canonical(label, affine), None, spacing, self.labels["healthy"])
         wanted, placed, voxels, failures = rng.integers(1, self.max_lesions + 1), 0, 0, 0
         while (placed < wanted or voxels < self.least) and failures < FAILURES:
-            found = self.artist.place(host, tissue, rng)
+            found = self.placer.place(receiver, tissue, rng)
             placed, voxels, failures = placed + (found > 0), voxels + found, failures + (found == 0)
-        return np.ascontiguousarray(original(host.target, affine)), tissue, placed
+        return np.ascontiguousarray(original(receiver.target, affine)), tissue, placed
 
     def _note(self, sample: dict, outcome: str, seed: int, tissue: str = "", lesions: int = 0, voxels: int = 0) -> dict:
         """Return the sample with what was done to it; the same keys each time, so that samples can be batched."""
@@ -218,8 +218,8 @@ def read_lesions(folder: Path, labels: Mapping[str, int]) -> dict[str, list[Lesi
     """Return the lesions in a folder of tissue maps, per tissue that has any.
 
     Args:
-        folder: as ``masks`` writes it, or with the maps themselves.
-        labels: tissue name to value.
+        folder: Folder that the command ``maps`` writes, or with the maps themselves.
+        labels: Tissue name to value.
 
     Raises:
         InputError: if there is no map, one cannot be read, or they hold no lesion.

@@ -8,9 +8,9 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from tools.data.datalist import read_datalist
+from tools.data.datalist import Case, read_datalist
 from tools.io.files import InputError
-from tools.io.volume import case_name, load_ct, load_labels
+from tools.io.volume import load_ct, load_labels
 from tools.report import figures
 from tools.tissues import tissue_colours
 
@@ -85,14 +85,14 @@ def examples(folders: list[dict], rivals: list[dict]) -> list[Example]:
     return sorted(found, key=lambda example: (labels[example.tissue], order[example.why]))
 
 
-def _items(directory: Path) -> tuple[dict[str, int], dict[str, dict], dict[str, dict]]:
-    """Return labels, all painted items that are on disk (rejected ones too) and the real items, by case name."""
+def _items(directory: Path) -> tuple[dict[str, int], dict[str, Case], dict[str, Case]]:
+    """Return labels, all painted cases that are on disk (rejected ones too) and the real cases, by name."""
     names = ("datalist_unfiltered.json", "datalist.json")
     path = next((Path(directory) / name for name in names if (Path(directory) / name).is_file()), None)
     datalist = read_datalist(path or Path(directory) / "datalist.json")
     split: tuple[dict, dict] = ({}, {})
-    for item in datalist["training"]:
-        split[0 if item.get("synthetic") else 1][case_name(item["image"])] = item
+    for case in datalist["training"]:
+        split[0 if case.synthetic else 1][case.name] = case
     return datalist["labels"], *split
 
 
@@ -135,8 +135,8 @@ def _reason(line: dict, tissue: str) -> str:
     return "; ".join(map(str, own)) or str(line.get("reason") or "no reason given")
 
 
-def _rival(folder: dict, case: str, rivals: list[dict]) -> dict | None:
-    """Return copy-paste's item of the same fold and case, unless the manifests say that its target map differs."""
+def _rival(folder: dict, case: str, rivals: list[dict]) -> Case | None:
+    """Return copy-paste's case of the same fold and case, unless the manifests say that its target map differs."""
 
     def map_of(lines: list[dict]) -> object:
         return next((line.get("map_sha256") for line in lines if line["case"] == case), None)
@@ -147,24 +147,24 @@ def _rival(folder: dict, case: str, rivals: list[dict]) -> dict | None:
     return None
 
 
-def _volume(path: str, labels: dict[str, int] | None = None) -> tuple[np.ndarray, tuple[float, float]]:
+def _volume(path: Path, labels: dict[str, int] | None = None) -> tuple[np.ndarray, tuple[float, float]]:
     """Return a CT or tissue map with axes to the patient's right, front and head, and its in-plane voxel size in mm."""
-    array, file = load_ct(Path(path)) if labels is None else load_labels(Path(path), labels)
+    array, file = load_ct(path) if labels is None else load_labels(path, labels)
     image = nib.as_closest_canonical(nib.Nifti1Image(array, file.affine))
     return np.asarray(image.dataobj), tuple(float(size) for size in image.header.get_zooms()[:2])
 
 
-def _draw(group: list[Example], item: dict, source: dict, rival: dict | None, labels: dict[str, int]) -> None:
+def _draw(group: list[Example], case: Case, source: Case, rival: Case | None, labels: dict[str, int]) -> None:
     """Fill the panels of the examples of one case; an example whose tissue was painted nowhere keeps none."""
-    painted, spacing = _volume(item["image"])
-    original, _ = _volume(source["image"])
-    target, _ = _volume(item["label"], labels)
+    painted, spacing = _volume(case.image)
+    original, _ = _volume(source.image)
+    target, _ = _volume(case.label, labels)
     if painted.shape != original.shape:
         raise InputError(
             f"{group[0].case} has shape {painted.shape}, but {group[0].source}, of which it was made, "
             f"has {original.shape}"
         )
-    pasted = None if rival is None else _volume(rival["image"])[0]
+    pasted = None if rival is None else _volume(rival.image)[0]
     for example in group:
         counts = np.count_nonzero((target == labels[example.tissue]) & (painted != original), axis=(0, 1))
         example.slice, example.voxels = int(counts.argmax()), int(counts.max())

@@ -9,6 +9,7 @@ import numpy as np
 
 from tools.comparison.arms import ARM_TITLES, arm_of
 from tools.io.files import InputError, read_json
+from tools.maps.statistics import MEASURES as LESION_MEASURES
 from tools.painting.manifest import read_manifest
 from tools.tissues import words
 
@@ -177,7 +178,7 @@ def mask_table(folders: list[dict]) -> list[dict]:
             for row in read_json(path).get("table") or []:
                 groups.setdefault((row.get("tissue"), row.get("measure")), []).append(row)
     return [
-        {"tissue": str(tissue), "measure": words(str(measure))}
+        {"tissue": str(tissue), "measure": LESION_MEASURES.get(measure, words(str(measure)))}
         | {
             key: _mean([row.get(key, row.get(f"{key}_median")) for row in rows])
             for key in ("data", "bank", "distance", "floor")

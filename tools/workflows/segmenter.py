@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tools.bundles import BUNDLES
+from tools.data.datalist import Case
 from tools.io.files import read_json
 from tools.io.volume import canonical, load_labels, spacing_mm
 from tools.tissues import tissue_labels
@@ -33,11 +34,11 @@ def epochs(iterations: int) -> tuple[int, int]:
     return number, iterations // number
 
 
-def median_spacing_mm(items: list[dict]) -> list[float]:
-    """Return [s, s, -1]: the median in-plane voxel size of some items, and slices left as they are."""
+def median_spacing_mm(cases: list[Case]) -> list[float]:
+    """Return [s, s, -1]: the median in-plane voxel size of some cases, and slices left as they are."""
     import nibabel as nib
 
-    sizes = [size for item in items for size in spacing_mm(nib.load(item["image"]))[:2]]
+    sizes = [size for case in cases for size in spacing_mm(nib.load(case.image))[:2]]
     size = round(float(np.median(sizes)), 4)
     return [size, size, -1]
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pandas
 
 from tools.bundles import BUNDLES
-from tools.data.provenance import SYNTHESIZER_CARD, cases_read
+from tools.data.datalist import Case, patients
+from tools.data.provenance import SYNTHESIZER_CARD, cases_read, read_card
 from tools.io.files import InputError, read_json, sha256, write_json, write_text
 from tools.workflows.run import run_bundle
 
@@ -19,22 +20,24 @@ CONFIGS = {
 }
 
 
-def existing_weights(weights: Path, held_out: list[dict], what: str = "synthesizer") -> Path:
-    """Return the weights if the card beside them shows that no held-out patient was trained on."""
-    weights = Path(weights)
-    if not weights.is_file():
-        raise InputError(f"{what} {weights} does not exist")
-    card = read_json(weights.with_name("card.json"))
-    trained_on = {row["patient"] for row in card.get("cases", [])} | set(card.get("patients", []))
-    if not trained_on:
-        raise InputError(f"{weights.with_name('card.json')} does not say whom {what} {weights} was trained on")
-    seen = trained_on & {item["patient"] for item in held_out}
-    if seen:
-        raise InputError(f"{what} {weights} was trained on held-out patient {sorted(seen)[0]}")
-    return weights
+def card_settings(checkpoint: Path, held_out: list[Case]) -> dict:
+    """Return the config ids and values that weights were trained with, or nothing where they have no card.
+
+    Args:
+        checkpoint: Weights of the synthesizer.
+        held_out: Cases that it must not know.
+
+    Raises:
+        InputError: if there are no such weights, or the card names a held-out patient or CT.
+    """
+    if not Path(checkpoint).is_file():
+        raise InputError(f"checkpoint {checkpoint} does not exist")
+    if not Path(checkpoint).with_name("card.json").is_file():
+        return {}
+    return read_card(checkpoint, held_out, "synthesizer").get("overrides", {})
 
 
-def known_attributes(training: list[dict], synthesizer: Path | None, overrides: dict) -> dict[str, list]:
+def known_attributes(training: list[Case], synthesizer: Path | None, overrides: dict) -> dict[str, list]:
     """Return the attributes the synthesizer is told and their ranges, as ``attributes`` in its config.
 
     Those of existing weights stand on their card; else they span what the training patients have.
@@ -45,23 +48,11 @@ def known_attributes(training: list[dict], synthesizer: Path | None, overrides: 
         return read_json(Path(synthesizer).with_name("card.json"))["attributes"]
     ranges: dict[str, list] = {}
     for name in ("severity", "age"):
-        values = [float(item[name]) for item in training if item.get(name) is not None]
+        values = [float(case.attributes[name]) for case in training if name in case.attributes]
         if len(set(values)) > 1:
             ranges[name] = [min(values), max(values)]
-    histories = sorted({item["history"] for item in training if item.get("history")})
+    histories = sorted({case.attributes["history"] for case in training if case.attributes.get("history")})
     return ranges | ({"history": histories} if len(histories) > 1 else {})
-
-
-def known_conditions(item: dict, attributes: dict[str, list]) -> dict[str, object]:
-    """Return what the synthesizer is told of an item's patient; what lies outside its ranges is left out."""
-    known = {}
-    for name, allowed in attributes.items():
-        value = item.get(name)
-        if value is None:
-            continue
-        if value in allowed if isinstance(allowed[0], str) else allowed[0] <= float(value) <= allowed[1]:
-            known[name] = value
-    return known
 
 
 def write_conditions(conditions: dict[str, dict], attributes: dict[str, list], path: Path) -> None:
@@ -70,15 +61,15 @@ def write_conditions(conditions: dict[str, dict], attributes: dict[str, list], p
     write_text(path, pandas.DataFrame(rows, columns=["case", *attributes]).to_csv(index=False))
 
 
-def train_synthesizer(training: list[dict], output: Path, seed: int, method: str, overrides: dict) -> Path:
-    """Train the synthesizer on the training items alone and return its weights; a card names what was read.
+def train_synthesizer(training: list[Case], output: Path, seed: int, method: str, overrides: dict) -> Path:
+    """Train the synthesizer on the training cases alone and return its weights; a card names what was read.
 
     Args:
-        training: items with absolute paths.
-        output: folder of ``augment``; the weights go into ``synthesizer/`` below it.
-        seed: of the training.
-        method: of ``CONFIGS``.
-        overrides: config ids and values, ``attributes`` among them.
+        training: Cases that are trained on.
+        output: Folder of ``augment``; the weights go into ``synthesizer/`` below it.
+        seed: Seed for the training.
+        method: A key of ``CONFIGS``.
+        overrides: Config ids and values, ``attributes`` among them.
     """
     folder = output / Path(SYNTHESIZER_CARD).parent
     if (folder / "model.pt").is_file() and (folder / "card.json").is_file():
@@ -87,7 +78,8 @@ def train_synthesizer(training: list[dict], output: Path, seed: int, method: str
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     keys = ("image", "label", *overrides["attributes"])
-    items = [{key: item[key] for key in keys if item.get(key) is not None} | {"fold": -1} for item in training]
+    items = [case.item() for case in training]
+    items = [{key: item[key] for key in keys if item.get(key) is not None} | {"fold": -1} for item in items]
     write_json(partial / "datalist.json", {"training": items})  # the held-out files are not even named
     cases = cases_read(training)
     print(f"training the synthesizer on {len(training)} cases; its log is {partial / 'train.log'}", flush=True)
@@ -98,7 +90,7 @@ def train_synthesizer(training: list[dict], output: Path, seed: int, method: str
     run_bundle(SYNTHESIZER, CONFIGS[method], run | overrides, partial / "train.log")
     (partial / "datalist.json").unlink()
     card = {
-        "patients": sorted({item["patient"] for item in training}),
+        "patients": patients(training),
         "cases": cases,
         "method": method,
         "seed": seed,
@@ -115,7 +107,7 @@ def smallest_region(overrides: dict) -> int:
     """Return the voxels of the network's size that a region needs: one cell of the coarsest level, as painting does.
 
     Args:
-        overrides: config ids of the synthesizer.
+        overrides: Config ids of the synthesizer and their values.
     """
     config = read_json(BUNDLES / SYNTHESIZER / "configs/train.json") | overrides
     dims = 2 if config["patch_size"][2] == 1 else 3
@@ -132,11 +124,11 @@ def paint(work: Path, weights: Path, settings: dict, threads: int, log: Path) ->
     """Run the synthesizer's inference over ``work``, from which ``work/painted`` is made.
 
     Args:
-        work: folder with ``images``, ``labels``, ``targets`` and ``conditions.csv``.
-        weights: of the synthesizer.
-        settings: from ``painting_overrides``.
-        threads: of the CPU; sums in another order round differently, so a replay needs as many.
-        log: of the run.
+        work: Folder with ``images``, ``labels``, ``targets`` and ``conditions.csv``.
+        weights: Weights of the synthesizer.
+        settings: From ``painting_overrides``.
+        threads: Threads of the CPU; sums in another order round differently, so a replay needs as many.
+        log: File for the log of the run.
     """
     shutil.rmtree(work / "painted", ignore_errors=True)
     run = {"dataset_dir": str(work), "output_dir": str(work / "painted"), "checkpoint": str(weights)}

@@ -11,7 +11,7 @@ import pytest
 from tools import __main__ as cli
 from tools.bench import nnunet, nnunet_worker, segmentation_accuracy
 from tools.bench.segmentation_accuracy import NNUNET, PLAIN, SEGMENTER
-from tools.data.datalist import read_datalist
+from tools.data.datalist import Case, read_fold
 from tools.io.files import InputError, RunError
 from tools.phantom.phantom import phantom
 from tools.tissues import tissue_labels
@@ -50,10 +50,10 @@ def stand_in(folder, code=0):
 def items_of(folder, labels):
     items = []
     for number, label in enumerate(labels):
-        item = {"image": str(folder / f"images/{number}.nii.gz"), "label": str(folder / f"labels/{number}.nii.gz")}
-        save(folder / f"images/{number}.nii.gz", np.full(label.shape, -800, np.int16))
-        save(folder / f"labels/{number}.nii.gz", label)
-        items.append(item | {"patient": f"p{number // 2}", "fold": number % 2})
+        files = folder / f"images/{number}.nii.gz", folder / f"labels/{number}.nii.gz"
+        save(files[0], np.full(label.shape, -800, np.int16))
+        save(files[1], label)
+        items.append(Case(*files, f"p{number // 2}", number % 2))
     return items
 
 
@@ -65,7 +65,7 @@ def test_dice_is_of_the_labelled_voxels_and_the_mean_of_a_patients_cases(tmp_pat
     answer[1, :2], answer[2] = 0, 3  # half of the fibrosis missed; nobody knows about the third plane
     save(tmp_path / "answers/0000_tissues.nii.gz", answer)
     save(tmp_path / "answers/other.nii.gz", np.where(label == 255, 0, label))
-    rows = segmentation_accuracy.score(items, tmp_path / "answers", {items[1]["image"]: "other"}, LABELS)
+    rows = segmentation_accuracy.score(items, tmp_path / "answers", {items[1].image: "other"}, LABELS)
     found = {(row["patient"], row["tissue"]): row["dice"] for row in rows}
     assert found == {("p0", "healthy"): 1.0, ("p0", "fibrosis"): pytest.approx((2 / 3 + 1) / 2)}
 
@@ -170,7 +170,7 @@ def test_methods_are_trained_on_the_same_folds_and_compared(tmp_path, capsys):
     assert cli.main([*command, "25"]) == 0
     assert "minus nnU-Net" in capsys.readouterr().out
     result = json.loads((tmp_path / "out.json").read_text())
-    held_out = {item["patient"] for item in read_datalist(dataset / "datalist.json")["training"] if item["fold"] == 1}
+    held_out = {case.patient for case in read_fold(dataset / "datalist.json", 1)[1]}
     assert {row["patient"] for row in result["rows"]} == held_out
     healthy = next(row for row in result["tissues"] if row["tissue"] == "healthy")
     assert healthy["dice"][NNUNET] == 1.0, "the stand-in knows the truth"

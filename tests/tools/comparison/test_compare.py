@@ -3,13 +3,14 @@
 import csv
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.tools.fakes.standin import LABELS, TISSUES, install, make_case, twelve_patients
 from tools.comparison import arms, compare, results
-from tools.data.datalist import read_datalist
+from tools.data.datalist import Case, read_datalist
 from tools.io.files import InputError, RunError, read_json, write_json
 
 
@@ -86,7 +87,7 @@ def test_the_painted_cases_alone_train_one_arm_and_weights_another(datalist, sta
     assert "tissue_weights" not in standin.settings["fold0/seed0/real"]
     weights = standin.settings["fold0/seed0/class_weighted"]["tissue_weights"]
     assert weights[:2] == [0.1, 0.3] and weights[5] >= max(weights[2:5])
-    held_out = next(item for item in read_datalist(datalist)["training"] if item["patient"] == "p00")
+    held_out = next(case for case in read_datalist(datalist)["training"] if case.patient == "p00")
     assert arms.tissue_weights([held_out], LABELS, [1] * 6)[2:] == [1, 1, 1, 1]  # four tissues, a row each
 
 
@@ -129,8 +130,12 @@ def test_runs_side_by_side_end_with_the_same_table(datalist, standin, tmp_path):
 
 
 def test_a_plan_trains_nothing_and_a_tissue_missing_in_a_fold_is_said(datalist, standin, tmp_path, capsys):
-    compare.compare(datalist, plan=True)
-    assert "fibrosis" in capsys.readouterr().out and not standin.trained
+    with pytest.raises(InputError, match="compare --plan needs --output, a folder with the results.csv of a small"):
+        compare.compare(datalist, plan=True)
+    compare.compare(datalist, tmp_path / "pilot/out", arms="real,oversampled", seeds=(0, 1), iterations=1)
+    trained, _ = len(standin.trained), capsys.readouterr()
+    compare.compare(datalist, tmp_path / "pilot/out", plan=True)
+    assert "fibrosis" in capsys.readouterr().out and len(standin.trained) == trained
     content = json.loads(datalist.read_text())
     content["training"] = [item for item in content["training"] if item["patient"] != "p01"]
     write_json(datalist, content)
@@ -265,7 +270,7 @@ def test_a_datalist_that_cannot_be_compared_is_refused(datalist, standin, tmp_pa
 
 
 def test_a_table_of_scores_that_does_not_fit_the_test_cases_is_refused(tmp_path):
-    test = [{"image": f"/x/{name}.nii.gz", "label": f"/y/{name}.nii.gz", "patient": name} for name in "ab"]
+    test = [Case(Path(f"/x/{name}.nii.gz"), Path(f"/y/{name}.nii.gz"), name, 0) for name in "ab"]
     file = tmp_path / "scores.csv"
     with pytest.raises(RuntimeError, match="ended without"):
         results.read_scores(file, test, ["fibrosis"])

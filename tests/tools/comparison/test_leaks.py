@@ -41,8 +41,8 @@ def test_train_and_test_patients_are_disjoint_in_every_stage_of_every_run(datali
 @pytest.mark.parametrize("card", [SYNTHESIZER_CARD, MAPS_CARD, GATE_CARD])
 @pytest.mark.parametrize("disguised", [False, True])
 def test_a_planted_leak_is_refused_with_stage_and_patient(datalist, standin, tmp_path, card, disguised):
-    items = read_datalist(datalist)["training"]
-    seen = cases_read([next(item for item in items if item["patient"] == "p04")])[0]  # in fold 0
+    cases = read_datalist(datalist)["training"]
+    seen = cases_read([next(case for case in cases if case.patient == "p04")])[0]  # in fold 0
     standin.planted = {card: seen | {"patient": "somebody", "case": "x"} if disguised else seen}
     message = "x of patient somebody, which is the same CT as test case case04a" if disguised else "test patients p04"
     with pytest.raises(InputError, match=f"leak in .*fitted on {message}"):
@@ -71,11 +71,11 @@ def test_one_ct_under_two_patients_is_refused(datalist, standin, tmp_path):
 
 def test_a_painted_test_case_is_refused_under_any_patient_name(datalist, standin, tmp_path):
     real = read_datalist(datalist)
-    leaked = next(item for item in real["training"] if item["patient"] == "p04")
+    leaked = next(case for case in real["training"] if case.patient == "p04").item()
     for planted, message in (
         (leaked | {"fold": -1}, "stage segmenter was fitted on test patients p04"),
         (leaked | {"fold": -1, "patient": "p01", "synthetic": True}, "which is the same CT as test case case04a"),
-        (real["training"][2] | {"fold": 0, "synthetic": True, "patient": "p04"}, "same CT as test case|differ"),
+        (real["training"][2].item() | {"fold": 0, "synthetic": True, "patient": "p04"}, "same CT as test case|differ"),
     ):
         standin.planted_items = [planted]
         with pytest.raises(InputError, match=message):

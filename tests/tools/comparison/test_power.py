@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from tests.tools.fakes.experiments import experiment
-from tools.comparison import power as power_module
 from tools.comparison import verdicts
-from tools.comparison.power import DEFAULTS, Spread, format_plan, patients_needed, plan, power, smallest_gain, variances
+from tools.comparison.power import Spread, format_plan, patients_needed, plan, power, smallest_gain, variances
 from tools.io.files import InputError
 
 SPREAD = Spread(patient=0.05, noise=0.05, luck=0.02)
@@ -93,16 +92,12 @@ def test_a_pilot_that_is_too_small_is_refused_with_what_it_lacks(design, words):
         plan({"fibrosis": 20}, 5, 3, 4, experiment(np.random.default_rng(1), *design))
 
 
-def test_the_plan_says_whence_its_spread_is():
-    assert [row["source"] for row in plan({"healthy": 40, "fibrosis": 30, "emphysema": 9}, 5, 3, 4)] == [
-        *("frequent", "frequent", "rare")
-    ]
+def test_a_tissue_of_which_the_pilot_holds_too_little_is_named_with_the_reason():
     pilot = experiment(np.random.default_rng(1), 20, 2, 2, 3)
     rows = plan({"fibrosis": 40, "emphysema": 12}, 5, 3, 4, pilot)
-    assert [row["source"] for row in rows] == ["pilot", "rare"]
-    assert (
-        rows[0]["spread"] == variances(pilot, "fibrosis")._asdict() and rows[1]["spread"] == DEFAULTS["rare"]._asdict()
-    )
+    assert rows[0]["spread"] == variances(pilot, "fibrosis")._asdict()
+    assert rows[1]["unknown"].startswith("the pilot has 0 patients with emphysema")
+    assert "emphysema is not planned: the pilot has 0 patients" in format_plan(rows)
 
 
 def test_the_plan_holds_the_power_and_the_numbers_needed():
@@ -114,15 +109,15 @@ def test_the_plan_holds_the_power_and_the_numbers_needed():
     assert power(0.03, 40, 5, seeds - 1, 4, spread) < 0.8 <= power(0.03, 40, 5, seeds, 4, spread)
 
 
-def test_the_table_says_what_to_add_where_no_number_suffices(monkeypatch):
-    monkeypatch.setitem(power_module.DEFAULTS, "frequent", Spread(0.3, 0.0, 0.1))
-    text = format_plan(plan({"fibrosis": 40, "emphysema": 0}, 1, 2, 4))
-    assert "add seeds" in text and "add patients" in text and "a pilot of your own tells better" in text
+def test_the_table_says_what_to_add_where_no_number_suffices():
+    pilot = experiment(np.random.default_rng(1), 200, 10, 4, 4, 0.3, 0.0, 0.1)
+    text = format_plan(plan({"fibrosis": 40}, 1, 2, 4, pilot))
+    assert "add seeds" in text and "add patients" in text
     assert max(map(len, text.splitlines())) <= 140
-    few = next(line for line in text.splitlines() if line.startswith("emphysema"))
+    few = format_plan(plan({"fibrosis": 0}, 1, 2, 4, pilot)).splitlines()[1]
     assert few.split()[1:6] == ["0", "0.00", "0.00", "0.00", "-"]
 
 
 def test_a_plan_for_no_tissue_is_refused():
     with pytest.raises(InputError, match="no tissue"):
-        plan({}, 5, 3, 4)
+        plan({}, 5, 3, 4, [])

@@ -46,7 +46,7 @@ def make_case(folder, number, severity, age, history):
 def cohort(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cohort")
     items = [make_case(folder, n, 0.25 + 0.04 * n, 40 + 3 * n, HISTORIES[n % 4]) for n in range(12)]
-    (folder / "datalist.json").write_text(json.dumps({"training": items}))
+    (folder / "datalist.json").write_text(json.dumps({"labels": tissue_labels(), "training": items}))
     (folder / "model.pt").write_bytes(b"weights")
     (folder / "segmenter.pt").write_bytes(b"other weights")
     return folder
@@ -203,7 +203,7 @@ def test_painting_outside_its_region_is_an_error(cohort, stand_in, tmp_path, mon
 def test_unknown_attributes_are_skipped_and_named(cohort, stand_in, tmp_path, capsys):
     content = read_json(cohort / "datalist.json")
     items = [{k: v for k, v in item.items() if k not in ("age", "history")} for item in content["training"]]
-    (cohort / "bare.json").write_text(json.dumps({"training": items}))
+    (cohort / "bare.json").write_text(json.dumps({"labels": tissue_labels(), "training": items}))
     conditions(cohort / "bare.json", 0, cohort / "model.pt", tmp_path / "out", cases=1, slices=1)
     assert {condition for condition, *_ in judgements(tmp_path / "out")} == {"density", "severity"}
     assert (

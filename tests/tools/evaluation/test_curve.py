@@ -6,8 +6,11 @@ import json
 import pytest
 
 import tools.evaluation.curve as module
+from tools.data.datalist import read_fold
+from tools.data.provenance import cases_read
 from tools.evaluation.curve import curve, read_quality
 from tools.io.files import InputError, RunError, read_json
+from tools.tissues import tissue_labels
 
 FLOOR = {"fibrosis": 5.0, "emphysema": 9.0}
 
@@ -17,8 +20,11 @@ def cohort(tmp_path):
     folder = tmp_path / "cohort"
     items = [{"image": f"images/c{n}.nii.gz", "label": f"labels/c{n}.nii.gz", "patient": f"p{n}", "fold": n % 2}
              for n in range(8)]  # fmt: skip
-    folder.mkdir()
-    (folder / "datalist.json").write_text(json.dumps({"training": items}))
+    for item in items:
+        for kind in ("image", "label"):
+            (folder / item[kind]).parent.mkdir(parents=True, exist_ok=True)
+            (folder / item[kind]).write_text(item[kind])
+    (folder / "datalist.json").write_text(json.dumps({"labels": tissue_labels(), "training": items}))
     (folder / "model.pt").write_bytes(b"weights")
     return folder
 
@@ -122,7 +128,11 @@ def test_missing_or_leaking_weights_are_refused(cohort, stand_in, tmp_path):
     with pytest.raises(InputError, match="checkpoint .*none.pt does not exist"):
         curve(cohort / "datalist.json", 0, cohort / "none.pt", tmp_path / "out")
     (cohort / "card.json").write_text(json.dumps({"patients": ["p2"]}))
-    with pytest.raises(InputError, match="was trained on held-out patient p2"):
+    with pytest.raises(InputError, match="leak in .*stage synthesizer was fitted on test patients p2"):
+        call(cohort, tmp_path / "out")
+    seen = cases_read(read_fold(cohort / "datalist.json", 0)[1])[0] | {"patient": "somebody"}
+    (cohort / "card.json").write_text(json.dumps({"cases": [seen]}))
+    with pytest.raises(InputError, match="c0 of patient somebody, which is the same CT as test case c0 of patient p0"):
         call(cohort, tmp_path / "out")
 
 

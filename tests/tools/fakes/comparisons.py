@@ -51,7 +51,7 @@ def augmentation(data: Path, folder: Path, hu: int) -> None:
         files[case] = {kind: f"{kind}s/{case}.nii.gz" for kind in ("image", "label")}
         save(label, folder / files[case]["label"])
         save(image, folder / files[case]["image"])
-    items = [item | {"fold": 0 if item["patient"] == "real1" else -1} for item in real["training"]]
+    items = [case.item() | {"fold": 0 if case.patient == "real1" else -1} for case in real["training"]]
     extra = {"fold": -1, "patient": "real0", "synthetic": True, "source": "real0"}
     painted = [paths | extra for paths in files.values()]
     content = {"labels": LABELS, "held_out_fold": 0}

@@ -67,15 +67,15 @@ class Standin:
         cases = cases_read(train)
         for card in (SYNTHESIZER_CARD, MAPS_CARD, GATE_CARD):
             write_json(output / card, {"cases": cases + [row for at, row in self.planted.items() if at == card]})
-        source = train[0]
+        source, real_items = train[0], [case.item() for case in train + test]
         new = make_case(output, f"painted_{method}", [5, 5])
-        new |= {"fold": -1, "patient": source["patient"], "synthetic": True, "source": case_name(source["image"])}
+        new |= {"fold": -1, "patient": source.patient, "synthetic": True, "source": source.name}
         line = {"case": f"painted_{method}", "source": new["source"], "tissues": ["consolidation"]}
         line |= {"accepted": self.accepts, "donors": [{"case": self.donor or new["source"]}]}
         (output / "manifest.jsonl").write_text(json.dumps(line) + "\n")
         content = {"labels": real["labels"], "held_out_fold": fold if self.held_out is None else self.held_out}
         for name, kept in (("datalist_unfiltered.json", [new]), ("datalist.json", [new] * self.accepts)):
-            write_json(output / name, content | {"training": train + kept + self.planted_items + test})
+            write_json(output / name, content | {"training": [*real_items, *kept, *self.planted_items]})
 
     def run_bundle(self, bundle, config_files, overrides, log, variables=None):
         external = config_files == ["train.json", "evaluate.json"]

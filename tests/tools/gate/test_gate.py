@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from tools.data.datalist import Case
 from tools.gate.gate import Gate
 from tools.io.files import InputError
-from tools.io.volume import load_case
 from tools.phantom.phantom import phantom
 from tools.tissues import pathological_tissues, tissue_labels
 
@@ -16,16 +16,16 @@ GLASS = LABELS["ground_glass"]
 
 
 @pytest.fixture(scope="module")
-def items(tmp_path_factory):
+def cases(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gate") / "phantom"
     phantom(folder, patients=6, seed=3, size=(144, 144, 6))
     images = sorted((folder / "images").iterdir())
-    return [{"image": str(p), "label": str(folder / "labels" / p.name), "patient": f"p{p.name[7:10]}"} for p in images]
+    return [Case(path, folder / "labels" / path.name, f"p{path.name[7:10]}", 1) for path in images]
 
 
 @pytest.fixture(scope="module")
-def learnt(items):
-    return Gate(items[:5], LABELS)
+def learnt(cases):
+    return Gate(cases[:5], LABELS)
 
 
 @pytest.fixture
@@ -39,9 +39,9 @@ def gate(learnt):
 
 
 @pytest.fixture(scope="module")
-def unseen(items):
+def unseen(cases):
     """Tissue map and HU of a patient who is not in the training set."""
-    return load_case(items[5])[:2]
+    return cases[5].volumes()[:2]
 
 
 def judge(gate, hu, label, case="painted", region=None, answer=None):
@@ -53,9 +53,9 @@ def reasons(gate, hu, label, **given):
     return judge(gate, hu, label, region=label == GLASS, **given)["ground_glass"]["reasons"]
 
 
-def test_real_tissue_of_an_unseen_patient_passes_every_check(gate, items, unseen):
+def test_real_tissue_of_an_unseen_patient_passes_every_check(gate, cases, unseen):
     label, hu = unseen
-    gate.calibrate_faithfulness((f"phantom00{n}", load_case(items[n])[0]) for n in range(5))
+    gate.calibrate_faithfulness((f"phantom00{n}", cases[n].volumes()[0]) for n in range(5))
     judged = judge(gate, hu, label, answer=label)
     assert {"ground_glass", "fibrosis"} <= set(judged)
     assert all(tissue["accepted"] and not tissue["reasons"] for tissue in judged.values())
@@ -92,17 +92,17 @@ def test_a_rim_around_the_painting_is_rejected(gate, unseen):
     assert "as abrupt as a jump" in found
 
 
-def test_tissue_the_segmenter_does_not_find_is_rejected(gate, items, unseen):
+def test_tissue_the_segmenter_does_not_find_is_rejected(gate, cases, unseen):
     label, hu = unseen
     assert "recall" not in judge(gate, hu, label, answer=label, case="a")["ground_glass"]["reasons"]
-    gate.calibrate_faithfulness((f"phantom00{n}", load_case(items[n])[0]) for n in range(5))
+    gate.calibrate_faithfulness((f"phantom00{n}", cases[n].volumes()[0]) for n in range(5))
     assert gate.limits["ground_glass"]["recall"][0] == pytest.approx(0.5)  # this segmenter errs nowhere
     found = reasons(gate, hu, label, answer=np.ones_like(label), case="b")
     assert "the segmenter finds 0.00 of it, below 0.50" in found
 
 
-def test_a_copy_of_training_tissue_is_rejected_and_names_its_case_and_slice(gate, items):
-    label, hu, _ = load_case(items[2])
+def test_a_copy_of_training_tissue_is_rejected_and_names_its_case_and_slice(gate, cases):
+    label, hu, _ = cases[2].volumes()
     z = int(np.argmax((label == GLASS).sum((0, 1))))
     label = np.where(np.arange(label.shape[2]) == z, label, np.minimum(label, 1))
     noisy = hu + np.random.default_rng(0).normal(0, 10, hu.shape)
@@ -113,8 +113,8 @@ def test_a_copy_of_training_tissue_is_rejected_and_names_its_case_and_slice(gate
     assert any(reason.startswith("with its surroundings a copy of phantom002") for reason in judged["reasons"])
 
 
-def test_surroundings_are_compared_with_other_patients_only(gate, items):
-    label, hu, _ = load_case(items[0])  # the source itself: its surroundings are bit-identical
+def test_surroundings_are_compared_with_other_patients_only(gate, cases):
+    label, hu, _ = cases[0].volumes()  # the source itself: its surroundings are bit-identical
     judged = judge(gate, hu, label)["ground_glass"]
     assert judged["region_nearest"].startswith("phantom000") and judged["region_distance"] == pytest.approx(0, abs=1e-3)
     assert not judged["patch_nearest"].startswith("phantom000")
@@ -138,16 +138,16 @@ def test_voxels_that_are_not_finite_and_specks_are_rejected(gate, unseen):
     assert judge(gate, hu, label, region=speck)["ground_glass"]["reasons"] == ["only 5 voxels"]
 
 
-def test_tissue_no_training_case_holds_is_rejected(items, unseen):
+def test_tissue_no_training_case_holds_is_rejected(cases, unseen):
     label, hu = unseen
-    gate = Gate(items[:2], LABELS | {"honeycomb": 9})
+    gate = Gate(cases[:2], LABELS | {"honeycomb": 9})
     judged = judge(gate, hu, np.where(label == GLASS, 9, label))["honeycomb"]
     assert judged["reasons"] == ["no training case holds this tissue, so there is nothing to judge it by"]
 
 
-def test_training_without_any_tissue_is_refused(items):
+def test_training_without_any_tissue_is_refused(cases):
     with pytest.raises(InputError, match="the 2 training cases hold none of honeycomb to judge by"):
-        Gate(items[:2], {"honeycomb": 9})
+        Gate(cases[:2], {"honeycomb": 9})
 
 
 def test_unknown_source_and_answers_that_do_not_fit_are_refused(gate, unseen):
@@ -162,12 +162,12 @@ def test_unknown_source_and_answers_that_do_not_fit_are_refused(gate, unseen):
         gate.calibrate_faithfulness([("phantom000", label[..., 0])])
 
 
-def test_single_slices_and_a_single_patient_are_judged(gate, items, unseen):
+def test_single_slices_and_a_single_patient_are_judged(gate, cases, unseen):
     z = int(np.argmax((unseen[0] == GLASS).sum((0, 1))))
     label, hu = (array[..., z : z + 1] for array in unseen)
     assert judge(gate, hu, label)["ground_glass"]["accepted"]
-    alone = Gate(items[:1], LABELS)
-    own_label, own_hu, _ = load_case(items[0])
+    alone = Gate(cases[:1], LABELS)
+    own_label, own_hu, _ = cases[0].volumes()
     assert (
         judge(alone, hu, label)["ground_glass"]["region_distance"] > alone.limits["ground_glass"]["region_distance"][0]
     )

@@ -13,7 +13,7 @@ import pytest
 from tests.dicom import write_series
 from tests.tools.fakes.cases import LABELS
 from tools.bundles import BUNDLES
-from tools.data.datalist import known_items, read_datalist, split_fold
+from tools.data.datalist import read_datalist, read_fold
 from tools.data.dataset import dataset
 from tools.io.dicom import read_series
 from tools.io.files import InputError, sha256
@@ -219,9 +219,7 @@ def test_quantify_measures_a_series_as_the_file_of_the_same_ct(patients, tmp_pat
     assert list(csv.reader(open(tmp_path / "alone/quantification.csv"))) == rows[0]
 
 
-@pytest.mark.parametrize(
-    "read", [read_datalist, lambda path: split_fold(path, 0), lambda path: known_items(path, None)]
-)
+@pytest.mark.parametrize("read", [read_datalist, lambda path: read_fold(path, 0)])
 def test_a_datalist_that_names_a_folder_is_refused(patients, read):
     patients.run()
     path = patients.output / "datalist.json"

@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from tools.maps.growth import LesionModel, _from_model, _to_model
 from tools.maps.lesions import find_lesions
-from tools.maps.placement import Host
+from tools.maps.placement import Receiver
 from tools.maps.shape import measures
 
 SPACING = np.array([2.0, 2.0, 8.0])
@@ -39,14 +39,14 @@ def lesions(kind: str):
     return [lesion for some in found for lesion in some]
 
 
-def host():
-    return Host(lungs().astype(np.int16), None, SPACING, healthy=1)
+def receiver():
+    return Receiver(lungs().astype(np.int16), None, SPACING, healthy=1)
 
 
 def grown(kind: str, count: int = 16) -> list[dict]:
     model, rng, rows = LesionModel(lesions(kind)), np.random.default_rng(1), []
     for _ in range(count):
-        ct = host()
+        ct = receiver()
         if model.grow(ct, 3, rng):
             rows.append(measures(ct.target == 3, ct.depth_mm, ct.height, SPACING))
     return rows
@@ -74,7 +74,7 @@ def test_kinds_of_lesion_stay_apart_although_the_model_knows_no_tissue():
 
 
 def test_lesion_is_one_piece_of_healthy_lung_with_the_voxels_returned():
-    ct, model = host(), LesionModel(lesions("ball"))
+    ct, model = receiver(), LesionModel(lesions("ball"))
     ct.target[:, :40] = np.where(ct.target[:, :40] == 1, 2, 0)
     before, room = ct.target.copy(), ct.room
     voxels = model.grow(ct, 3, np.random.default_rng(0))
@@ -85,14 +85,14 @@ def test_lesion_is_one_piece_of_healthy_lung_with_the_voxels_returned():
 
 
 def test_lesions_of_one_tissue_do_not_touch():
-    ct, model, rng = host(), LesionModel(lesions("ball")), np.random.default_rng(0)
+    ct, model, rng = receiver(), LesionModel(lesions("ball")), np.random.default_rng(0)
     count = sum(model.grow(ct, 3, rng) > 0 for _ in range(6))
     assert count > 2 and ndimage.label(ct.target == 3)[1] == count
 
 
 def test_same_seed_same_lesion_and_another_seed_another():
     def target(seed):
-        ct = host()
+        ct = receiver()
         LesionModel(lesions("ball")).grow(ct, 3, np.random.default_rng(seed))
         return ct.target
 
@@ -101,7 +101,7 @@ def test_same_seed_same_lesion_and_another_seed_another():
 
 
 def test_lung_without_room_takes_nothing():
-    ct = host()
+    ct = receiver()
     ct.target[ct.target == 1] = 2
     before = ct.target.copy()
     assert LesionModel(lesions("ball")).grow(ct, 3, np.random.default_rng(0)) == 0
@@ -111,7 +111,7 @@ def test_lung_without_room_takes_nothing():
 def test_one_lesion_is_enough_and_one_slice_too():
     (one, *_) = lesions("ball")
     label = lungs()[..., 5:6].astype(np.int16)
-    flat = Host(label, None, SPACING, healthy=1)
+    flat = Receiver(label, None, SPACING, healthy=1)
     assert LesionModel([one]).grow(flat, 3, np.random.default_rng(0)) == (flat.target == 3).sum() > 24
 
 

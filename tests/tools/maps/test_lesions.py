@@ -10,7 +10,7 @@ from scipy import ndimage
 from tools.io.volume import canonical, canonical_spacing, original
 from tools.maps.deform import deform, draw_deformation
 from tools.maps.lesions import find_lesions, lung_height
-from tools.maps.placement import Host
+from tools.maps.placement import Receiver
 from tools.quantify.extents import pleura_distance
 
 TISSUES = {"ground_glass": 2, "consolidation": 5}
@@ -32,9 +32,9 @@ def donor():
     return find_lesions("donor", label, hu, np.array([2.0, 2.0, 8.0]), TISSUES)
 
 
-def host():
+def receiver():
     label, hu = chest()
-    return Host(label, hu, np.array([2.2, 1.8, 7.0]), healthy=1)
+    return Receiver(label, hu, np.array([2.2, 1.8, 7.0]), healthy=1)
 
 
 def deformed(lesion, spacing, seed):
@@ -50,7 +50,7 @@ def test_lesion_knows_where_it_lay():
 
 
 def test_placed_lesion_lies_in_healthy_lung_and_carries_the_donors_hu():
-    ct, (lesion,) = host(), donor()
+    ct, (lesion,) = receiver(), donor()
     voxels = ct.place(lesion, 5, np.random.default_rng(1))
     placed = ct.target == 5
     assert voxels == placed.sum() > 24
@@ -65,7 +65,7 @@ def test_placed_lesions_keep_the_donors_height():
     (lesion,) = donor()
     heights = []
     for seed in range(20):
-        ct = host()
+        ct = receiver()
         ct.place(lesion, 5, np.random.default_rng(seed))
         heights.append(np.average(ct.height, weights=(ct.target == 5).sum(axis=(0, 1))))
     assert np.mean(heights) == pytest.approx(lesion.measures["height"], abs=0.15)
@@ -97,14 +97,14 @@ def test_distance_to_the_pleura_is_that_of_the_whole_slice():
 
 def test_lesion_larger_than_the_room_is_not_placed():
     (lesion,) = donor()
-    ct = host()
+    ct = receiver()
     ct.room = lesion.mask.sum() // 4
     assert ct.place(lesion, 5, np.random.default_rng(0)) == 0
     assert np.array_equal(ct.target, ct.label)
 
 
 def test_lung_without_room_takes_nothing():
-    ct, (lesion,) = host(), donor()
+    ct, (lesion,) = receiver(), donor()
     ct.target[ct.target == 1] = 2
     before = ct.target.copy()
     assert ct.place(lesion, 5, np.random.default_rng(0)) == 0

@@ -1,18 +1,20 @@
 """The mask bank: only training patients are read, the card says so, and maps drawn by hand are checked."""
 
 import json
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pandas
 import pytest
 
-from tools.data.datalist import split_fold
+from tools.data.datalist import read_fold
 from tools.io.files import InputError, sha256
 from tools.maps.bank import draw_bank, maps_card, read_maps
 from tools.maps.check import check_maps
 from tools.maps.maps import maps
-from tools.maps.statistics import compare, floor
+from tools.maps.statistics import compare_lesions, floor
+from tools.tissues import tissue_labels
 
 AFFINE = np.array([[-3.0, 0, 0, 60], [0, 3.0, 0, -50], [0, 0, 6.0, 5], [0, 0, 0, 1]])
 SIZE = (44, 40, 6)
@@ -41,13 +43,13 @@ def datalist(tmp_path):
         for n in range(6)
     ]
     path = tmp_path / "cohort/datalist.json"
-    path.write_text(json.dumps({"training": items}))
+    path.write_text(json.dumps({"labels": tissue_labels(), "training": items}))
     return path
 
 
 @pytest.fixture
 def training(datalist):
-    return split_fold(datalist, 0)[0]
+    return read_fold(datalist, 0)[0]
 
 
 def voxels(path):
@@ -56,45 +58,47 @@ def voxels(path):
 
 @pytest.mark.parametrize(("procedural", "kind"), [(0.0, "transplanted"), (1.0, "procedural")])
 def test_map_adds_lesions_to_healthy_lung_and_its_row_says_which(training, tmp_path, procedural, kind):
-    plan, _ = draw_bank(training, tmp_path / "maps", 1.0, 0, 4, procedural)
+    plan = draw_bank(training, tmp_path / "maps", 1.0, 0, 4, procedural).plan
     assert plan
     for row in plan:
-        target, label = voxels(row["map"]), voxels(row["label"])
+        target, label = voxels(row.map), voxels(row.source.label)
         new = target != label
-        assert (label[new] == 1).all() and set(np.unique(target[new])) == {5} and row["tissues"] == ["consolidation"]
-        assert row["volume_ml"]["consolidation"] == pytest.approx(new.sum() * 0.054, abs=0.01)
-        assert (row["map_kind"], row["map_sha256"]) == (kind, sha256(row["map"]))
-        assert bool(row["donors"]) == (kind == "transplanted")
-        assert np.array_equal(nib.load(row["map"]).affine, AFFINE)
-        assert b"SYNTHETIC" in nib.load(row["map"]).header["descrip"].tobytes()
+        assert (label[new] == 1).all() and set(np.unique(target[new])) == {5} and row.tissues == ["consolidation"]
+        assert row.voxels == new.sum()
+        assert row.volume_ml["consolidation"] == pytest.approx(new.sum() * 0.054, abs=0.01)
+        assert (row.map_kind, row.map_sha256) == (kind, sha256(row.map))
+        assert bool(row.donors) == (kind == "transplanted")
+        assert np.array_equal(nib.load(row.map).affine, AFFINE)
+        assert b"SYNTHETIC" in nib.load(row.map).header["descrip"].tobytes()
 
 
 def test_bank_reads_training_patients_only_and_its_card_names_every_file_read(datalist, training, tmp_path):
     for number in (0, 3):  # the held-out cases; unreadable files would be noticed
         (datalist.parent / f"labels/case{number}.nii.gz").write_bytes(b"")
-    plan, card = draw_bank(training, tmp_path / "maps", 1.0, 0, 4, 0.5)
+    bank = draw_bank(training, tmp_path / "maps", 1.0, 0, 4, 0.5)
+    plan, card = bank.plan, bank.card
     assert card == json.loads((tmp_path / "maps.json").read_text())
     assert card["patients"] == ["p1", "p2", "p4", "p5"]
     assert {row["case"]: row["label_sha256"] for row in card["cases"]} == {
         f"case{n}": sha256(datalist.parent / f"labels/case{n}.nii.gz") for n in (1, 2, 4, 5)
     }
-    assert [row["map_sha256"] for row in card["maps"]] == [row["map_sha256"] for row in plan]
+    assert [row["map_sha256"] for row in card["maps"]] == [row.map_sha256 for row in plan]
     donors = [donor for row in card["maps"] for donor in row["donors"]]
     assert donors and all(donor["patient"] == "p" + donor["case"][-1] for donor in donors)
     assert sum(len(row["procedural"]) for row in card["maps"]) > 0
 
 
 def test_same_seed_same_bank_and_another_seed_another(training, tmp_path):
-    runs = [draw_bank(training, tmp_path / f"{n}/maps", 1.0, seed, 3, 0.5)[0] for n, seed in enumerate((0, 0, 1))]
-    first, second, third = ([voxels(row["map"]).tobytes() for row in plan] for plan in runs)
+    runs = [draw_bank(training, tmp_path / f"{n}/maps", 1.0, seed, 3, 0.5).plan for n, seed in enumerate((0, 0, 1))]
+    first, second, third = ([voxels(row.map).tobytes() for row in plan] for plan in runs)
     assert first == second != third
 
 
 def test_pasted_hu_are_the_donors_and_only_in_the_lesions(training, tmp_path):
-    plan, _ = draw_bank(training, tmp_path / "maps", 1.0, 0, 3, pasted=tmp_path / "pasted")
+    plan = draw_bank(training, tmp_path / "maps", 1.0, 0, 3, pasted=tmp_path / "pasted").plan
     for row in plan:
-        pasted, source = voxels(tmp_path / f"pasted/{row['case']}.nii.gz"), voxels(row["image"])
-        new = voxels(row["map"]) != voxels(row["label"])
+        pasted, source = voxels(tmp_path / f"pasted/{row.name}.nii.gz"), voxels(row.source.image)
+        new = voxels(row.map) != voxels(row.source.label)
         assert np.array_equal(pasted[~new], source[~new])
         assert np.median(pasted[new]) == pytest.approx(20, abs=15)
 
@@ -110,17 +114,16 @@ def test_bank_refuses_wrong_settings(training, tmp_path, given, message):
 
 
 def test_drawn_bank_is_read_back_as_it_was_drawn(training, tmp_path):
-    plan, _ = draw_bank(training, tmp_path / "bank/maps", 1.0, 0, 3, 0.5)
-    plan.sort(key=lambda row: row["case"])
+    plan = sorted(draw_bank(training, tmp_path / "bank/maps", 1.0, 0, 3, 0.5).plan, key=lambda row: row.name)
     rows = read_maps(tmp_path / "bank", training)
-    assert rows == [row | {"map": str(row["map"]), "volume_ml": rows[n]["volume_ml"]} for n, row in enumerate(plan)]
+    assert rows == [replace(row, volume_ml=rows[n].volume_ml, grown=[]) for n, row in enumerate(plan)]
     for row, drawn in zip(rows, plan):
-        assert row["volume_ml"] == pytest.approx(drawn["volume_ml"], abs=0.02)
-    maps_card(training, rows, [[]] * len(rows), {"supplied": "bank"})
+        assert row.volume_ml == pytest.approx(drawn.volume_ml, abs=0.02)
+    maps_card(training, rows, {"supplied": "bank"})
 
 
 def test_bank_drawn_from_a_test_patient_is_refused(datalist, training, tmp_path):
-    draw_bank(split_fold(datalist, 1)[0], tmp_path / "maps", 1.0, 0, 3)
+    draw_bank(read_fold(datalist, 1)[0], tmp_path / "maps", 1.0, 0, 3)
     for path in (tmp_path / "maps").glob("case[03]*"):
         path.unlink()
     with pytest.raises(InputError, match="lesions of case0, patient p0, which is no training case here"):
@@ -148,11 +151,11 @@ def test_map_drawn_by_hand_becomes_a_row_of_its_own(datalist, training, tmp_path
     edited(datalist, tmp_path / "hand", "case1", add)
     edited(datalist, tmp_path / "hand", "case1_second", lambda array: add(array, 4))
     first, second = read_maps(tmp_path / "hand", training)
-    assert (first["case"], first["source"], first["map_kind"], first["tissues"]) == (
+    assert (first.name, first.source.name, first.map_kind, first.tissues) == (
         "case1_supplied", "case1", "supplied", ["fibrosis"],
     )  # fmt: skip
-    assert (second["case"], second["tissues"], second["donors"]) == ("case1_second", ["emphysema"], [])
-    assert first["volume_ml"]["fibrosis"] == pytest.approx(108 * 0.054, rel=0.3)
+    assert (second.name, second.tissues, second.donors) == ("case1_second", ["emphysema"], [])
+    assert first.volume_ml["fibrosis"] == pytest.approx(108 * 0.054, rel=0.3)
 
 
 BAD = {
@@ -219,7 +222,7 @@ def test_distance_and_floor_have_known_answers():
              for n in range(4)]
         )  # fmt: skip
 
-    table = compare(rows(0), rows(2)).set_index("measure")
+    table = compare_lesions(rows(0), rows(2)).set_index("measure")
     assert table.loc["depth_mm", "distance"] == 2 and table.loc["lesions_per_ct", "distance"] == 0
     assert (table["floor"] == 0).all()
     spread = rows(0).assign(depth_mm=[0.0, 0.0, 0.0, 4.0])

@@ -9,11 +9,13 @@ import pytest
 import tools.painting.augment as module
 from tools.__main__ import main
 from tools.comparison.leaks import augmented_stages
-from tools.data.datalist import split_fold
-from tools.data.provenance import digest
-from tools.io.files import InputError, RunError, read_json
+from tools.data.datalist import read_fold
+from tools.data.provenance import cases_read, digest
+from tools.io.files import InputError, RunError, read_json, write_json
 from tools.painting.augment import augment
 from tools.painting.replay import replay
+from tools.report.tables import mask_table
+from tools.tissues import tissue_labels
 from tools.workflows import synthesizer
 
 AFFINE = np.diag([-2.0, 2.0, 8.0, 1.0])
@@ -40,7 +42,7 @@ def datalist(tmp_path):
         items.append({"image": f"images/case{number}.nii.gz", "label": f"labels/case{number}.nii.gz",
                       "fold": number % 3, "patient": f"p{number}", "age": 50 + number})  # fmt: skip
     path = tmp_path / "cohort/datalist.json"
-    path.write_text(json.dumps({"name": "cohort", "training": items}))
+    path.write_text(json.dumps({"name": "cohort", "labels": tissue_labels(), "training": items}))
     return path
 
 
@@ -105,6 +107,14 @@ def test_synthetic_cases_differ_from_their_source_in_the_painted_region_only(dat
         assert painted.get_data_dtype() == source.get_data_dtype() == np.int16
         assert b"SYNTHETIC" in painted.header["descrip"].tobytes()
         assert row["checkpoint_sha256"] and row["source_sha256"] and row["steps"] == 8
+
+
+def test_the_report_finds_how_the_new_maps_compare_with_the_data(datalist, stand_in, tmp_path):
+    augment(datalist=datalist, fold=0, output=tmp_path / "out", method="copy_paste")
+    rows = mask_table([{"path": tmp_path / "out", "method": "copy_paste"}])
+    assert {row["tissue"] for row in rows} == {"consolidation"} and len(rows) == 6
+    volume = next(row for row in rows if row["measure"] == "size, ml")
+    assert all(volume[key] > 0 for key in ("data", "bank", "distance", "floor"))
 
 
 def test_rare_tissue_grows_towards_the_frequent_one(datalist, stand_in, tmp_path):
@@ -248,11 +258,23 @@ def test_interrupted_run_goes_on_with_the_trained_synthesizer(datalist, stand_in
 def test_synthesizer_that_saw_a_held_out_patient_is_refused(datalist, stand_in, tmp_path):
     augment(datalist=datalist, fold=0, output=tmp_path / "out")
     weights = tmp_path / "out/synthesizer/model.pt"
-    with pytest.raises(InputError, match="model.pt was trained on held-out patient p1"):
+    with pytest.raises(InputError, match="leak in .*model.pt: stage synthesizer was fitted on test patients p1, p4"):
         augment(datalist=datalist, fold=1, output=tmp_path / "leak", synthesizer=weights)
     augment(datalist=datalist, fold=0, output=tmp_path / "again", synthesizer=weights)
     with pytest.raises(InputError, match="none.pt does not exist"):
         augment(datalist=datalist, fold=0, output=tmp_path / "x", synthesizer=tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize("stage", ["synthesizer", "segmenter"])
+def test_weights_that_saw_a_held_out_ct_under_another_patients_name_are_refused(datalist, tmp_path, stage):
+    held_out = read_fold(datalist, 1)[1]
+    (tmp_path / "model.pt").write_bytes(b"weights")
+    seen = [row | {"patient": "somebody", "case": "x"} for row in cases_read(held_out)[:1]]
+    write_json(tmp_path / "card.json", {"patients": ["somebody"], "cases": seen, "attributes": {}})
+    told = f"{stage} was fitted on x of patient somebody, which is the same CT as test case case1"
+    with pytest.raises(InputError, match=told):
+        augment(datalist=datalist, fold=1, output=tmp_path / "out", **{stage: tmp_path / "model.pt"})
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("given", "message"), [
@@ -262,7 +284,7 @@ def test_synthesizer_that_saw_a_held_out_patient_is_refused(datalist, stand_in, 
     ({"balance": 1.5}, "balance must be above 0 and at most 1, not 1.5"),
     ({"steps": 0}, "steps must be a whole number of at least 1, not 0"),
     ({"max_cases": 0}, "max_cases must be a whole number of at least 1, not 0"),
-    ({"fold": 9}, r"has folds \[0, 1, 2\]; holding out fold 9 leaves one side empty"),
+    ({"fold": 9}, "has no fold 9; it has 0, 1, 2"),
     ({"overrides": {"max_epoch": 1}}, "train.json has no id 'max_epoch' to override"),
 ])  # fmt: skip
 def test_wrong_settings_are_refused_before_anything_is_written(datalist, tmp_path, given, message):
@@ -275,8 +297,8 @@ def test_patient_on_both_sides_is_refused(datalist):
     content = json.loads(datalist.read_text())
     content["training"][1]["patient"] = "p0"
     datalist.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="patient p0 is in fold 0 and in another"):
-        split_fold(datalist, 0)
+    with pytest.raises(InputError, match="patient p0 lies in fold 0 and in fold 1"):
+        read_fold(datalist, 0)
 
 
 def test_balanced_cohort_is_left_as_it_is(datalist, stand_in, tmp_path, capsys):
@@ -295,7 +317,7 @@ def test_cohort_without_pathology_is_refused(tmp_path, stand_in):
         nib.save(nib.Nifti1Image((label > 0).astype(np.uint8), AFFINE), path)
     items = [{"image": f"images/case{n}.nii.gz", "label": f"labels/case{n}.nii.gz", "fold": n, "patient": f"p{n}"}
              for n in range(2)]  # fmt: skip
-    (tmp_path / "cohort/datalist.json").write_text(json.dumps({"training": items}))
+    (tmp_path / "cohort/datalist.json").write_text(json.dumps({"labels": tissue_labels(), "training": items}))
     with pytest.raises(InputError, match="no pathological tissue"):
         augment(datalist=tmp_path / "cohort/datalist.json", fold=0, output=tmp_path / "out", method="copy_paste")
 

@@ -9,9 +9,9 @@ from scripts.objectives import FlowObjective, RegionMSELoss
 from scripts.painting import PaintInferer
 from scripts.tissue_channels import condition_channels, density_channels
 
+from tools.data.datalist import Case
 from tools.gate.copies import tile_corners
 from tools.gate.gate import Gate
-from tools.io.volume import load_case
 from tools.phantom.phantom import phantom
 from tools.tissues import tissue_labels
 
@@ -24,12 +24,12 @@ PLANTED = 3  # patches that are memorised
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
-    """Items and cases (tissue map, HU) of five drawn patients."""
+    """Five drawn patients, and the tissue map and HU of each."""
     folder = tmp_path_factory.mktemp("memoriser") / "phantom"
     phantom(folder, patients=5, seed=3, size=(144, 144, 6))
     images = sorted((folder / "images").iterdir())
-    items = [{"image": str(p), "label": str(folder / "labels" / p.name), "patient": p.name[:10]} for p in images]
-    return items, [load_case(item)[:2] for item in items]
+    patients = [Case(path, folder / "labels" / path.name, path.name[:10], 1) for path in images]
+    return patients, [case.volumes()[:2] for case in patients]
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +100,11 @@ def paint(cases, network, place, seed):
 
 def judged(cohort, network, places):
     """Return what the gate says of each patch painted by the network."""
-    items, cases = cohort
-    gate = Gate(items, {"ground_glass": GLASS})
+    patients, cases = cohort
+    gate = Gate(patients, {"ground_glass": GLASS})
     verdicts = []
     for seed, place in enumerate(places):
-        measured = gate.measure(f"painted{seed}", items[place[0]]["patient"], *paint(cases, network, place, seed))
+        measured = gate.measure(f"painted{seed}", patients[place[0]].name, *paint(cases, network, place, seed))
         verdicts += gate.judge(measured).values()
     return verdicts
 
