@@ -1,9 +1,13 @@
 """Where the bundles lie, and the ``scripts`` of one in this process under a name of their own."""
 
+import functools
+import importlib
 import importlib.util
 import sys
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 
@@ -23,3 +27,30 @@ def import_scripts(bundle_root: Path) -> str:
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return name
+
+
+@functools.cache
+def load_script(bundle: str, name: str) -> ModuleType:
+    """Return a module of a bundle's ``scripts``.
+
+    Args:
+        bundle: Folder name below ``bundles/``.
+        name: Name of the module.
+    """
+    return importlib.import_module(f"{import_scripts(BUNDLES / bundle)}.{name}")
+
+
+def rename_targets(config: object, package: str) -> object:
+    """Return a config whose components of ``scripts`` are those of another package.
+
+    Example:
+        >>> rename_targets({"a": [{"_target_": "scripts.region.PasteRegiond"}, "scripts."]}, "others")
+        {'a': [{'_target_': 'others.region.PasteRegiond'}, 'scripts.']}
+    """
+    if isinstance(config, Mapping):
+        renamed = {key: rename_targets(value, package) for key, value in config.items()}
+        target = renamed.get("_target_")
+        if isinstance(target, str) and target.startswith("scripts."):
+            renamed["_target_"] = package + target.removeprefix("scripts")
+        return renamed
+    return [rename_targets(entry, package) for entry in config] if isinstance(config, list) else config

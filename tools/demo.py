@@ -18,10 +18,10 @@ TESTED_FOLD = 0
 ARMS = ("real", "oversampled", "copy_paste", "cbmat_filter")
 SEEDS = 2  # segmenters per arm
 SEGMENTER_ITERATIONS = 300
-SEGMENTER = {"batch_size": 8, "patch_size": 96}
+SEGMENTER_SETTINGS = {"batch_size": 8, "patch_size": 96}
 NEW_CASES = 16  # at most
 SAMPLING_STEPS = 8
-SYNTHESIZER = {
+SYNTHESIZER_SETTINGS = {
     "max_epochs": 1,
     "epoch_length": 1000,
     "batch_size": 2,
@@ -46,8 +46,8 @@ def demo(output: Path = Path("demo"), seed: int = 0) -> None:
     output = Path(output)
     settings = {
         "command": "demo", "seed": seed, "patients": PATIENTS, "size": SIZE, "folds": FOLDS, "tested_fold": TESTED_FOLD,
-        "arms": ARMS, "seeds": SEEDS, "segmenter_iterations": SEGMENTER_ITERATIONS, "segmenter": SEGMENTER,
-        "new_cases": NEW_CASES, "sampling_steps": SAMPLING_STEPS, "synthesizer": SYNTHESIZER,
+        "arms": ARMS, "seeds": SEEDS, "segmenter_iterations": SEGMENTER_ITERATIONS, "segmenter": SEGMENTER_SETTINGS,
+        "new_cases": NEW_CASES, "sampling_steps": SAMPLING_STEPS, "synthesizer": SYNTHESIZER_SETTINGS,
     }  # fmt: skip
     open_run(output, settings)
     drawn, divided, compared, page = (output / name for name in ("phantom", "dataset", "comparison", "report.html"))
@@ -67,7 +67,8 @@ def demo(output: Path = Path("demo"), seed: int = 0) -> None:
         compare(
             datalist=divided / "datalist.json", output=compared, arms=ARMS, folds=(TESTED_FOLD,),
             seeds=tuple(range(seed, seed + SEEDS)), iterations=SEGMENTER_ITERATIONS, steps=SAMPLING_STEPS,
-            max_cases=NEW_CASES, augmentation_seed=seed, overrides=SEGMENTER, synthesis_overrides=SYNTHESIZER,
+            max_cases=NEW_CASES, augmentation_seed=seed, overrides=SEGMENTER_SETTINGS,
+            synthesis_overrides=SYNTHESIZER_SETTINGS,
         )  # fmt: skip
 
     stages: list[tuple[str, Callable[[], None]]] = [

@@ -46,7 +46,7 @@ def colour_table(labels: dict[str, int]) -> str:
     The colours are those of the pictures; background is transparent. A name is one word, as 3D Slicer reads it.
 
     Args:
-        labels: tissue name to value.
+        labels: Tissue name to value.
 
     Example:
         >>> print(colour_table({"background": 0, "healthy": 1}))

@@ -130,10 +130,11 @@ def test_monai_lists_the_release_and_downloads_it(output, tmp_path):
     assert same_files(tmp_path / output.name, unpack(archive, tmp_path / "whole"))
 
 
-def test_monai_downloads_what_was_uploaded_to_hugging_face(root, tmp_path):
-    pytest.importorskip("huggingface_hub")
+def test_monai_downloads_what_was_uploaded_to_hugging_face(root, tmp_path, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants")
     with running(Hub()) as hub:
-        to_hugging_face(root, "0.3.1", "owner/name", "secret", hub.address)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+        to_hugging_face(root, "0.3.1", "owner/name", "secret")
         code = "import sys; from monai.bundle import download; name, folder, version = sys.argv[1:]; "
         code += "download(name, version or None, folder, source='huggingface_hub', repo='owner/name')"
         home = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -141,7 +142,7 @@ def test_monai_downloads_what_was_uploaded_to_hugging_face(root, tmp_path):
             run(sys.executable, "-c", code, root.name, tmp_path / f"v{version}", version, **home)
             found = tmp_path / f"v{version}" / root.name
             shutil.rmtree(found / ".cache")
-            assert (found / "README.md").read_text().startswith("---\nlibrary_name: monai\n")
+            assert (found / "README.md").read_text().startswith("---\ntags:\n- monai\n")
             (found / "README.md").unlink()
             assert same_files(found, root)
 

@@ -11,8 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tools.io.files import InputError
 from tools.workflows.run import read_bundle
-
-BUNDLE = "difflung_synthesis"
+from tools.workflows.synthesizer import SYNTHESIZER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +19,11 @@ class Contender:
     """One network with all it takes to train it.
 
     Attributes:
-        name: in the table.
-        network: for the number of its parameters.
-        predict: images (B, channels, H, W) and times in [0, 1], shape (B,), to the prediction, shape (B, 1, H, W).
-        optimizer: of the network.
-        images: the batch it is measured on.
+        name: Name in the table.
+        network: The network, whose parameters are counted.
+        predict: Turns images (B, channels, H, W) and times in [0, 1], shape (B,), into a prediction (B, 1, H, W).
+        optimizer: Optimizer of the network.
+        images: Batch on which it is measured.
     """
 
     name: str
@@ -46,7 +45,7 @@ def count(network: nn.Module) -> int:
 
 def shipped_contender(device: torch.device, patch: int, batch: int, overrides: dict) -> Contender:
     """Return the network and the optimizer that train.json builds."""
-    parser = read_bundle(BUNDLE, "train.json")
+    parser = read_bundle(SYNTHESIZER, "train.json")
     for key, value in {"device": str(device), **overrides}.items():
         parser[key] = value
     network = parser.get_parsed_content("network")

@@ -30,11 +30,7 @@ def prepare(folder: Path, voxels_per_step: int | None) -> dict:
     least = 2 * SMALLEST_PATCH**2
     if voxels_per_step is not None and voxels_per_step < least:
         raise ValueError(f"a step of {voxels_per_step} voxels is too small for nnU-Net; allow {least} at least")
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import (
-        extract_fingerprints,
-        plan_experiments,
-        preprocess,
-    )
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
 
     extract_fingerprints([1], num_processes=2, check_dataset_integrity=True, show_progress_bar=False)
     path, memory = folder / "preprocessed" / DATASET / "nnUNetPlans.json", GPU_GB
@@ -115,5 +111,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose names could hide those of nnU-Net's packages
     main(sys.argv[1])

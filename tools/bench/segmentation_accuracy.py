@@ -8,8 +8,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from scipy.stats import bootstrap
 
-from tools.bench import nnunet as nnunet_runs
+from tools.bench import nnunet_runs
 from tools.bench.machine import choose_device, machine
 from tools.bench.nnunet_worker import STEPS_PER_EPOCH
 from tools.bundles import BUNDLES
@@ -19,11 +20,10 @@ from tools.flags import listed
 from tools.io.files import InputError, RunError, check_writable, open_run, read_json, sha256, write_json
 from tools.tissues import pathological_tissues, tissue_labels, unlabelled_value
 from tools.workflows.run import run_bundle
-from tools.workflows.segmenter import dice, epochs, median_spacing_mm
+from tools.workflows.segmenter import SEGMENTER, dice, epochs, label_cts, median_spacing_mm, of_inference
 
-BUNDLE = "lung_tissue_seg"
 RESAMPLES = 10_000
-SEGMENTER, PLAIN, NNUNET = METHODS = ("segmenter", "plain U-Net", "nnU-Net")
+OURS, PLAIN, NNUNET = METHODS = ("segmenter", "plain U-Net", "nnU-Net")
 # the paper's baseline: MONAI's U-Net as it comes, all tissues alike
 PLAIN_SETTINGS = {
     "network_def::num_res_units": 0,
@@ -65,28 +65,30 @@ def bench_accuracy(
     chosen = choose_device(device)
     output = Path(output)
     check_writable(output.parent)
-    measured = measure(Path(datalist), output.with_suffix(""), Path(nnunet), listed(folds), steps, seed, chosen.type)
-    result = {"machine": machine(chosen)} | measured
+    given = (Path(datalist), output.with_suffix(""), Path(nnunet), listed(folds), steps, seed, chosen.type)
+    result = {"machine": machine(chosen)} | train_and_score(*given)
     print(lines(result))
     write_json(output, result)
     print(f"wrote {output}")
 
 
-def measure(datalist: Path, folder: Path, python: Path, folds: list[int], steps: int, seed: int, device: str) -> dict:
+def train_and_score(
+    datalist: Path, folder: Path, python: Path, folds: list[int], steps: int, seed: int, device: str
+) -> dict:
     """Train and test every method on every fold; what an earlier call has finished is taken as it is.
 
     Args:
-        datalist: with folds, of real cases only.
-        folder: for all that is trained and labelled.
-        python: interpreter of the environment in which nnunetv2 is installed.
-        folds: held out one after another; all if empty.
-        steps: optimizer steps of each training.
-        seed: of each training.
-        device: cpu or cuda.
+        datalist: The datalist, with folds, of real cases only.
+        folder: Folder for all that is trained and labelled.
+        python: Interpreter of the environment in which nnunetv2 is installed.
+        folds: Folds to hold out one after another; all if empty.
+        steps: Optimizer steps of each training.
+        seed: Seed of each training.
+        device: The device, cpu or cuda.
 
     Returns:
         ``settings``; ``nnunet_plan``; ``seconds``: method to mean over folds of training and labelling;
-        ``tissues``: see :func:`compare`; ``rows``: Dice per method, patient and tissue.
+        ``tissues``: see :func:`summarise`; ``rows``: Dice per method, patient and tissue.
 
     Raises:
         InputError: if the datalist cannot be used, the folder holds another measurement, or nnunetv2 is missing.
@@ -101,7 +103,7 @@ def measure(datalist: Path, folder: Path, python: Path, folds: list[int], steps:
     nnunet_runs.check(python)
     if steps < 1 or steps % STEPS_PER_EPOCH:
         raise InputError(f"steps must be a multiple of {STEPS_PER_EPOCH}, nnU-Net's epoch here, not {steps}")
-    config = read_json(BUNDLES / BUNDLE / "configs/train.json")
+    config = read_json(BUNDLES / SEGMENTER / "configs/train.json")
     voxels = config["batch_size"] * config["patch_size"] ** 2
     settings = {"steps": steps, "voxels_per_step": voxels, "seed": seed}
     folder = open_run(folder, settings | {"datalist_sha256": sha256(datalist)}).resolve()
@@ -133,7 +135,7 @@ def measure(datalist: Path, folder: Path, python: Path, folds: list[int], steps:
         "settings": settings | {"folds": folds},
         "nnunet_plan": plan,
         "seconds": {method: float(np.mean(values)) for method, values in seconds.items()},
-        "tissues": compare(rows),
+        "tissues": summarise(rows),
         "rows": rows,
     }
 
@@ -143,30 +145,23 @@ def run_segmenter(
 ) -> None:
     """Train the segmenter's bundle, and label the held-out cases with mirroring, as nnU-Net does."""
     number, length = epochs(steps)
-    spacing_mm = {"spacing_mm": spacing, "model_dir": str(directory), "output_dir": str(directory)}
     training = {"datalist": str(Path(datalist).resolve()), "dataset_dir": str(directory), "max_epochs": number}
-    training |= {"epoch_length": length, "val_interval": number} | spacing_mm | settings
-    run_bundle(BUNDLE, ["train.json"], training, directory / "train.log")
-    known = read_json(BUNDLES / BUNDLE / "configs/inference.json")
-    shared = {key: value for key, value in settings.items() if key.split("::")[0] in known}
-    images = directory / "images"
-    images.mkdir()
-    for number, case in enumerate(test):
-        (images / f"{number:04d}.nii.gz").symlink_to(case.image)
-    labelling = {"dataset_dir": str(images), "displayable_configs::mirror": True} | spacing_mm | shared
-    run_bundle(
-        BUNDLE, ["inference.json"], labelling | {"output_dir": str(directory / "labels")}, directory / "label.log"
-    )
+    training |= {"epoch_length": length, "val_interval": number, "spacing_mm": spacing} | settings
+    places = {"model_dir": str(directory), "output_dir": str(directory)}
+    run_bundle(SEGMENTER, ["train.json"], training | places, directory / "train.log")
+    labelling = of_inference(settings) | {"spacing_mm": spacing, "displayable_configs::mirror": True}
+    images = {f"{number:04d}": case.image for number, case in enumerate(test)}
+    label_cts(images, directory / "model.pt", directory / "labels", labelling, directory / "label.log")
 
 
 def score(test: list[Case], folder: Path, names: dict[Path, str], labels: dict[str, int]) -> list[dict]:
     """Return patient, tissue and Dice, the mean of the patient's cases that hold the tissue.
 
     Args:
-        test: items of the fold.
-        folder: of the labels.
-        names: image path to the name of its label map; the place in ``test`` where there is none.
-        labels: tissue name to value.
+        test: Items of the fold.
+        folder: Folder of the label maps.
+        names: Image path to the name of its label map; the place in ``test`` where there is none.
+        labels: Tissue name to value.
 
     Raises:
         RunError: if a map is missing or has another shape.
@@ -187,7 +182,7 @@ def score(test: list[Case], folder: Path, names: dict[Path, str], labels: dict[s
     return [{"patient": key[0], "tissue": key[1], "dice": float(np.mean(values))} for key, values in found.items()]
 
 
-def compare(rows: list[dict]) -> list[dict]:
+def summarise(rows: list[dict]) -> list[dict]:
     """Return a row per tissue, and one for the mean over the pathological tissues.
 
     Each holds ``patients``, ``dice`` (method to mean over patients) and ``difference`` (other method to the mean of
@@ -199,28 +194,37 @@ def compare(rows: list[dict]) -> list[dict]:
     result = []
     for name, group in [(tissue, [tissue]) for tissue in tissues] + [("mean of the pathological", ill)]:
         parts = {method: table[method][group].dropna(how="all") for method in METHODS}
-        differences = {other: interval((parts[SEGMENTER] - parts[other]).to_numpy()) for other in (PLAIN, NNUNET)}
+        differences = {other: interval((parts[OURS] - parts[other]).to_numpy()) for other in (PLAIN, NNUNET)}
         means = {method: float(part.mean().mean()) for method, part in parts.items()}
-        result.append({"tissue": name, "patients": len(parts[SEGMENTER]), "dice": means, "difference": differences})
+        result.append({"tissue": name, "patients": len(parts[OURS]), "dice": means, "difference": differences})
     return result
 
 
 def interval(values: np.ndarray, seed: int = 0) -> list[float]:
-    """Return the mean over tissues of the means over patients, and its 95 % percentile interval over patients.
+    """Return the mean over tissues of the means over patients, and its 95 % percentile interval.
+
+    Patients are resampled with all their tissues. A single one has no interval: its ends are the mean.
 
     Args:
-        values: shape (patients, tissues), NaN where a patient lacks a tissue.
-        seed: of the resampling.
+        values: Numbers of shape (patients, tissues), NaN where a patient lacks a tissue.
+        seed: Seed of the resampling.
 
     Example:
         >>> interval(np.array([[0.1, np.nan], [0.1, 0.3]]))[0]
         0.2
     """
-    picks = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a sample may hold no patient with a rare tissue
-        means = np.nanmean(np.nanmean(values[picks], axis=1), axis=1)
-    return [float(np.nanmean(values, axis=0).mean()), *map(float, np.nanquantile(means, [0.025, 0.975]))]
+
+    def over_tissues(picks: np.ndarray, axis: int = -1) -> np.ndarray:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a sample may hold no patient with a rare tissue
+            return np.nanmean(np.nanmean(values[picks], axis=axis - 1), axis=-1)
+
+    patients, rng = np.arange(len(values)), np.random.default_rng(seed)
+    mean = float(np.nanmean(values, axis=0).mean())
+    if len(values) == 1:
+        return [mean] * 3
+    drawn = bootstrap((patients,), over_tissues, n_resamples=RESAMPLES, method="percentile", rng=rng)
+    return [mean, *map(float, drawn.confidence_interval)]
 
 
 def lines(result: dict) -> str:

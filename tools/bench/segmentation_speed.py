@@ -11,7 +11,7 @@ from skimage.transform import resize
 from torch import nn
 from tqdm import tqdm
 
-from tools.bench import nnunet as nnunet_runs
+from tools.bench import nnunet_runs
 from tools.bench.machine import choose_device, machine
 from tools.bench.networks import count
 from tools.data.datalist import Case
@@ -20,8 +20,8 @@ from tools.io.volume import load_ct, save_nifti
 from tools.phantom.phantom import DESCRIPTION, describe_patient, draw_patient
 from tools.tissues import tissue_labels
 from tools.workflows.run import read_bundle, run_measured
+from tools.workflows.segmenter import SEGMENTER
 
-BUNDLE = "lung_tissue_seg"
 CT_SIZE = (512, 512, 300)
 NNUNET_SLICES = 8  # it takes about a minute for them
 PEER_PIXELS, PEER_BATCH, PEER_HU = 256, 20, (-1024, 600)  # as lungmask prepares slices
@@ -51,7 +51,7 @@ def bench_segmentation(
         raise InputError(f"ct {ct} does not exist; it is a NIfTI file or a folder with a DICOM series")
     chosen = choose_device(device)
     check_writable(Path(output).parent)
-    result = {"machine": machine(chosen)} | measure(chosen, ct, CT_SIZE, nnunet)
+    result = {"machine": machine(chosen)} | time_labelling(chosen, ct, CT_SIZE, nnunet)
     print(lines(result))
     write_json(Path(output), result)
     print(f"wrote {output}")
@@ -70,14 +70,14 @@ def peer_class() -> type[nn.Module]:
     return UNet
 
 
-def measure(device: torch.device, ct: Path | None, size: tuple[int, int, int], python: Path | None) -> dict:
+def time_labelling(device: torch.device, ct: Path | None, size: tuple[int, int, int], python: Path | None) -> dict:
     """Label a CT with the segmenter's inference in a process of its own, then give its slices to lungmask's network.
 
     Args:
-        device: where.
-        ct: the CT; one is drawn if None.
-        size: of the drawn one, voxels.
-        python: interpreter with nnunetv2; None leaves nnU-Net out.
+        device: Device of both.
+        ct: The CT; one is drawn if None.
+        size: Voxels of the drawn one.
+        python: Interpreter with nnunetv2; None leaves nnU-Net out.
 
     Returns:
         size, seconds and peak_memory_gb of the segmenter (start, reading and writing included), peer_seconds (forward
@@ -102,12 +102,12 @@ def measure(device: torch.device, ct: Path | None, size: tuple[int, int, int], p
             path = path.with_name(Path(ct).name)
             path.symlink_to(Path(ct).absolute())
         hu, file = load_ct(path)
-        parser = read_bundle(BUNDLE, "inference.json")
+        parser = read_bundle(SEGMENTER, "inference.json")
         network = parser.get_parsed_content("network_def")
         torch.save(network.state_dict(), folder / "model.pt")
         overrides = {"dataset_dir": str(path.parent), "output_dir": str(folder / "labels")}
         overrides |= {"model_dir": str(folder), "device": str(device)}
-        seconds, peak = run_measured(BUNDLE, overrides, folder / "inference.log")
+        seconds, peak = run_measured(SEGMENTER, overrides, folder / "inference.log")
     peer = unet(n_classes=3, padding=True, depth=5, up_mode="upsample", batch_norm=True, residual=False)  # as R231
     peer_seconds = forward(peer.eval().to(device), slices_of(hu), device)
     per_slice = None if python is None else nnunet_seconds(python, hu, file.affine, device)
@@ -141,10 +141,10 @@ def nnunet_seconds(python: Path, hu: np.ndarray, affine: np.ndarray, device: tor
     Its network and patch are what it plans for the CT itself; it mirrors, as it does by default.
 
     Args:
-        python: interpreter of the environment in which nnunetv2 is installed.
+        python: Interpreter of the environment in which nnunetv2 is installed.
         hu: CT in HU; the middle slices are labelled.
-        affine: of the CT.
-        device: where.
+        affine: Affine of the CT.
+        device: Device of the predictor.
     """
     start = max(0, (hu.shape[2] - NNUNET_SLICES) // 2)
     part = hu[..., start : start + NNUNET_SLICES].astype(np.int16)

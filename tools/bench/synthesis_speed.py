@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from tools.bench.machine import choose_device, machine
 from tools.bench.networks import (
-    BUNDLE,
     forward_pass,
     gigaflops,
     plain_contender,
@@ -28,6 +27,7 @@ from tools.io.volume import save_nifti
 from tools.phantom.phantom import DESCRIPTION, describe_patient, draw_patient
 from tools.tissues import tissue_labels
 from tools.workflows.run import read_bundle, run_measured
+from tools.workflows.synthesizer import SYNTHESIZER
 
 PATCH, BATCH = 64, 16
 WARM_UP = 2
@@ -71,11 +71,11 @@ def measure_networks(device: torch.device, patch: int, batch: int, repeats: int,
     """Measure a training step and a forward pass of the three networks.
 
     Args:
-        device: where.
-        patch: edge of the square patches in pixels, a multiple of 32 (the reference halves it five times).
-        batch: patches per call.
-        repeats: turns, after two that are not counted.
-        **overrides: ids of train.json with the values to take instead.
+        device: Device of the networks.
+        patch: Edge of the square patches in pixels, a multiple of 32 (the reference halves it five times).
+        batch: Patches per call.
+        repeats: Turns that are counted, after two that are not.
+        **overrides: Ids of train.json with the values to take instead.
 
     Returns:
         patch, batch, repeats; networks: one row each with name, parameters, gigaflops (of the forward pass of a batch),
@@ -113,7 +113,7 @@ def measure_networks(device: torch.device, patch: int, batch: int, repeats: int,
         row["name"]: {kind: row[f"{kind}_seconds"] / rows[0][f"{kind}_seconds"] for kind in ("step", "forward")}
         for row in rows[1:]
     }
-    steps = sorted({8, 10, read_bundle(BUNDLE, "inference.json")["num_steps"]})
+    steps = sorted({8, 10, read_bundle(SYNTHESIZER, "inference.json")["num_steps"]})
     per_patch = {row["name"]: row["forward_seconds"] / batch for row in rows}
     painted = {f"{rows[0]['name']}, {n} steps": n * per_patch[rows[0]["name"]] for n in steps}
     painted[f"{rows[-1]['name']}, {REFERENCE_STEPS} steps"] = REFERENCE_STEPS * per_patch[rows[-1]["name"]]
@@ -148,7 +148,7 @@ def measure_painting(device: torch.device, size: tuple[int, int, int], share: fl
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         region = write_case(folder, size, share)
-        parser = read_bundle(BUNDLE, "inference.json")
+        parser = read_bundle(SYNTHESIZER, "inference.json")
         torch.save(parser.get_parsed_content("network_def").state_dict(), folder / "model.pt")
         overrides = {
             "dataset_dir": str(folder),
@@ -156,7 +156,7 @@ def measure_painting(device: torch.device, size: tuple[int, int, int], share: fl
             "checkpoint": str(folder / "model.pt"),
             "device": str(device),
         }
-        seconds, peak = run_measured(BUNDLE, overrides, folder / "inference.log")
+        seconds, peak = run_measured(SYNTHESIZER, overrides, folder / "inference.log")
     return {
         "size": list(size),
         "painted_voxels": int(region.sum()),

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 
 from tools.io.dicom import refuse_series
@@ -71,8 +72,8 @@ class Case:
         kept = {key: value for key, value in self.about.items() if key not in ATTRIBUTES or key in known}
         return replace(self, about=kept)
 
-    def volumes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return tissue map, HU and spacing in mm, in canonical orientation.
+    def stored(self) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Image]:
+        """Return HU, tissue map and the CT's image, in the stored orientation.
 
         Raises:
             InputError: if a file cannot be used, or the two do not lie in the same voxels.
@@ -80,6 +81,11 @@ class Case:
         hu, image = load_ct(self.image)
         label, label_image = load_labels(self.label, tissue_labels())
         check_same_geometry(image, label_image, self.image, self.label)
+        return hu, label, image
+
+    def volumes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return tissue map, HU and spacing in mm, in canonical orientation; errors as those of ``stored``."""
+        hu, label, image = self.stored()
         return canonical(label, image.affine), canonical(hu, image.affine), canonical_spacing(image)
 
 

@@ -1,26 +1,35 @@
 """Does the synthesizer obey its conditions? Paint held-out patients at several levels of each, and measure."""
 
-import csv
-import os
 import shutil
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas
 from tqdm import tqdm
 
 from tools.bundles import BUNDLES
 from tools.data.datalist import read_fold
 from tools.evaluation import measures
 from tools.evaluation.figures import draw_conditions
-from tools.evaluation.probes import LEVELS, MAP, TOLD, UNKNOWN, Probe, find_hosts, lay_out, plan, unpainted
+from tools.evaluation.probes import LEVELS, MAP, TOLD, UNKNOWN, Probe, find_sites, lay_out, plan, unreadable
 from tools.flags import check_numbers
-from tools.io.files import InputError, RunError, atomic_file, open_run, read_json, sha256, write_json, write_text
+from tools.io.files import (
+    InputError,
+    RunError,
+    open_run,
+    read_json,
+    sha256,
+    write_bytes,
+    write_json,
+    write_table,
+    write_text,
+)
 from tools.tissues import tissue_labels
 from tools.workflows.run import check_overrides, run_bundle
+from tools.workflows.segmenter import SEGMENTER, label_cts
 from tools.workflows.synthesizer import SYNTHESIZER, card_settings
 
-SEGMENTER = "lung_tissue_seg"
 SEGMENTED = ("severity", "history", MAP)  # the conditions of which the tissues in the painting tell
 COLUMNS = ("condition", "tissue", "measure", "requested", "measured", "case", "painting")
 # What the command itself decides.
@@ -46,16 +55,16 @@ def conditions(
     compared with the real lung. Started again with the same settings it goes on.
 
     Args:
-        datalist: datalist.json as `dataset` writes it, with the patients' attributes.
-        fold: the fold that is held out; its patients are painted, the others give levels and the real trends.
-        checkpoint: weights of the synthesizer, trained without that fold; settings on a card beside them are kept.
-        output: new folder for conditions.csv, summary.json, summary.md, conditions.png and work/ with the paintings.
-        segmenter: weights of the tissue segmenter; with them the tissues in the paintings are measured too.
-        steps: network evaluations per painted window.
-        cases: held-out patients per condition, at most.
-        slices: axial slices of each, those with most of what is painted.
-        overrides: ids of the synthesizer's inference.json and their values, such as "{guidance: 2.0}".
-        segmenter_overrides: ids of the segmenter's inference.json.
+        datalist: The datalist.json as `dataset` writes it, with the patients' attributes.
+        fold: Fold that is held out; its patients are painted, the others give levels and the real trends.
+        checkpoint: Weights of the synthesizer, trained without that fold; settings on a card beside them are kept.
+        output: New folder for conditions.csv, summary.json, summary.md, conditions.png and work/ with the paintings.
+        segmenter: Weights of the tissue segmenter; with them the tissues in the paintings are measured too.
+        steps: Network evaluations per painted window.
+        cases: Held-out patients per condition, at most.
+        slices: Axial slices of each, those with most of what is painted.
+        overrides: Ids of the synthesizer's inference.json and their values, such as "{guidance: 2.0}".
+        segmenter_overrides: Ids of the segmenter's inference.json and their values.
 
     Raises:
         InputError: if the input is unusable, a patient is on both sides, or the output holds something else.
@@ -86,8 +95,7 @@ def conditions(
     hu_window, attributes = ((config | told)[key] for key in ("hu_window", "attributes"))
     training, held_out = ([case.told(attributes) for case in cases] for cases in (training, held_out))
     surveyed = measures.survey(training, slices, hu_window)
-    hosts = find_hosts(held_out, cases, slices)
-    probes, skipped = plan(surveyed, hosts, hu_window)
+    probes, skipped = plan(surveyed, find_sites(held_out, cases, slices), hu_window)
     voxels = sum(int(probe.scene.region.sum()) for probe in probes) / 1e6
     print(f"{len(probes)} paintings of {slices} slices at most, {voxels:.1f} million voxels, {steps} evaluations each")
     paint(probes, output, told | {"checkpoint": str(checkpoint)})
@@ -101,7 +109,8 @@ def conditions(
 def paint(probes: list[Probe], output: Path, settings: dict) -> None:
     """Paint all probes in one run of the bundle; those that an earlier run finished are kept."""
     work = output / "work"
-    remaining = unpainted(probes, work / "painted")
+    missing = unreadable((probe.case for probe in probes), work / "painted")
+    remaining = [probe for probe in probes if probe.case in missing]
     if not remaining:
         return
     if len(remaining) < len(probes):
@@ -112,33 +121,26 @@ def paint(probes: list[Probe], output: Path, settings: dict) -> None:
     print(f"painting; the log is {output / 'paint.log'}", flush=True)
     run = {"dataset_dir": str(work), "output_dir": str(work / "painted")}
     run_bundle(SYNTHESIZER, ["inference.json"], run | settings, output / "paint.log")
-    missing = unpainted(remaining, work / "painted")
+    missing = unreadable(missing, work / "painted")
     if missing:
-        raise RunError(f"painting ended without {missing[0].case} in {work / 'painted'}")
+        raise RunError(f"painting ended without {missing[0]} in {work / 'painted'}")
 
 
 def segment(probes: list[Probe], output: Path, weights: Path, overrides: dict) -> None:
-    """Segment the paintings of which the tissues tell, in one run of the bundle."""
+    """Segment the paintings of which the tissues tell, and the real lung beside them, in one run of the bundle."""
     work = output / "work"
-    wanted = [probe for probe in probes if probe.condition in SEGMENTED]
-    real = {f"real-{probe.case}.nii.gz": probe.scene.name for probe in wanted if probe.condition == MAP}
-    if not unpainted(wanted, work / "segmented") and all((work / "segmented" / name).is_file() for name in real):
+    wanted = {probe.case: work / f"painted/{probe.case}.nii.gz" for probe in probes if probe.condition in SEGMENTED}
+    real = {f"real-{probe.case}": work / f"scenes/{probe.scene.name}-images.nii.gz"
+            for probe in probes if probe.condition == MAP}  # fmt: skip
+    if not unreadable(wanted | real, work / "segmented"):
         return
-    for folder in ("to_segment", "segmented", "segmenter"):
-        shutil.rmtree(work / folder, ignore_errors=True)
-    links = {work / "segmenter" / "model.pt": weights}
-    links |= {work / "to_segment" / name: work / "painted" / name for name in (f"{p.case}.nii.gz" for p in wanted)}
-    links |= {work / "to_segment" / name: work / f"scenes/{scene}-images.nii.gz" for name, scene in real.items()}
-    for link, target in links.items():
-        link.parent.mkdir(exist_ok=True)
-        link.symlink_to(os.path.abspath(target))
+    shutil.rmtree(work / "segmented", ignore_errors=True)
     print(f"segmenting {len(wanted)} of them; the log is {output / 'segment.log'}", flush=True)
-    run = {"dataset_dir": str(work / "to_segment"), "output_dir": str(work / "segmented"), "output_postfix": ""}
-    run |= {"model_dir": str(work / "segmenter")}
-    run_bundle(SEGMENTER, ["inference.json"], run | overrides, output / "segment.log")
-    missing = unpainted(wanted, work / "segmented")
+    settings = overrides | {"output_postfix": ""}
+    label_cts(wanted | real, weights, work / "segmented", settings, output / "segment.log")
+    missing = unreadable(wanted, work / "segmented")
     if missing:
-        raise RunError(f"segmenting ended without {missing[0].case} in {work / 'segmented'}")
+        raise RunError(f"segmenting ended without {missing[0]} in {work / 'segmented'}")
 
 
 def evaluate(probes: list[Probe], surveyed: list[dict], work: Path, segmented: bool, hu_window) -> tuple:
@@ -155,7 +157,7 @@ def evaluate(probes: list[Probe], surveyed: list[dict], work: Path, segmented: b
         tissues = None
         if segmented and probe.condition in SEGMENTED:
             tissues = np.asarray(nib.load(work / f"segmented/{probe.case}.nii.gz").dataobj)
-        rows += measures.measure(probe, painted, tissues)
+        rows += measures.probe_rows(probe, painted, tissues)
         if segmented and probe.condition == MAP:
             of_real = np.asarray(nib.load(work / f"segmented/real-{probe.case}.nii.gz").dataobj)
             maps.append((probe.scene.truth, tissues, of_real))
@@ -167,12 +169,8 @@ def evaluate(probes: list[Probe], surveyed: list[dict], work: Path, segmented: b
 
 def write(rows: list[dict], summary: dict, output: Path) -> None:
     """Write all results, the summary last, since it marks the run as finished, and print the table."""
-    with atomic_file(output / "conditions.csv") as temporary, open(temporary, "w", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    with atomic_file(output / "conditions.png") as temporary:
-        temporary.write_bytes(draw_conditions(rows, summary, tissue_labels()))
+    write_table(output / "conditions.csv", pandas.DataFrame(rows, columns=COLUMNS, dtype=object))
+    write_bytes(output / "conditions.png", draw_conditions(rows, summary, tissue_labels()))
     table = format_table(summary)
     write_text(output / "summary.md", table + "\n")
     write_json(output / "summary.json", summary)

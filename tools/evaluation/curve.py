@@ -1,25 +1,22 @@
 """How good is painting with few network evaluations? Evaluate the held-out patients with each sampler and number."""
 
-import csv
 import math
 import time
 from pathlib import Path
 
+import pandas
+
 from tools.bundles import BUNDLES
 from tools.data.datalist import Case, read_fold
-from tools.evaluation.figures import FLOORS, QUALITY_ROWS, draw_curve
+from tools.evaluation.figures import draw_curve
 from tools.flags import listed
-from tools.io.files import InputError, RunError, atomic_file, open_run, read_json, sha256, write_json
+from tools.io.files import InputError, RunError, open_run, read_json, sha256, write_bytes, write_json, write_table
 from tools.tissues import tissue_labels
 from tools.workflows.run import check_overrides, run_bundle
 from tools.workflows.synthesizer import SYNTHESIZER, card_settings
 
 # What the command itself decides.
-RESERVED = (
-    *("dataset_dir", "datalist", "fold", "model_dir", "output_dir", "checkpoint"),
-    *("num_steps", "sampler"),
-)
-HEADLINES = [name for measure in QUALITY_ROWS for name in (measure, FLOORS[measure])]
+RESERVED = ("dataset_dir", "datalist", "fold", "model_dir", "output_dir", "checkpoint", "num_steps", "sampler")
 
 
 def curve(
@@ -40,15 +37,15 @@ def curve(
     The seconds of a run hold its start.
 
     Args:
-        datalist: datalist.json as `dataset` writes it.
-        fold: the fold that is held out.
-        checkpoint: weights of the synthesizer, trained without that fold; settings on a card beside them are kept.
-        output: folder for the runs, curve.csv and curve.png; new, or begun with the same settings.
-        evaluations: of the network per window, such as 1,2,4.
-        samplers: such as dpm_solver_flow,euler; each needs a network of its objective.
-        cases: only the first so many held-out cases; all if not given.
-        variant: overlay of the synthesizer's train.json that the weights were trained with, such as few_step.
-        overrides: ids of the synthesizer's train.json and evaluate.json and their values.
+        datalist: The datalist.json as `dataset` writes it.
+        fold: Fold that is held out.
+        checkpoint: Weights of the synthesizer, trained without that fold; settings on a card beside them are kept.
+        output: Folder for the runs, curve.csv and curve.png; new, or begun with the same settings.
+        evaluations: Numbers of evaluations of the network per window, such as 1,2,4.
+        samplers: Names of samplers, such as dpm_solver_flow,euler; each needs a network of its objective.
+        cases: Number of held-out cases that are painted, the first ones; all by default.
+        variant: Overlay of the synthesizer's train.json that the weights were trained with, such as few_step.
+        overrides: Ids of the synthesizer's train.json and evaluate.json and their values.
 
     Raises:
         InputError: if the input is unusable, a patient is on both sides, or the output holds something else.
@@ -125,55 +122,35 @@ def write_datalist(training: list[Case], held_out: list[Case], output: Path) -> 
 
 
 def read_quality(folder: Path) -> dict[str, dict[str, float | None]]:
-    """Return tissue to measure to value from the quality.csv of an evaluation, or from its metrics.csv.
+    """Return tissue to measure to value from the quality.csv of an evaluation.
 
     Raises:
-        RunError: if there is neither, or nothing about a tissue in it.
+        RunError: if there is none, or nothing about a tissue in it.
     """
-    tissues: dict[str, dict[str, float | None]] = {}
-    if (folder / "quality.csv").is_file():
-        with open(folder / "quality.csv", newline="") as stream:
-            for row in csv.DictReader(stream):
-                tissues[row["tissue"]] = {name: _finite(value) for name, value in row.items() if name != "tissue"}
-    elif (folder / "metrics.csv").is_file():
-        names = [name for name in tissue_labels() if name != "background"]
-        values = dict(line.split(",") for line in (folder / "metrics.csv").read_text().split())
-        for tissue in names:
-            found = {name: values[f"{name}_{tissue}"] for name in HEADLINES if f"{name}_{tissue}" in values}
-            if found:
-                tissues[tissue] = {name: _finite(value) for name, value in found.items()}
-    else:
-        raise RunError(f"the evaluation ended without quality.csv or metrics.csv in {folder}")
-    if not tissues:
+    if not (folder / "quality.csv").is_file():
+        raise RunError(f"the evaluation ended without quality.csv in {folder}")
+    table = pandas.read_csv(folder / "quality.csv", index_col="tissue", float_precision="round_trip").astype(float)
+    if table.empty:
         raise RunError(f"the evaluation in {folder} measured no tissue")
-    return tissues
-
-
-def _finite(text: str) -> float | None:
-    return float(text) if text and math.isfinite(float(text)) else None
+    return {
+        tissue: {name: value if math.isfinite(value) else None for name, value in row.items()}
+        for tissue, row in table.to_dict("index").items()
+    }
 
 
 def gather(output: Path) -> list[dict]:
     """Write curve.csv and curve.png from all finished runs in a folder, and return the rows."""
-    results = sorted((read_json(path) for path in output.glob("*/result.json")), key=_order)
+    results = [read_json(path) for path in output.glob("*/result.json")]
     rows = [
         {key: result[key] for key in ("sampler", "evaluations")}
         | {"tissue": tissue} | measures | {"seconds": result["seconds"]}
-        for result in results
+        for result in sorted(results, key=lambda result: (result["sampler"], result["evaluations"]))
         for tissue, measures in result["tissues"].items()
     ]  # fmt: skip
     columns = dict.fromkeys(key for row in rows for key in row if key != "seconds")
-    with atomic_file(output / "curve.csv") as temporary, open(temporary, "w", newline="") as stream:
-        writer = csv.DictWriter(stream, [*columns, "seconds"])
-        writer.writeheader()
-        writer.writerows(rows)
-    with atomic_file(output / "curve.png") as temporary:
-        temporary.write_bytes(draw_curve(rows, tissue_labels()))
+    write_table(output / "curve.csv", pandas.DataFrame(rows, columns=[*columns, "seconds"], dtype=object))
+    write_bytes(output / "curve.png", draw_curve(rows, tissue_labels()))
     return rows
-
-
-def _order(result: dict) -> tuple:
-    return result["sampler"], result["evaluations"]
 
 
 def format_table(rows: list[dict]) -> str:

@@ -2,7 +2,7 @@
 
 import math
 
-from tools.plotting import INK, QUIET, RULE, calm, new_figure, png_bytes
+from tools.plotting import INK, QUIET, RULE, dress, name_axes, new_figure, png_bytes
 from tools.tissues import tissue_colours, words
 
 PANEL = (2.5, 2.2)  # inches
@@ -16,7 +16,11 @@ AXES = {
     "non_healthy_share": "share not healthy, segmented", "low_share": "share below -950 HU",
     "high_share": "share above -500 HU",
 }  # fmt: skip
-UNITS = {"density": "asked for, HU", "severity": "severity asked for", "age": "age asked for, years"}
+UNITS = {
+    "density": "asked for, HU", "severity": "severity asked for", "age": "age asked for, years",
+    "history": "real patients of that history",
+}  # fmt: skip
+SMALL = {"ticks": 7, "rule": 0.5}
 QUALITY_ROWS = {"hu_wasserstein": "Wasserstein-1, HU", "texture_distance": "texture distance"}
 FLOORS = {"hu_wasserstein": "hu_wasserstein_floor", "texture_distance": "texture_floor"}
 
@@ -25,9 +29,9 @@ def draw_conditions(rows: list[dict], summary: dict, labels: dict[str, int]) -> 
     """Draw one panel per condition and measure: asked for across, painted upwards, and last the HU of whole lungs.
 
     Args:
-        rows: of conditions.csv.
-        summary: of summary.json.
-        labels: tissue name to value.
+        rows: Rows of conditions.csv.
+        summary: Content of summary.json.
+        labels: Tissue name to value.
 
     Returns:
         A PNG.
@@ -39,25 +43,22 @@ def draw_conditions(rows: list[dict], summary: dict, labels: dict[str, int]) -> 
     figure = new_figure(PANEL[0] * columns, PANEL[1] * lines)
     for number, judgement in enumerate(judgements, 1):
         axes = figure.add_subplot(lines, columns, number)
-        _frame(axes)
+        title = " ".join(filter(None, (judgement["condition"], words(judgement["tissue"]))))
+        dress(axes, f"{title}\n{judgement['verdict']}", **SMALL, size=8)
+        name_axes(axes, *_names(judgement))
         colour = colours.get(judgement["tissue"], COLOUR)
         if judgement["condition"] == "history":
             _history(axes, judgement)
         else:
             keys = ("condition", "tissue", "measure")
             _levels(axes, judgement, [r for r in rows if all(r[key] == judgement[key] for key in keys)], colour)
-        title = " ".join(filter(None, (judgement["condition"], words(judgement["tissue"]))))
-        axes.set_title(f"{title}\n{judgement['verdict']}", fontsize=8, weight="bold", color=INK, loc="left")
-        axes.set_ylabel(AXES.get(judgement["measure"], words(judgement["measure"])), fontsize=7.5, color=INK)
     _histograms(figure.add_subplot(lines, columns, count), summary["unknown"])
     return png_bytes(figure)
 
 
-def _frame(axes) -> None:
-    calm(axes)
-    axes.grid(color=RULE, linewidth=0.5)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=7)
+def _names(judgement: dict) -> tuple[str, str]:
+    """Return what runs across and upwards in the panel of a judgement."""
+    return UNITS[judgement["condition"]], AXES.get(judgement["measure"], words(judgement["measure"]))
 
 
 def _levels(axes, judgement: dict, rows: list[dict], colour: str) -> None:
@@ -75,7 +76,6 @@ def _levels(axes, judgement: dict, rows: list[dict], colour: str) -> None:
     elif slope is not None:  # only the slope of real lung: through the middle of the means
         middle = sum(x) / len(x), sum(y) / len(y)
         axes.axline(middle, slope=slope, color=INK, linewidth=0.9, linestyle="--")
-    axes.set_xlabel(UNITS[judgement["condition"]], fontsize=7.5, color=INK)
 
 
 def _history(axes, judgement: dict) -> None:
@@ -89,17 +89,14 @@ def _history(axes, judgement: dict) -> None:
         axes.plot(*place, marker, color=colour, markersize=5, alpha=0.8, markeredgecolor="white", label=name)
     axes.legend(fontsize=6, frameon=False, handletextpad=0)
     axes.margins(0.25)
-    axes.set_xlabel("real patients of that history", fontsize=7.5, color=INK)
 
 
 def _histograms(axes, unknown: dict) -> None:
     """Draw the HU of whole lungs: real, painted with nothing told, painted with everything told."""
-    _frame(axes)
+    dress(axes, "whole lung\nnothing or all told", **SMALL, size=8)
+    name_axes(axes, "HU", "share of voxels")
     for kind, heights in unknown["histograms"].items():
         axes.stairs(heights, unknown["bin_edges_hu"], color=HISTOGRAM_COLOURS[kind], linewidth=1.2, label=kind)
-    axes.set_title("whole lung\nnothing or all told", fontsize=8, weight="bold", color=INK, loc="left")
-    axes.set_xlabel("HU", fontsize=7.5, color=INK)
-    axes.set_ylabel("share of voxels", fontsize=7.5, color=INK)
     axes.legend(fontsize=7, frameon=False)
 
 
@@ -107,8 +104,8 @@ def draw_curve(rows: list[dict], labels: dict[str, int]) -> bytes:
     """Draw quality over network evaluations: a column per tissue, a row per measure, a line per sampler.
 
     Args:
-        rows: of curve.csv.
-        labels: tissue name to value.
+        rows: Rows of curve.csv.
+        labels: Tissue name to value.
 
     Returns:
         A PNG; the dashed line is what real tissue scores against real tissue.
@@ -121,7 +118,7 @@ def draw_curve(rows: list[dict], labels: dict[str, int]) -> bytes:
     for line, name in enumerate(measures):
         for column, tissue in enumerate(tissues):
             axes = figure.add_subplot(len(measures), len(tissues), line * len(tissues) + column + 1)
-            _frame(axes)
+            dress(axes, words(tissue) if line == 0 else "", **SMALL)
             known = [row for row in rows if row["tissue"] == tissue and row.get(name) is not None]
             for sampler, style in zip(samplers, SAMPLER_STYLES * len(samplers)):
                 points = sorted((row["evaluations"], row[name]) for row in known if row["sampler"] == sampler)
@@ -134,8 +131,6 @@ def draw_curve(rows: list[dict], labels: dict[str, int]) -> bytes:
             if floors:
                 axes.axhline(floors[0], color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
             _evaluations(axes, sorted({row["evaluations"] for row in rows}))
-            if line == 0:
-                axes.set_title(words(tissue), fontsize=9, weight="bold", color=INK, loc="left")
             if column == 0:
                 axes.set_ylabel(QUALITY_ROWS[name], fontsize=8, color=INK)
             if line == column == 0 and len(samplers) > 1:

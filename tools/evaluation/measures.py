@@ -6,19 +6,8 @@ from scipy.stats import spearmanr, wasserstein_distance
 from tqdm import tqdm
 
 from tools.data.datalist import ATTRIBUTES, Case
-from tools.evaluation.probes import (
-    FEWEST_VOXELS,
-    MAP,
-    TOLD,
-    UNKNOWN,
-    Probe,
-    Scene,
-    axial_axis,
-    best_slices,
-    cut,
-    load_case,
-)
-from tools.io.volume import spacing_mm
+from tools.evaluation.probes import FEWEST_VOXELS, MAP, TOLD, UNKNOWN, Probe, Scene, best_slices, cut
+from tools.io.volume import axial_axis, spacing_mm
 from tools.tissues import tissue_labels
 from tools.workflows.segmenter import dice
 
@@ -41,9 +30,9 @@ def lung_measures(hu: np.ndarray, lung: np.ndarray, spacing: list[float], axis: 
 
     Args:
         hu: CT in HU, shape (W, H, D).
-        lung: where, the same shape.
-        spacing: voxel size in mm.
-        axis: the axial axis, along which nothing is smoothed.
+        lung: Mask of the lung, the same shape.
+        spacing: Voxel size in mm.
+        axis: The axial axis, along which nothing is smoothed.
 
     Returns:
         ``mean_hu``; ``abnormal_share``, of the smoothed voxels above DENSE_HU or below AIRY_HU; ``low_share`` and
@@ -74,13 +63,13 @@ def survey(training: list[Case], slices: int, hu_window: tuple[float, float]) ->
 
     Args:
         training: Cases of the training patients.
-        slices: the lung is measured in those that hold most of it, as in the paintings; density in the whole CT.
-        hu_window: to which HU are clipped.
+        slices: Number of slices in which the lung is measured, those that hold most of it; density is of the whole CT.
+        hu_window: HU to which the CT is clipped.
     """
     labels = tissue_labels()
     rows = []
     for case in tqdm(training, desc="surveying the training patients", unit="case"):
-        hu, label, image = load_case(case)
+        hu, label, image = case.stored()
         hu, axis = np.clip(hu, *hu_window), axial_axis(image.affine)
         known = {name: hu[label == value] for name, value in labels.items() if value}
         row = {key: case.attributes.get(key) for key in ATTRIBUTES}
@@ -96,13 +85,13 @@ def survey(training: list[Case], slices: int, hu_window: tuple[float, float]) ->
     return rows
 
 
-def measure(probe: Probe, painted: np.ndarray, segmented: np.ndarray | None) -> list[dict]:
+def probe_rows(probe: Probe, painted: np.ndarray, segmented: np.ndarray | None) -> list[dict]:
     """Return the rows of conditions.csv that one painting gives.
 
     Args:
-        probe: what was asked for.
+        probe: What was asked for.
         painted: CT in HU, clipped to the window.
-        segmented: tissues that the segmenter finds in it, if it was asked.
+        segmented: Tissues that the segmenter finds in it, if it was asked.
     """
     scene, region = probe.scene, probe.scene.region
     inside = painted[region]
@@ -115,13 +104,13 @@ def measure(probe: Probe, painted: np.ndarray, segmented: np.ndarray | None) -> 
     elif probe.condition in (UNKNOWN, TOLD):
         found = {"wasserstein_hu": float(wasserstein_distance(inside, scene.hu[region]))}
     else:
-        found = lung_measures(painted, region, spacing_mm(scene.image), scene.host.axis)
+        found = lung_measures(painted, region, spacing_mm(scene.image), scene.site.axis)
         found |= tissue_shares(segmented, region) if segmented is not None else {}
         kept = ("mean_hu", "abnormal_share", "non_healthy_share")
         found = {name: value for name, value in found.items() if (name in kept) == (probe.condition == "severity")}
     head = {"condition": probe.condition, "tissue": probe.tissue, "requested": probe.requested}
     return [
-        head | {"measure": name, "measured": value, "case": scene.host.name, "painting": probe.case}
+        head | {"measure": name, "measured": value, "case": scene.site.name, "painting": probe.case}
         for name, value in found.items()
     ]
 
@@ -160,8 +149,8 @@ def judge(rows: list[dict], surveyed: list[dict]) -> list[dict]:
     """Return one judgement per condition, tissue and measure: trends, the real trend beside it, and a verdict.
 
     Args:
-        rows: of :func:`measure`.
-        surveyed: of :func:`survey`.
+        rows: Rows of :func:`probe_rows`.
+        surveyed: Rows of :func:`survey`.
     """
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
@@ -214,9 +203,9 @@ def judge_unknown(scenes: dict[str, list[tuple[Scene, np.ndarray]]], rows: list[
     """Return how far painted lung lies from the real lung of the same hosts, nothing told and everything told.
 
     Args:
-        scenes: unknown and told, each to its scenes and paintings.
-        rows: of :func:`measure`.
-        hu_window: of the histograms.
+        scenes: Condition, unknown or told, to its scenes and paintings.
+        rows: Rows of :func:`probe_rows`.
+        hu_window: HU that the histograms span.
 
     Returns:
         Wasserstein-1 in HU: of all hosts together, the mean of each with itself, the mean between the real lungs of two
@@ -239,7 +228,7 @@ def judge_map(scenes: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict[s
     """Return the Dice of each tissue that the segmenter finds in painted lung, and in the real lung of the same slices.
 
     Args:
-        scenes: tissue map; tissues found in the painting that was made from it, and in the real CT.
+        scenes: Tissue map, tissues found in the painting that was made from it, and tissues found in the real CT.
     """
     found = {}
     for name, value in tissue_labels().items():

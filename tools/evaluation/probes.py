@@ -1,35 +1,36 @@
-"""What to paint in order to see whether the synthesizer obeys a condition: hosts, their slices, maps and levels."""
+"""What to paint in order to see whether the synthesizer obeys a condition: sites, their slices, maps and levels."""
 
-import csv
 import dataclasses
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas
 from tqdm import tqdm
 
 from tools.data.datalist import Case
-from tools.io.files import InputError, atomic_file
-from tools.io.volume import check_same_geometry, load_ct, load_labels, save_nifti
+from tools.io.files import InputError, write_table
+from tools.io.volume import axial_axis, load_labels, save_nifti
 from tools.tissues import pathological_tissues, tissue_labels
 
 LUNG, ALL_HEALTHY, UNKNOWN, TOLD, MAP = "lung", "all_healthy", "unknown", "told", "map"
 UNKNOWN_VALUE = 255  # in a target map: any tissue will do
 LEVELS = 5
 DENSITY_QUANTILES, SEVERITY_QUANTILES, AGE_QUANTILES = (0.1, 0.9), (0.05, 0.95), (0.0, 1.0)
-FEWEST_VOXELS = 100  # of a tissue in the slices of a host
+FEWEST_VOXELS = 100  # of a tissue in the slices of a site
 
 
 @dataclasses.dataclass(frozen=True)
-class Host:
+class Site:
     """A held-out patient, and the axial slices that hold most of what is needed.
 
     Attributes:
         case: The patient's case.
-        axis: the axial axis of the stored voxels.
-        window: the slices.
-        voxels: of what is needed in them.
+        axis: The axial axis of the stored voxels.
+        window: The slices.
+        voxels: Number of voxels of what is needed in them.
     """
 
     case: Case
@@ -45,20 +46,20 @@ class Host:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A host's slices and the maps that say what is repainted in them; several probes may share it.
+    """A site's slices and the maps that say what is repainted in them; several probes may share it.
 
     Attributes:
-        name: of its files.
-        host: whose slices.
-        image: the CT, cut.
-        hu: its voxels, clipped to the window of the synthesizer.
-        truth: tissue map.
-        label: tissue map that differs from ``target`` wherever is to be painted.
-        target: tissue map wanted.
+        name: Name of its files.
+        site: Site whose slices these are.
+        image: The CT, cut.
+        hu: Voxels of the CT, clipped to the window of the synthesizer.
+        truth: Tissue map.
+        label: Tissue map that differs from ``target`` where something is to be painted.
+        target: Tissue map that is wanted.
     """
 
     name: str
-    host: Host
+    site: Site
     image: nib.Nifti1Image
     hu: np.ndarray
     truth: np.ndarray
@@ -76,12 +77,12 @@ class Probe:
     """One painting.
 
     Attributes:
-        case: its name.
-        condition: density, severity, age, history, unknown, told or map.
-        tissue: whose density is asked for, otherwise empty.
-        requested: value or word asked for; None where nothing or everything is told.
-        scene: what is painted.
-        told: columns of conditions.csv.
+        case: Name of the painting.
+        condition: What is asked for: density, severity, age, history, unknown, told or map.
+        tissue: Tissue whose density is asked for, otherwise empty.
+        requested: Value or word asked for; None where nothing or everything is told.
+        scene: Scene that is painted.
+        told: Columns of conditions.csv and their values.
     """
 
     case: str
@@ -90,16 +91,6 @@ class Probe:
     requested: float | str | None
     scene: Scene
     told: dict[str, object]
-
-
-def axial_axis(affine: np.ndarray) -> int:
-    """Return the axis of the voxels along which slices are axial.
-
-    Example:
-        >>> axial_axis(np.diag([1, 1, -5, 1])), axial_axis(np.eye(4)[[2, 0, 1, 3]])
-        (2, 1)
-    """
-    return next(axis for axis, code in enumerate(nib.aff2axcodes(affine)) if code in "SI")
 
 
 def best_slices(mask: np.ndarray, axis: int, slices: int) -> slice:
@@ -120,24 +111,16 @@ def cut(array: np.ndarray, axis: int, window: slice) -> np.ndarray:
     return array[(slice(None),) * axis + (window,)]
 
 
-def load_case(case: Case) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Image]:
-    """Return HU, tissue map and the image of a case, in the stored orientation."""
-    hu, image = load_ct(case.image)
-    label, label_image = load_labels(case.label, tissue_labels())
-    check_same_geometry(image, label_image, case.image, case.label)
-    return hu, label, image
-
-
-def find_hosts(held_out: list[Case], cases: int, slices: int) -> dict[str, list[Host]]:
+def find_sites(held_out: list[Case], cases: int, slices: int) -> dict[str, list[Site]]:
     """Return, for each tissue and for ``lung``, the held-out patients whose slices hold most of it, most first.
 
     Args:
         held_out: Cases of the held-out patients; of the cases of a patient the one that holds most is taken.
-        cases: patients at most.
-        slices: neighbouring axial slices of each.
+        cases: Number of patients at most.
+        slices: Number of neighbouring axial slices of each.
     """
     labels = {name: value for name, value in tissue_labels().items() if value}
-    found: dict[str, list[Host]] = {name: [] for name in (*labels, LUNG)}
+    found: dict[str, list[Site]] = {name: [] for name in (*labels, LUNG)}
     for case in tqdm(held_out, desc="looking for hosts", unit="case"):
         label, file = load_labels(case.label, tissue_labels())
         axis = axial_axis(file.affine)
@@ -146,23 +129,23 @@ def find_hosts(held_out: list[Case], cases: int, slices: int) -> dict[str, list[
             window = best_slices(mask, axis, slices)
             voxels = int(cut(mask, axis, window).sum())
             if voxels >= FEWEST_VOXELS:
-                found[name].append(Host(case, axis, window, voxels))
-    hosts = {}
+                found[name].append(Site(case, axis, window, voxels))
+    sites = {}
     for name, candidates in found.items():
-        best: dict[str, Host] = {}
-        for host in sorted(candidates, key=lambda host: -host.voxels):
-            best.setdefault(host.case.patient, host)
-        hosts[name] = list(best.values())[:cases]
-    return hosts
+        best: dict[str, Site] = {}
+        for site in sorted(candidates, key=lambda site: -site.voxels):
+            best.setdefault(site.case.patient, site)
+        sites[name] = list(best.values())[:cases]
+    return sites
 
 
 def work_maps(kind: str, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the map for ``labels/`` and the one for ``targets/``, which differ wherever is to be painted.
 
     Args:
-        kind: a tissue, which is painted anew where it is; ``all_healthy``, a lung of healthy tissue alone;
+        kind: Name of a tissue, which is painted anew where it is; ``all_healthy``, a lung of healthy tissue alone;
             ``unknown``, a lung of which no tissue is known; ``told``, the lung as it is.
-        truth: tissue map.
+        truth: Tissue map.
     """
     labels, lung = tissue_labels(), truth > 0
     healthy, other = labels["healthy"], labels[pathological_tissues()[0]]
@@ -174,14 +157,14 @@ def work_maps(kind: str, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (another if kind == TOLD else np.where(truth == labels[kind], another, truth)), truth
 
 
-def set_scene(kind: str, host: Host, hu_window: tuple[float, float]) -> Scene:
-    """Return a scene of a host."""
-    _, truth, image = load_case(host.case)
-    window = (slice(None),) * host.axis + (host.window,)
+def set_scene(kind: str, site: Site, hu_window: tuple[float, float]) -> Scene:
+    """Return a scene of a site."""
+    _, truth, image = site.case.stored()
+    window = (slice(None),) * site.axis + (site.window,)
     image, truth = image.slicer[window], truth[window]
     hu = np.clip(image.get_fdata(dtype=np.float32), *hu_window)
     label, target = work_maps(kind, truth)
-    return Scene(f"{kind}-{host.name}-{host.window.start}", host, image, hu, truth, label, target)
+    return Scene(f"{kind}-{site.name}-{site.window.start}", site, image, hu, truth, label, target)
 
 
 def spread(values: list[float], quantiles: tuple[float, float], digits: int) -> list[float]:
@@ -194,31 +177,31 @@ def spread(values: list[float], quantiles: tuple[float, float], digits: int) -> 
     return [round(float(level), digits) for level in np.linspace(*np.quantile(values, quantiles), LEVELS)]
 
 
-def plan(survey: list[dict], hosts: dict[str, list[Host]], hu_window) -> tuple[list[Probe], dict[str, str]]:
+def plan(survey: list[dict], sites: dict[str, list[Site]], hu_window) -> tuple[list[Probe], dict[str, str]]:
     """Return all paintings, and why a condition cannot be probed.
 
     Args:
-        survey: what the training patients are like, of ``obedience.survey``.
-        hosts: of :func:`find_hosts`.
+        survey: Rows of ``measures.survey``, which tell what the training patients are like.
+        sites: Sites of :func:`find_sites`.
         hu_window: HU that the synthesizer can paint.
 
     Raises:
         InputError: if no held-out patient has lung.
     """
-    if not hosts[LUNG]:
+    if not sites[LUNG]:
         raise InputError(f"no held-out patient has {FEWEST_VOXELS} voxels of lung, so there is nothing to paint")
     asked, skipped = requests(survey)
     probes, scenes = [], {}
     for condition, tissue, kind, levels in asked:
-        chosen = hosts[tissue or LUNG]
+        chosen = sites[tissue or LUNG]
         if condition == MAP:  # patients who between them have every tissue
-            chosen = list({(h.name, h.window.start): h for ill in pathological_tissues() for h in hosts[ill]}.values())
+            chosen = list({(h.name, h.window.start): h for ill in pathological_tissues() for h in sites[ill]}.values())
         if not chosen:
             skipped[f"{condition} {tissue}"] = f"no held-out patient has {FEWEST_VOXELS} voxels of it in the slices"
-        for host in chosen:
-            place = (kind, host.name, host.window.start)
+        for site in chosen:
+            place = (kind, site.name, site.window.start)
             if place not in scenes:
-                scenes[place] = set_scene(kind, host, hu_window)
+                scenes[place] = set_scene(kind, site, hu_window)
             scene = scenes[place]
             name = "_".join(filter(None, (condition, tissue)))
             for number, level in enumerate(levels):
@@ -228,8 +211,8 @@ def plan(survey: list[dict], hosts: dict[str, list[Host]], hu_window) -> tuple[l
                     told = attributes_of(scene)
                 else:
                     told = {} if level is None else {name if tissue else condition: level}
-                number = host.window.start if condition == MAP else number
-                probes.append(Probe(f"{name}-{number}-{host.name}", condition, tissue, level, scene, told))
+                number = site.window.start if condition == MAP else number
+                probes.append(Probe(f"{name}-{number}-{site.name}", condition, tissue, level, scene, told))
     return probes, skipped
 
 
@@ -262,7 +245,7 @@ def requests(survey: list[dict]) -> tuple[list[tuple[str, str, str, list]], dict
 
 def attributes_of(scene: Scene) -> dict[str, object]:
     """Return what is known of a scene's patient."""
-    return scene.host.case.attributes
+    return scene.site.case.attributes
 
 
 def densities_of(scene: Scene) -> dict[str, float]:
@@ -282,19 +265,18 @@ def lay_out(probes: list[Probe], work: Path) -> None:
         for probe in probes:
             source = (work / "scenes" / f"{probe.scene.name}-{kind}.nii.gz").absolute()
             (work / kind / f"{probe.case}.nii.gz").symlink_to(source)
-    columns = list(dict.fromkeys(key for probe in probes for key in probe.told))
-    with atomic_file(work / "conditions.csv") as temporary, open(temporary, "w", newline="") as stream:
-        writer = csv.DictWriter(stream, ["case", "seed", *columns])
-        writer.writeheader()  # the levels of a host share their noise
-        writer.writerows({"case": probe.case, "seed": probe.scene.host.name} | probe.told for probe in probes)
+    # the levels of a site share their noise
+    rows = [{"case": probe.case, "seed": probe.scene.site.name} | probe.told for probe in probes]
+    columns = dict.fromkeys(key for row in rows for key in row)
+    write_table(work / "conditions.csv", pandas.DataFrame(rows, columns=list(columns), dtype=object))
 
 
-def unpainted(probes: list[Probe], painted: Path) -> list[Probe]:
-    """Return the probes whose painting is missing, or was cut short when an earlier run was killed."""
+def unreadable(cases: Iterable[str], folder: Path) -> list[str]:
+    """Return the cases whose file is missing in a folder, or was cut short when an earlier run was killed."""
     remaining = []
-    for probe in probes:
+    for case in cases:
         try:
-            np.asarray(nib.load(painted / f"{probe.case}.nii.gz").dataobj)
+            np.asarray(nib.load(folder / f"{case}.nii.gz").dataobj)
         except (OSError, EOFError, zlib.error, nib.filebasedimages.ImageFileError):
-            remaining.append(probe)
+            remaining.append(case)
     return remaining

@@ -29,8 +29,8 @@ def build(site: dict, settings: dict) -> MonaiAlgo:
     """Return MONAI's client for the site's copy of the bundle; what the site says comes before what the job says.
 
     Args:
-        site: content of the site's file.
-        settings: of the job: configs, local_epochs and overrides.
+        site: Content of the site's file.
+        settings: Settings of the job: configs, local_epochs and overrides.
     """
     sys.path.insert(0, site["bundle_root"])  # its configs name scripts
     overrides = settings["overrides"] | site["overrides"]
@@ -47,8 +47,8 @@ def train_round(algo: MonaiAlgo, received: dict[str, torch.Tensor]) -> tuple[dic
     """Validate the weights of all sites on this site's held-out cases, go on from them, and return what it led to.
 
     Args:
-        algo: of this site.
-        received: weights that all sites share.
+        algo: MONAI's client of this site.
+        received: Weights that all sites share.
 
     Returns:
         This site's weights; metrics of the received ones, name to number, or None before the first step.

@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,13 +11,17 @@ from monai.bundle import ConfigParser
 from tools.bundles import BUNDLES
 from tools.data.datalist import check_real, read_datalist, split
 from tools.data.provenance import cases_read, check_twins
-from tools.io.files import InputError, RunError, check_new_directory, read_json, sha256, write_json, write_text
-from tools.workflows.run import check_overrides, clean_environment, first_error
+from tools.flags import check_numbers
+from tools.io.files import InputError, check_new_directory, read_json, sha256, write_json, write_text
+from tools.workflows.run import check_overrides, check_python, run_worker
+from tools.workflows.segmenter import SEGMENTER
+from tools.workflows.synthesizer import SYNTHESIZER
 
 CONFIGS = ["train.json", "federated.yaml"]
 OWN = ("max_epochs", "dataset_dir", "datalist", "fold", "seed", "model_dir", "output_dir", "bundle_root")
-PEER = Path(__file__).with_name("worker.py")
-LOG_PREFIX = re.compile(r"^[-0-9]+ [:,0-9]+ - [A-Z]+ - ", re.MULTILINE)  # of what NVFlare logs of a site
+WORKER = Path(__file__).with_name("worker.py")
+MODULES = "nvflare, monai.fl.client, ignite, tensorboard, nibabel"
+REMEDY = "name the Python in which they are by --python (make .venv-federated/.ready makes one)"
 
 
 def federated(
@@ -42,16 +44,16 @@ def federated(
     that a real one takes: there each site keeps its bundle and data, and says in ``site_file`` where they are.
 
     Args:
-        datalists: datalist.json of each site, separated by commas, from `python -m tools dataset`.
-        bundle: lung_tissue_seg or difflung_synthesis.
-        output: folder to create.
-        rounds: how often the sites train and their weights are averaged.
-        local_epochs: epochs of a site in a round; epoch_length steps each.
-        fold: each site's patients of this fold are held out, and the shared weights are validated on them.
-        seed: of the starting weights, and of the training.
-        overrides: config ids of the bundle and their values, such as "{epoch_length: 60}"; the same for all sites.
-        python: interpreter of the environment in which nvflare and monai are installed; this one if None.
-        site_file: where each real site keeps its own file; needed for job/ alone.
+        datalists: The datalist.json of each site, separated by commas, from `python -m tools dataset`.
+        bundle: The bundle, lung_tissue_seg or difflung_synthesis.
+        output: Folder to create.
+        rounds: Number of times that the sites train and their weights are averaged.
+        local_epochs: Epochs of a site in a round; epoch_length steps each.
+        fold: Fold of each site that is held out; the shared weights are validated on its patients.
+        seed: Seed of the starting weights, and of the training.
+        overrides: Config ids of the bundle and their values, such as "{epoch_length: 60}"; the same for all sites.
+        python: Interpreter of the environment in which nvflare and monai are installed; this one by default.
+        site_file: Place where each real site keeps its own file; needed for job/ alone.
 
     Raises:
         InputError: if there are fewer than two sites, a file is missing or wrong, sites share a patient or a CT, the
@@ -59,18 +61,16 @@ def federated(
         RunError: if the federation fails.
     """
     overrides = dict(overrides or {})
-    if bundle not in ("lung_tissue_seg", "difflung_synthesis"):
-        raise InputError(f"bundle is {bundle!r}, but can be lung_tissue_seg or difflung_synthesis")
-    for name, value in (("rounds", rounds), ("local_epochs", local_epochs)):
-        if value < 1:
-            raise InputError(f"{name} is {value}, but must be at least 1")
+    if bundle not in (SEGMENTER, SYNTHESIZER):
+        raise InputError(f"bundle is {bundle!r}, but can be {SEGMENTER} or {SYNTHESIZER}")
+    check_numbers({"rounds": rounds, "local_epochs": local_epochs})
     own = [name for name in overrides if name in OWN]
     if own:
         raise InputError(f"overrides hold {own[0]}, which federated sets itself (rounds, local_epochs, fold and seed)")
     check_overrides(bundle, CONFIGS, overrides)
     sites = read_sites(datalists, fold)
     python = Path(python or sys.executable)
-    check_python(python)
+    check_python("python", python, MODULES, REMEDY)
     output = check_new_directory(output).absolute()
 
     root = BUNDLES / bundle
@@ -93,7 +93,8 @@ def federated(
         "workspace": str(output / "nvflare"),
     }  # fmt: skip
     print(f"training at {len(sites)} sites for {rounds} rounds; the log is {output / 'federated.log'}", flush=True)
-    run_peer(python, job, output)
+    write_json(output / "job.json", job)
+    run_worker("the federation", python, WORKER, output / "job.json", output / "federated.log")
     write_text(output / "rounds.csv", table([Path(file).parent for file in files.values()]).to_csv(index=False))
     write_json(output / "card.json", card(job, sites, fold))
     print(f"wrote {output / 'model.pt'}, {output / 'rounds.csv'} and, for real sites, {output / 'job' / bundle}")
@@ -135,47 +136,16 @@ def check_apart(one: str, first: dict, other: str, second: dict) -> None:
             raise InputError(f"case {twin} of {one} and case {row['case']} of {other} are the same CT (SHA-256)")
 
 
-def check_python(python: Path) -> None:
-    """Raise InputError unless an interpreter can import NVFlare and MONAI's client."""
-    wanted = "import nvflare, monai.fl.client, ignite, tensorboard, nibabel"
-    try:
-        subprocess.run([python, "-c", wanted], check=True, capture_output=True, text=True, env=clean_environment())
-    except OSError as error:
-        raise InputError(f"python {python} cannot be started ({error}); name the Python in which nvflare is") from None
-    except subprocess.CalledProcessError as error:
-        cause = (error.stderr.splitlines() or [""])[-1]
-        raise InputError(
-            f"{python} cannot import nvflare and what the bundles need ({cause}); name the Python in which they are by "
-            "--python (make .venv-federated/.ready makes one)"
-        ) from None
-
-
 def preparing_rounds(bundle: str) -> int:
     """Return how many rounds without a step the bundle begins with."""
     return ConfigParser.load_config_file(str(BUNDLES / bundle / "configs/federated.yaml"))["preparing_rounds"]
-
-
-def run_peer(python: Path, job: dict, output: Path) -> None:
-    """Run the federation in NVFlare's environment.
-
-    Raises:
-        RunError: if it fails; the message holds the error it began with.
-    """
-    write_json(output / "job.json", job)
-    log = output / "federated.log"
-    with open(log, "w") as stream:
-        command = [python, str(PEER), str(output / "job.json")]
-        failed = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=clean_environment()).returncode
-    if failed:
-        cause = first_error(LOG_PREFIX.sub("", log.read_text(errors="replace")))
-        raise RunError(f"the federation failed: {cause}; its log is {log}")
 
 
 def table(sites: list[Path]) -> pandas.DataFrame:
     """Return a row per round and site: its steps, the weights received and sent, and the scores of those received.
 
     Args:
-        sites: folder of each.
+        sites: Folder of each site.
     """
     lines = [line for folder in sites for line in (folder / "rounds.jsonl").read_text().splitlines()]
     rows = [json.loads(line) for line in lines]

@@ -38,10 +38,10 @@ def recipe(job: dict, python: str, site_files: dict[str, str] | str) -> FedAvgRe
     """Return the federation as NVFlare wants it: FedAvg on the server, the client in a process of its own.
 
     Args:
-        job: its name, rounds (those without steps among them), clients, start (weights) and settings (a file that
+        job: The job's name, rounds (those without steps among them), clients, start (weights) and settings (a file that
             travels with the client).
-        python: interpreter at the sites.
-        site_files: site to the path of its own file, or one path that holds at every site.
+        python: Interpreter at the sites.
+        site_files: Site to the path of its own file, or one path that holds at every site.
     """
     common = isinstance(site_files, str)
     made = FedAvgRecipe(

@@ -1,17 +1,15 @@
 """What tissue of one case is like, real or painted, and the quality card that sets painted beside real tissue."""
 
-import functools
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
 
 import numpy as np
 import torch
 from scipy.spatial.distance import cdist
 
+from tools.bundles import load_script
 from tools.gate.copies import HU_WINDOW, Asked, spread
-from tools.workflows.run import read_bundle
+from tools.workflows.synthesizer import SYNTHESIZER
 
 QUANTILES = (0.05, 0.5, 0.95)
 TILES_DESCRIBED = 64  # of one tissue of one case, spread evenly
@@ -45,17 +43,6 @@ class Tissue:
     patch: Asked | None = None
 
 
-@functools.cache
-def synthesis_script(name: str) -> ModuleType:
-    """Return a module of the synthesizer's scripts.
-
-    Raises:
-        RunError: if this process has loaded the scripts of another bundle.
-    """
-    read_bundle("difflung_synthesis", "train.json")
-    return importlib.import_module(f"scripts.{name}")
-
-
 def describe(case: str, owner: str, hu: np.ndarray, where: np.ndarray, around: np.ndarray) -> Tissue:
     """Return one tissue of a case with the measures that need no other case.
 
@@ -68,7 +55,7 @@ def describe(case: str, owner: str, hu: np.ndarray, where: np.ndarray, around: n
         where: The tissue, bool, the same shape; not empty.
         around: The lung that the tissue borders on, bool, the same shape.
     """
-    texture, voxels = synthesis_script("texture"), synthesis_script("voxel_measures")
+    texture, voxels = load_script(SYNTHESIZER, "texture"), load_script(SYNTHESIZER, "voxel_measures")
     box = voxels.painted_box(where)
     hu, where, around = hu[box], where[box], around[box]
     inside = hu[where]
@@ -125,7 +112,7 @@ def out_of_distribution(textures: np.ndarray, reference: np.ndarray) -> float:
     """
     if not len(textures) or len(reference) <= NEIGHBOURS:
         return float("nan")
-    standardise = synthesis_script("texture").standardise
+    standardise = load_script(SYNTHESIZER, "texture").standardise
     apart = cdist(standardise(textures, reference), standardise(reference, reference))
     return float(np.median(np.partition(apart, NEIGHBOURS - 1, axis=1)[:, NEIGHBOURS - 1]) / textures.shape[1] ** 0.5)
 
@@ -159,9 +146,9 @@ def summary(tissues: Sequence[Tissue]) -> dict:
     if not tissues:
         return found
     counts = sum(tissue.counts for tissue in tissues)
-    hu = synthesis_script("voxel_measures").quantiles(counts, QUANTILES, HU_WINDOW)
+    hu = load_script(SYNTHESIZER, "voxel_measures").quantiles(counts, QUANTILES, HU_WINDOW)
     found |= {f"hu_q{share * 100:02.0f}": value for share, value in zip(QUANTILES, hu)}
-    low = synthesis_script("texture").LOW_ATTENUATION_HU - HU_WINDOW[0]
+    low = load_script(SYNTHESIZER, "texture").LOW_ATTENUATION_HU - HU_WINDOW[0]
     found["laa950"] = float(counts[:low].sum() / counts.sum())
     for name in sorted({name for tissue in tissues for name in tissue.measures}):
         values = np.array([tissue.measures.get(name, np.nan) for tissue in tissues])
@@ -174,12 +161,12 @@ def hu_distance(first: Sequence[Tissue], second: Sequence[Tissue]) -> float:
     if not first or not second:
         return float("nan")
     pair = (torch.from_numpy(sum(tissue.counts for tissue in tissues)).double() for tissues in (first, second))
-    return float(synthesis_script("hu_distance").wasserstein_1(*pair, bin_width=1))
+    return float(load_script(SYNTHESIZER, "hu_distance").wasserstein_1(*pair, bin_width=1))
 
 
 def texture_distances(halves: list[Sequence[Tissue]], painted: Sequence[Tissue]) -> dict[str, float]:
     """Return ``texture_distance`` and ``texture_distance_floor``, NaN where there are too few tiles."""
-    frechet = synthesis_script("texture").frechet_distance
+    frechet = load_script(SYNTHESIZER, "texture").frechet_distance
     if not all((*halves, painted)):
         return dict.fromkeys(("texture_distance", "texture_distance_floor"), float("nan"))
     sets = [np.concatenate([tissue.textures for tissue in tissues]) for tissues in (*halves, painted)]

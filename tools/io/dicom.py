@@ -1,32 +1,25 @@
 """DICOM series as NIfTI images in memory: found and checked as the segmenter's bundle does, read by MONAI."""
 
-import importlib
 import warnings
 from pathlib import Path
-from types import ModuleType
 
 import nibabel as nib
 import numpy as np
 
-from tools.bundles import BUNDLES, import_scripts
+from tools.bundles import load_script
 from tools.io.files import InputError
-
-
-def _checks() -> ModuleType:
-    """Return the segmenter's ``scripts.dicom``, which needs no other of its scripts."""
-    return importlib.import_module(f"{import_scripts(BUNDLES / 'lung_tissue_seg')}.dicom")
 
 
 def find_series(folder: Path) -> list[Path]:
     """Return a folder's subfolders that hold DICOM files, and the folder itself if it does; unchecked, in order."""
-    return _checks().find_series(Path(folder))
+    return load_script("lung_tissue_seg", "dicom").find_series(Path(folder))
 
 
 def read_series(folder: Path) -> nib.Nifti1Image:
     """Read the CT of a folder.
 
     Args:
-        folder: holds the DICOM files of one series; other files do not count.
+        folder: Folder with the DICOM files of one series; other files do not count.
 
     Returns:
         HU, int16 where all are whole numbers, else float32, shape (columns, rows, slices), slices in the order of
@@ -39,7 +32,7 @@ def read_series(folder: Path) -> nib.Nifti1Image:
     from monai.transforms import LoadImage  # takes seconds, and few need it
 
     try:
-        _checks().check_case(Path(folder))
+        load_script("lung_tissue_seg", "dicom").check_case(Path(folder))
     except ValueError as error:
         raise InputError(str(error)) from None
     try:

@@ -8,6 +8,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas
 
 
 class InputError(ValueError):
@@ -57,6 +61,17 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(text)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a binary file atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_table(path: Path, table: "pandas.DataFrame") -> None:
+    """Write a table as CSV atomically, its lines ended as spreadsheets want it; what is missing stays empty."""
+    write_bytes(path, table.to_csv(index=False, lineterminator="\r\n").encode())
 
 
 def write_json(path: Path, content: object) -> None:

@@ -135,8 +135,8 @@ def load_labels(
 
     Args:
         path: NIfTI file; whole numbers stored as floats are fine.
-        labels: tissue name to value; a value without a name is refused.
-        foreign: value in the file to tissue name, for a file of another label scheme; 0 is background unless it says
+        labels: Tissue name to value; a value without a name is refused.
+        foreign: Value in the file to tissue name, for a file of another label scheme; 0 is background unless it says
             otherwise.
 
     Returns:
@@ -190,10 +190,10 @@ def save_nifti(array: np.ndarray, like: nib.Nifti1Image, path: Path, description
     """Write an array atomically in the geometry of another image.
 
     Args:
-        array: voxels, shape (W, H, slices); its dtype is the file's.
-        like: image whose affine, orientation codes and units are kept.
-        path: file to write, .nii or .nii.gz.
-        description: text for the header's ``descrip`` field (79 bytes at most).
+        array: Voxels of shape (W, H, slices); their dtype is the file's.
+        like: Image whose affine, orientation codes and units are kept.
+        path: File to write, .nii or .nii.gz.
+        description: Text for the header's ``descrip`` field (79 bytes at most).
     """
     header = like.header.copy()
     header.set_data_dtype(array.dtype)
@@ -218,21 +218,32 @@ def relative(path: Path, start: Path) -> str:
     return os.path.relpath(path.parent.resolve() / path.name, Path(start).resolve())
 
 
-def canonical(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
+def canonical_image(array: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
     """Return a volume with its axes turned and flipped to run right to left, back to front, foot to head (RAS)."""
-    return nib.orientations.apply_orientation(array, nib.io_orientation(affine))
+    return nib.as_closest_canonical(nib.Nifti1Image(array, affine, dtype=array.dtype))
+
+
+def canonical(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Return the voxels of :func:`canonical_image`."""
+    return np.asarray(canonical_image(array, affine).dataobj)
 
 
 def original(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Undo :func:`canonical` for a volume whose file has the given affine."""
-    to_canonical = nib.io_orientation(affine)
-    ras = np.array([[0, 1], [1, 1], [2, 1]])
-    return nib.orientations.apply_orientation(array, nib.orientations.ornt_transform(ras, to_canonical))
+    back = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.io_orientation(affine))
+    return nib.orientations.apply_orientation(array, back)
 
 
 def canonical_spacing(file: nib.Nifti1Image) -> np.ndarray:
     """Return the voxel size in mm along the canonical axes."""
-    spacing = np.zeros(3)
-    for axis, (out, _) in enumerate(nib.io_orientation(file.affine)):
-        spacing[int(out)] = spacing_mm(file)[axis]
-    return spacing
+    return np.array(spacing_mm(file))[np.argsort(nib.io_orientation(file.affine)[:, 0])]
+
+
+def axial_axis(affine: np.ndarray) -> int:
+    """Return the axis of the stored voxels along which slices are axial.
+
+    Example:
+        >>> axial_axis(np.diag([1, 1, -5, 1])), axial_axis(np.eye(4)[[2, 0, 1, 3]])
+        (2, 1)
+    """
+    return int(np.argmax(nib.io_orientation(affine)[:, 0]))

@@ -13,28 +13,12 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor, decollate_batch, get_track_meta, list_data_collate, set_track_meta
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, SaveImaged
 
-from tools.bundles import import_scripts
+from tools.bundles import import_scripts, rename_targets
 from tools.data.datalist import within
 from tools.io.files import InputError, read_json
 from tools.workflows.synthesizer import card_settings
 
 FILES = (LoadImaged, EnsureChannelFirstd, SaveImaged)  # what only a run on files needs
-
-
-def rename_targets(config: object, package: str) -> object:
-    """Return a config whose components of ``scripts`` are those of another package.
-
-    Example:
-        >>> rename_targets({"a": [{"_target_": "scripts.region.PasteRegiond"}, "scripts."]}, "others")
-        {'a': [{'_target_': 'others.region.PasteRegiond'}, 'scripts.']}
-    """
-    if isinstance(config, Mapping):
-        renamed = {key: rename_targets(value, package) for key, value in config.items()}
-        target = renamed.get("_target_")
-        if isinstance(target, str) and target.startswith("scripts."):
-            renamed["_target_"] = package + target.removeprefix("scripts")
-        return renamed
-    return [rename_targets(entry, package) for entry in config] if isinstance(config, list) else config
 
 
 def read_settings(bundle_root: Path, checkpoint: Path, overrides: Mapping) -> dict:
@@ -98,8 +82,8 @@ class Painter:
             image: CT in HU, float32, shape (1, W, H, D).
             label: Its tissue map, the same shape.
             target: The map wanted, the same shape.
-            seed: Seed for the noise; the bundle's own run draws the same for a case with this number in the column ``seed``
-                of ``conditions.csv``.
+            seed: Seed for the noise; the bundle's own run draws the same for a case with this number in the column
+                ``seed`` of ``conditions.csv``.
             patient: Whatever is known; what the network knows of it, it is told.
 
         Returns:

@@ -24,11 +24,11 @@ class Build:
     """What makes one body differ from another.
 
     Attributes:
-        height_mm: lung height.
-        width: factor on the transverse sizes.
-        fat_mm: thickness of the subcutaneous fat.
-        heart: factor on the size of the heart.
-        airway: factor on the calibre of the airways.
+        height_mm: Lung height.
+        width: Factor on the transverse sizes.
+        fat_mm: Thickness of the subcutaneous fat.
+        heart: Factor on the size of the heart.
+        airway: Factor on the calibre of the airways.
     """
 
     height_mm: float
@@ -44,9 +44,9 @@ def smooth_noise(rng: np.random.Generator, axes: tuple, sigma_mm: float) -> np.n
     Noise on knots that stand ``sigma_mm`` apart in BOX_MM is spread by Gaussians; the grid only samples the result.
 
     Args:
-        rng: source of the knots' values.
-        axes: positions (mm) of the voxels along x, y and z.
-        sigma_mm: width of the Gaussians.
+        rng: Source of the knots' values.
+        axes: Positions (mm) of the voxels along x, y and z.
+        sigma_mm: Width of the Gaussians.
 
     Returns:
         float32, shape (len(x), len(y), len(z)).
@@ -121,10 +121,10 @@ def grow_tree(
     plus a share of the way back to the hilum (balanced minimum spanning tree, Cuntz et al. 2010).
 
     Args:
-        rng: source of the tips.
-        build: the body.
-        side: -1 right lung, 1 left lung.
-        tips: number of points to reach.
+        rng: Source of the tips.
+        build: The body.
+        side: Side of the lung, -1 right and 1 left.
+        tips: Number of points to reach.
 
     Returns:
         Nodes (tips + 1, 3) in mm, the parent of each node, and the radius (mm) of the branch that ends in each node.
@@ -156,9 +156,9 @@ def sample_tree(tree: tuple, step_mm: float, smallest_mm: float = 0.0) -> tuple[
     """Return points (n, 3) in mm along the branches of a tree, and the tapering radius (mm) at each.
 
     Args:
-        tree: nodes, parents and radii, as from grow_tree.
-        step_mm: distance between points.
-        smallest_mm: branches that are thinner are left out.
+        tree: Nodes, parents and radii, as from grow_tree.
+        step_mm: Distance between points.
+        smallest_mm: Branches that are thinner are left out.
     """
     nodes, parent, radius = tree
     ends = np.flatnonzero(radius[1:] >= smallest_mm) + 1
@@ -179,11 +179,11 @@ def draw_tubes(shape: tuple, axes: tuple, points: np.ndarray, radii: np.ndarray,
     """Draw balls along tubes as the share of each voxel that they cover.
 
     Args:
-        shape: voxels (W, H, slices).
-        axes: positions (mm) of the voxels along x, y and z, evenly spaced.
-        points: centres (n, 3) in mm.
-        radii: radii (n,) in mm.
-        slab_mm: thickness of a slice, which may be less than the slice spacing.
+        shape: Voxels (W, H, slices).
+        axes: Positions (mm) of the voxels along x, y and z, evenly spaced.
+        points: Centres (n, 3) in mm.
+        radii: Radii (n,) in mm.
+        slab_mm: Thickness of a slice, which may be less than the slice spacing.
 
     Returns:
         float32 in [0, 1].
@@ -245,11 +245,11 @@ def draw_body(x: np.ndarray, y: np.ndarray, z: np.ndarray, build: Build, patches
     """Draw everything around the lungs: air, skin, fat, muscle, bones, heart and abdomen.
 
     Args:
-        x: positions in mm, shape (W, H, slices), warped by a few mm so that no outline is a perfect ellipse.
-        y: as x.
-        z: positions in mm, shape (slices,).
-        build: the body.
-        patches: smooth noise of unit variance that places fat between organs, shape as x.
+        x: Positions in mm, shape (W, H, slices), warped by a few mm so that no outline is a perfect ellipse.
+        y: The same along y.
+        z: Positions in mm, shape (slices,).
+        build: The body.
+        patches: Smooth noise of unit variance that places fat between organs, shape as x.
 
     Returns:
         float32 HU.
@@ -307,9 +307,9 @@ def draw_table(hu: np.ndarray, x: np.ndarray, y: np.ndarray, build: Build) -> No
 
     Args:
         hu: HU with the body drawn, shape (W, H, slices).
-        x: positions in mm, broadcastable to the shape of ``hu``.
-        y: as x.
-        build: the body, which lies on the table.
+        x: Positions in mm, broadcastable to the shape of ``hu``.
+        y: The same along y.
+        build: The body, which lies on the table.
     """
     depth = y - body_half_axes_mm(build)[1] - 5 + x**2 / 700.0  # mm below the cradle, which rises at both sides
     free = (hu < -900) & (np.abs(x) < 150)

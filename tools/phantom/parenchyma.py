@@ -27,10 +27,10 @@ class LungVoxels:
     """The n voxels of the lungs of one patient.
 
     Attributes:
-        points: x, y and z in mm, shape (n, 3).
-        depth_mm: distance from the chest wall, shape (n,).
-        level: height above the bases as a fraction of the lung height, shape (n,).
-        noise: unit noise by name, each (n,): broad0 to broad3, patch0 to patch3, lobule0, lobule1 and grain.
+        points: Positions x, y and z in mm, shape (n, 3).
+        depth_mm: Distance from the chest wall, shape (n,).
+        level: Height above the bases as a fraction of the lung height, shape (n,).
+        noise: Unit noise by name, each (n,): broad0 to broad3, patch0 to patch3, lobule0, lobule1 and grain.
     """
 
     points: np.ndarray
@@ -43,10 +43,10 @@ def noise_fields(place_rng, texture_rng, axes: tuple, lung: np.ndarray) -> dict[
     """Return the noise of LungVoxels.
 
     Args:
-        place_rng: source of the broad and patch fields, which place the tissues.
-        texture_rng: source of the finer fields.
-        axes: positions (mm) along x, y and z.
-        lung: bool, shape (W, H, slices).
+        place_rng: Source of the broad and patch fields, which place the tissues.
+        texture_rng: Source of the finer fields.
+        axes: Positions (mm) along x, y and z.
+        lung: Mask of the lung, shape (W, H, slices).
     """
     box = ndimage.find_objects(lung.view(np.uint8))[0]
     axes, lung = tuple(axis[part] for axis, part in zip(axes, box)), lung[box]
@@ -62,9 +62,9 @@ def place_tissues(scores: dict[str, np.ndarray], shares: dict[str, float], label
     """Give each tissue its exact share of the lung, where its score is highest.
 
     Args:
-        scores: preference of each pathological tissue at the voxels of the lung, each (n,), in the order of placing.
-        shares: share of the lung for each tissue; a tissue that is not named is left out.
-        labels: tissue name to value.
+        scores: Preference of each pathological tissue at the voxels of the lung, each (n,), in the order of placing.
+        shares: Share of the lung for each tissue; a tissue that is not named is left out.
+        labels: Tissue name to value.
 
     Returns:
         Label values at the voxels of the lung, uint8 (n,), and for each tissue the score less the score at its border.
@@ -88,8 +88,8 @@ def location_scores(voxels: LungVoxels, history: str) -> dict[str, np.ndarray]:
     Consolidation and ground glass like the lower back, fibrosis the pleura and the bases, emphysema the core and apex.
 
     Args:
-        voxels: the lungs.
-        history: smoker, exposure, post-infection or none.
+        voxels: The lungs.
+        history: History of the patient: smoker, exposure, post-infection or none.
 
     Returns:
         Tissue name to score, shape (n,), in the order of placing.
@@ -114,9 +114,9 @@ def nearest_cells(rng: np.random.Generator, points: np.ndarray, cell_mm: float) 
     """Return how far each point lies from the two nearest of scattered centres (Worley 1996), and the first's index.
 
     Args:
-        rng: source of the scatter, which is a jittered grid over anatomy.BOX_MM.
-        points: positions in mm, shape (n, 3).
-        cell_mm: distance between centres.
+        rng: Source of the scatter, which is a jittered grid over anatomy.BOX_MM.
+        points: Positions in mm, shape (n, 3).
+        cell_mm: Distance between centres.
 
     Returns:
         Distances in mm, shape (n, 2), and indices, shape (n,).
@@ -144,13 +144,13 @@ def tissue_hu(
     """Return the HU of the tissue at each voxel of the lung, before vessels, airways and scanner.
 
     Args:
-        rng: source of the cysts and holes.
-        voxels: the lungs.
-        values: label values, shape (n,).
-        margins: score less the score at the border, per tissue, see place_tissues.
-        labels: tissue name to value.
-        healthy_hu: mean of the healthy lung at mid depth.
-        pixel_mm: in-plane voxel size; no line is drawn thinner than what it resolves.
+        rng: Source of the cysts and holes.
+        voxels: The lungs.
+        values: Label values, shape (n,).
+        margins: Score less the score at the border, per tissue, see place_tissues.
+        labels: Tissue name to value.
+        healthy_hu: Mean of the healthy lung at mid depth.
+        pixel_mm: In-plane voxel size; no line is drawn thinner than what it resolves.
 
     Returns:
         HU, shape (n,).
@@ -211,10 +211,10 @@ def draw_trees(rng: np.random.Generator, build: anatomy.Build, shape: tuple, axe
     """Draw vessels and bronchi of both lungs and the central airways as the share of each voxel that they cover.
 
     Args:
-        rng: source of the trees.
-        build: the body.
-        shape: voxels (W, H, slices).
-        axes: positions (mm) along x, y and z.
+        rng: Source of the trees.
+        build: The body.
+        shape: Voxels (W, H, slices).
+        axes: Positions (mm) along x, y and z.
 
     Returns:
         Maps in [0, 1]: vessel, hilar (the thick ones), wall and lumen (bronchi wider than 2 mm), fine (all bronchi),
@@ -254,9 +254,9 @@ def add_trees(hu: np.ndarray, trees: dict, label: np.ndarray, labels: dict[str, 
 
     Args:
         hu: HU of body and tissue, shape (W, H, slices).
-        trees: maps from draw_trees.
-        label: label values, shape (W, H, slices).
-        labels: tissue name to value.
+        trees: Maps from draw_trees.
+        label: Label values, shape (W, H, slices).
+        labels: Tissue name to value.
     """
     solid = label == labels["consolidation"]
     near = ndimage.maximum_filter(label > 0, (3, 3, 1)) | (trees["hilar"] > 0)
@@ -274,11 +274,11 @@ def reconstruct(rng: np.random.Generator, hu: np.ndarray, pixel_mm: float, kerne
     """Return what a scanner makes of the drawn HU: blurred or sharpened, and noisy.
 
     Args:
-        rng: source of the noise.
+        rng: Source of the noise.
         hu: HU, shape (W, H, slices).
-        pixel_mm: in-plane voxel size.
-        kernel: name in KERNELS.
-        dose: factor on the noise; low dose is above 1.
+        pixel_mm: In-plane voxel size.
+        kernel: Name of the kernel in KERNELS.
+        dose: Factor on the noise; low dose is above 1.
 
     Returns:
         float32 HU of the same shape.

@@ -44,14 +44,14 @@ class Patient:
     """What is known about a patient before the drawing starts.
 
     Attributes:
-        index: place in the cohort.
-        age: years.
-        severity: share of the lung that is not healthy.
-        history: smoker, exposure, post-infection or none.
-        mixture: share of each tissue in the involved lung; sums to 1.
-        kernel: reconstruction kernel, soft or lung.
-        dose: factor on the noise.
-        breath_hu: density of the healthy lung less the mean, from how deep the patient breathes in (HU).
+        index: Place in the cohort.
+        age: Age in years.
+        severity: Share of the lung that is not healthy.
+        history: History of the patient: smoker, exposure, post-infection or none.
+        mixture: Share of each tissue in the involved lung; sums to 1.
+        kernel: Reconstruction kernel, soft or lung.
+        dose: Factor on the noise.
+        breath_hu: Density of the healthy lung less the mean, from how deep the patient breathes in (HU).
     """
 
     index: int
@@ -96,9 +96,9 @@ def draw_patient(patient: Patient, seed: int, size: tuple[int, int, int]) -> tup
     """Draw one patient.
 
     Args:
-        patient: the patient.
-        seed: seed of the cohort.
-        size: voxels (W, H, slices); anatomy and texture keep their size in mm.
+        patient: The patient.
+        seed: Seed of the cohort.
+        size: Number of voxels (W, H, slices); anatomy and texture keep their size in mm.
 
     Returns:
         HU as int16 and label values as uint8, shape ``size``, and the affine (4, 4) from voxels to mm (RAS).
@@ -211,10 +211,10 @@ def phantom(output: Path, patients: int = 24, seed: int = 0, size: tuple = (160,
     kernel). The same seed gives the same patients, whatever their number; six are enough to show every tissue.
 
     Args:
-        output: folder to create.
-        patients: number of patients, one case each.
-        seed: seed of the cohort, 0 or more.
-        size: voxels W,H,slices; at least 64,64,4. The field of view stays near 350 mm and the lungs near 240 mm.
+        output: Folder to create.
+        patients: Number of patients, one case each.
+        seed: Seed of the cohort, 0 or more.
+        size: Number of voxels W,H,slices; at least 64,64,4. The field of view stays near 350 mm, the lungs near 240 mm.
 
     Raises:
         InputError: if a value is out of range or ``output`` is not empty.

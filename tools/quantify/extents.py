@@ -23,7 +23,7 @@ def midline(hu: np.ndarray, lung: np.ndarray) -> float:
 
     Args:
         hu: CT in HU, shape (W, H, D).
-        lung: where lung is, the same shape.
+        lung: Mask of the lung, the same shape.
     """
     middles = []
     for k in np.flatnonzero(lung.any(axis=(0, 1))):
@@ -42,9 +42,9 @@ def right_lung(lung: np.ndarray, spacing: np.ndarray, middle: float) -> np.ndarr
     the midline.
 
     Args:
-        lung: shape (W, H, D).
-        spacing: voxel size in mm.
-        middle: of :func:`midline`.
+        lung: Mask of the lung, shape (W, H, D).
+        spacing: Voxel size in mm.
+        middle: Position of the midline, of :func:`midline`.
     """
     right_of_middle = (np.arange(lung.shape[0]) > middle)[:, None]
     right = np.zeros(lung.shape, bool)
@@ -97,10 +97,10 @@ def regions(
     ``periphery_mm`` of the lung's border in its slice, the mediastinal border included.
 
     Args:
-        lung: shape (W, H, D), not empty.
-        spacing: voxel size in mm.
-        middle: of :func:`midline`.
-        periphery_mm: depth of the periphery.
+        lung: Mask of the lung, shape (W, H, D), not empty.
+        spacing: Voxel size in mm.
+        middle: Position of the midline, of :func:`midline`.
+        periphery_mm: Depth of the periphery.
     """
     right = right_lung(lung, spacing, middle)
     slices = np.flatnonzero(lung.any(axis=(0, 1)))
@@ -115,17 +115,17 @@ def regions(
     }  # fmt: skip
 
 
-def measure(
+def region_extents(
     hu: np.ndarray, tissues: np.ndarray, spacing: np.ndarray, labels: dict[str, int], periphery_mm: float = PERIPHERY_MM
 ) -> dict[str, dict[str, float | None]]:
     """Return region to measure to value.
 
     Args:
         hu: CT in HU, shape (W, H, D).
-        tissues: label values, the same shape, with some lung.
-        spacing: voxel size in mm.
-        labels: tissue name to value.
-        periphery_mm: depth of the periphery.
+        tissues: Label values, the same shape, with some lung.
+        spacing: Voxel size in mm.
+        labels: Tissue name to value.
+        periphery_mm: Depth of the periphery.
 
     Returns:
         ``lung_ml``; per tissue ``<tissue>_ml`` and ``<tissue>_percent`` of the region's lung; ``below_950_percent``,

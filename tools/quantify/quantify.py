@@ -3,14 +3,21 @@
 import math
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
 from tools import plotting
 from tools.io.files import InputError, new_directory, write_json, write_text
-from tools.io.volume import check_same_geometry, list_cts, list_nifti, load_ct, load_labels, spacing_mm, turned
-from tools.plotting import LUNG_WINDOW_HU
+from tools.io.volume import (
+    canonical,
+    canonical_spacing,
+    check_same_geometry,
+    list_cts,
+    list_nifti,
+    load_ct,
+    load_labels,
+    turned,
+)
 from tools.quantify import extents
 from tools.tissues import COLOUR_TABLE, colour_table, tissue_colours, tissue_labels, words
 
@@ -26,12 +33,12 @@ def quantify(images: Path, tissues: Path, output: Path, periphery_mm: float = ex
     mean HU.
 
     Args:
-        images: folder of CTs in HU: NIfTI files, and subfolders that each hold one DICOM series.
-        tissues: folder of their tissue maps (NIfTI), named as the CTs (a series as its folder), or with _tissues after
+        images: Folder of CTs in HU: NIfTI files, and subfolders that each hold one DICOM series.
+        tissues: Folder of their tissue maps (NIfTI), named as the CTs (a series as its folder), or with _tissues after
             the name as the segmenter does.
-        output: new folder for quantification.csv (a row per case and region), quantification.json, CASE.png, and
+        output: New folder for quantification.csv (a row per case and region), quantification.json, CASE.png, and
             lung_tissues.ctbl, a colour table with which 3D Slicer shows the maps in the pictures' colours.
-        periphery_mm: depth of the periphery.
+        periphery_mm: Depth of the periphery.
 
     Raises:
         InputError: if a CT or a map is missing or unusable, or the output exists.
@@ -47,7 +54,7 @@ def quantify(images: Path, tissues: Path, output: Path, periphery_mm: float = ex
                 tqdm.write(f"{case}: no lung in {map_path}; its extents are empty")
                 cases[case] = None
                 continue
-            cases[case] = extents.measure(hu, label, spacing, labels, float(periphery_mm))
+            cases[case] = extents.region_extents(hu, label, spacing, labels, float(periphery_mm))
             (folder / f"{case}.png").write_bytes(draw(hu, label, spacing, cases[case], labels))
         write_json(folder / "quantification.json", {"labels": labels, "periphery_mm": periphery_mm, "cases": cases})
         extents.write_rows(folder / "quantification.csv", cases, labels)
@@ -81,19 +88,18 @@ def load(image_path: Path, map_path: Path, labels: dict[str, int]) -> tuple[np.n
         image = turned(image, label_image)
         hu = np.asarray(image.dataobj, np.float32)
     check_same_geometry(image, label_image, image_path, map_path)
-    upright = [nib.as_closest_canonical(nib.Nifti1Image(array, image.affine)) for array in (hu, label)]
-    return *(np.asarray(file.dataobj) for file in upright), np.array(spacing_mm(upright[0]))
+    return canonical(hu, image.affine), canonical(label, image.affine), canonical_spacing(image)
 
 
 def draw(hu, label, spacing, found: dict[str, dict], labels: dict[str, int]) -> bytes:
     """Draw slices from the lowest to the highest, plain and with the tissues in colour, above the shares per region.
 
     Args:
-        hu: shape (W, H, D), canonical.
-        label: label values, the same shape.
-        spacing: voxel size in mm.
-        found: of ``extents.measure``.
-        labels: tissue name to value.
+        hu: HU of shape (W, H, D), canonical.
+        label: Label values, the same shape.
+        spacing: Voxel size in mm.
+        found: Extents of ``extents.region_extents``.
+        labels: Tissue name to value.
 
     Returns:
         A PNG.
@@ -110,18 +116,15 @@ def draw(hu, label, spacing, found: dict[str, dict], labels: dict[str, int]) -> 
     for column, k in enumerate(shown):
         for row in (0, 1):
             axes = figure.add_subplot(grid[row, column])
-            axes.set_axis_off()
-            view = {"origin": "lower", "aspect": spacing[1] / spacing[0]}
-            low, high = LUNG_WINDOW_HU
-            axes.imshow(hu[..., k].T, cmap="gray", vmin=low, vmax=high, **view)
+            plotting.show_ct(axes, hu[..., k], aspect=spacing[1] / spacing[0])
             if row:
                 paint = np.zeros((*label.shape[1::-1], 4))
                 for name, colour in colours.items():
                     paint[(label[..., k] == labels[name]).T] = to_rgba(colour, 0.25 if name == "healthy" else 0.6)
-                axes.imshow(paint, **view)
+                axes.imshow(paint, origin="lower", aspect=spacing[1] / spacing[0])
+                axes.set_xlim(hu.shape[0] - 0.5, -0.5)
             else:
                 axes.set_title(f"slice {k}", fontsize=7.5, color=plotting.INK)
-            axes.set_xlim(hu.shape[0] - 0.5, -0.5)  # the patient's right is drawn on the left
     axes = figure.add_subplot(grid[2, :])
     plotting.calm(axes)
     names = [name for name in found if found[name]["lung_ml"]]

@@ -5,7 +5,7 @@ import textwrap
 import numpy as np
 
 from tools.comparison.arms import arm_title, is_painted
-from tools.plotting import INK, LUNG_WINDOW_HU, PANEL, QUIET, RULE, calm, new_figure, png_bytes, signed
+from tools.plotting import INK, PANEL, QUIET, dress, name_axes, new_figure, png_bytes, show_ct, signed
 from tools.tissues import words
 
 PANEL_INCHES = 2.2
@@ -30,18 +30,15 @@ def _rows_of_arms(arms: list[str], heading: str):
     lines = sum(1 + title.count("\n") for title in titles)
     figure = new_figure(PANEL, 0.85 + 0.13 * lines + 0.09 * len(arms))
     axes = figure.add_subplot()
-    calm(axes)
+    dress(axes, heading, grid="x")
     heights = np.array([1 + 0.6 * title.count("\n") for title in titles])
     places = np.cumsum(heights) - heights / 2
     axes.set_yticks(places, titles, fontsize=7.5)
     axes.set_ylim(heights.sum() + 0.2, -0.2)
-    axes.tick_params(axis="x", labelsize=7.5)
     axes.axvline(0, color=INK, linewidth=0.9, zorder=0)
-    axes.grid(axis="x", color=RULE, linewidth=0.6)
-    axes.set_axisbelow(True)
     axes.xaxis.set_major_formatter(signed)
     axes.locator_params(axis="x", nbins=4)
-    axes.set_title(heading, fontsize=9, weight="bold", color=INK, loc="left", x=0)
+    name_axes(axes, "Dice minus Dice of real only")
     return figure, axes, places
 
 
@@ -49,9 +46,9 @@ def forest(rows: list[dict], tissue: str, colour: str) -> bytes:
     """Draw the difference of every arm to the arm real, with its interval, for one tissue.
 
     Args:
-        rows: of ``verdicts.summarise``; the span of the axis holds all tissues, so that figures can be compared.
-        tissue: which.
-        colour: of the painted arms; the others are grey.
+        rows: Rows of ``verdicts.summarise``; the axis spans all tissues, so that figures can be compared.
+        tissue: Tissue that is drawn.
+        colour: Colour of the painted arms; the others are grey.
 
     Returns:
         A PNG.
@@ -70,7 +67,6 @@ def forest(rows: list[dict], tissue: str, colour: str) -> bytes:
         axes.plot(row["difference"], y, marker, color=shade, **style)
     margin = 0.05 * (max(spans + [0]) - min(spans + [0])) or 0.01
     axes.set_xlim(min(spans + [0]) - margin, max(spans + [0]) + margin)
-    axes.set_xlabel("Dice minus Dice of real only", fontsize=7.5, color=INK)
     return png_bytes(figure)
 
 
@@ -78,10 +74,10 @@ def patients(records: list[dict], tissue: str, arms: list[str], colour: str) -> 
     """Draw every patient for one tissue: with few arms the Dice, joined from arm to arm; else differences to real.
 
     Args:
-        records: rows of results.csv; the seeds of a patient are averaged.
-        tissue: which.
-        arms: from left to right, or from top to bottom.
-        colour: of the mean.
+        records: Rows of results.csv; the seeds of a patient are averaged.
+        tissue: Tissue that is drawn.
+        arms: Arms from left to right, or from top to bottom.
+        colour: Colour of the mean.
 
     Returns:
         A PNG.
@@ -107,7 +103,6 @@ def _patient_dots(lines: np.ndarray, tissue: str, arms: list[str], colour: str) 
         axes.plot(seen, y + rng.uniform(-0.22, 0.22, len(seen)), ".", color=QUIET, alpha=0.5, markersize=4.5, mew=0)
         if len(seen):
             axes.plot(seen.mean(), y, "o", color=colour, markersize=6, markeredgecolor="white", zorder=5)
-    axes.set_xlabel("Dice minus Dice of real only", fontsize=7.5, color=INK)
     return png_bytes(figure)
 
 
@@ -117,7 +112,7 @@ def _patient_lines(lines: np.ndarray, tissue: str, arms: list[str], colour: str)
 
     figure = new_figure(PANEL, 2.7)
     axes = figure.add_subplot()
-    calm(axes)
+    dress(axes, f"{words(tissue)} (n = {len(lines)})", grid="y")
     places = np.arange(len(arms))
     for line in lines:
         axes.plot(places, line, color=QUIET, alpha=0.5, linewidth=0.8, marker=".", markersize=3.5)
@@ -137,10 +132,6 @@ def _patient_lines(lines: np.ndarray, tissue: str, arms: list[str], colour: str)
     axes.set_ylim(top - (high - low) - 2 * room, top)
     axes.yaxis.set_major_locator(ticker.MaxNLocator(4))
     axes.set_xticks(places, [textwrap.fill(arm_title(arm), 13) for arm in arms], fontsize=7)
-    axes.tick_params(axis="y", labelsize=7.5)
-    axes.grid(axis="y", color=RULE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.set_title(f"{words(tissue)} (n = {len(lines)})", fontsize=9, weight="bold", color=INK, loc="left")
     return png_bytes(figure)
 
 
@@ -153,10 +144,10 @@ def ct_slice(
     """Draw one axial slice in the lung window, as radiologists see it (the patient's right on the left).
 
     Args:
-        hu: shape (W, H), axes to the patient's right and front (RAS+).
-        spacing: voxel size along both axes, mm.
-        outlines: masks of shape (W, H), each with the colour of its outline.
-        frame: part of the slice to mark with a white frame.
+        hu: HU of shape (W, H), axes to the patient's right and front (RAS+).
+        spacing: Voxel size along both axes, mm.
+        outlines: Masks of shape (W, H), each with the colour of its outline.
+        frame: Part of the slice to mark with a white frame.
 
     Returns:
         A PNG without margins.
@@ -166,9 +157,7 @@ def ct_slice(
     figure = new_figure(max(width * scale, 0.2), max(height * scale, 0.2))
     figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    low, high = LUNG_WINDOW_HU
-    axes.imshow(hu.T, cmap="gray", vmin=low, vmax=high, origin="lower", aspect="auto", interpolation="bilinear")
+    show_ct(axes, hu, aspect="auto", interpolation="bilinear")
     for mask, colour in outlines:
         if mask.any():
             padded = np.pad(mask.astype(float), 1)  # closes the outlines at the border

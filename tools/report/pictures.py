@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
 from tools.data.datalist import Case, read_datalist
 from tools.io.files import InputError
-from tools.io.volume import load_ct, load_labels
+from tools.io.volume import canonical_image, load_ct, load_labels
 from tools.report import figures
 from tools.tissues import tissue_colours
 
@@ -23,17 +22,17 @@ class Example:
     """One painted case, as an example of one tissue.
 
     Attributes:
-        tissue: painted tissue.
-        fold: whose synthesizer painted it.
-        case: synthetic case.
-        source: real case that it was made of.
-        patient: whose case the source is.
-        why: why this one is shown.
-        reason: why the case was rejected; empty if it was accepted.
-        slice: number of the slice, from 0, counted from the feet.
-        voxels: painted voxels of the tissue in that slice.
-        panels: title and PNG, from left to right.
-        others: the other tissues that are outlined.
+        tissue: Painted tissue.
+        fold: Fold whose synthesizer painted it.
+        case: Synthetic case.
+        source: Real case that it was made of.
+        patient: Patient whose case the source is.
+        why: Word that says why this one is shown.
+        reason: Sentence that says why the case was rejected; empty if it was accepted.
+        slice: Number of the slice, from 0, counted from the feet.
+        voxels: Painted voxels of the tissue in that slice.
+        panels: Title and PNG of each panel, from left to right.
+        others: The other tissues that are outlined.
     """
 
     tissue: str
@@ -57,8 +56,8 @@ def examples(folders: list[dict], rivals: list[dict]) -> list[Example]:
     each once.
 
     Args:
-        folders: of one painting method, from ``evidence.augmented_folders``.
-        rivals: of copy-paste; shown where it has the same case with the same target map.
+        folders: Folders of one painting method, from ``tables.augmented_folders``.
+        rivals: Folders of copy-paste, shown where it has the same case with the same target map.
 
     Returns:
         The examples, tissue by tissue in the order of the label values.
@@ -150,7 +149,7 @@ def _rival(folder: dict, case: str, rivals: list[dict]) -> Case | None:
 def _volume(path: Path, labels: dict[str, int] | None = None) -> tuple[np.ndarray, tuple[float, float]]:
     """Return a CT or tissue map with axes to the patient's right, front and head, and its in-plane voxel size in mm."""
     array, file = load_ct(path) if labels is None else load_labels(path, labels)
-    image = nib.as_closest_canonical(nib.Nifti1Image(array, file.affine))
+    image = canonical_image(array, file.affine)
     return np.asarray(image.dataobj), tuple(float(size) for size in image.header.get_zooms()[:2])
 
 
@@ -206,8 +205,8 @@ def zoom(mask: np.ndarray, spacing: tuple[float, float]) -> tuple[slice, slice]:
     """Return the square (in mm) around a mask, with a margin, kept inside the slice.
 
     Args:
-        mask: shape (W, H), not empty.
-        spacing: voxel size along both axes, mm.
+        mask: Mask of shape (W, H), not empty.
+        spacing: Voxel size along both axes, mm.
 
     Example:
         >>> mask = np.zeros((100, 100), bool)

@@ -24,7 +24,7 @@ def report(directory: Path, output: Path | None = None) -> None:
     """Write the results of a comparison as one HTML page that needs nothing else: tables, figures, pictures, limits.
 
     Args:
-        directory: output folder of ``compare``.
+        directory: Output folder of ``compare``.
         output: HTML file to write; default report.html in that folder.
 
     Raises:
@@ -165,9 +165,9 @@ def overall(records: list[dict], rows: list[dict], pathological: list[str]) -> d
     is the mean over tissues of the tissues' means.
 
     Args:
-        records: rows of results.csv.
-        rows: of ``verdicts.summarise``.
-        pathological: tissues that count, where patients have them.
+        records: Rows of results.csv.
+        rows: Rows of ``verdicts.summarise``.
+        pathological: Tissues that count, where patients have them.
 
     Returns:
         ``painted``, ``rival`` and ``real`` (arm and mean; None if no such arm), ``tissues``, and if there are both

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tools.comparison.arms import REFERENCE, arm_name, arm_of, arm_title, is_painted
-from tools.plotting import INK, PANEL, RULE, calm, new_figure, png_bytes, signed
+from tools.plotting import INK, PANEL, dress, name_axes, new_figure, png_bytes, signed
 from tools.report.figures import sentence
 from tools.tissues import words
 
@@ -128,18 +128,19 @@ def curves(
     """Draw one panel of lines with whiskers: Dice over the share of patients, or a difference over the ratio.
 
     Args:
-        series: arm to points (x, value, low, high), low and high None where there are none.
-        styles: of ``arm_styles``.
-        title: of the panel.
-        axis: what runs across.
-        ratio: whether x is a ratio, drawn by powers of two, with signed differences above it.
+        series: Arm to points (x, value, low, high), low and high None where there are none.
+        styles: Colours and markers of ``arm_styles``.
+        title: Title of the panel.
+        axis: Title of the axis that runs across.
+        ratio: Whether x is a ratio, drawn by powers of two, with signed differences above it.
 
     Returns:
         A PNG.
     """
     figure = new_figure(PANEL, 2.5)
     axes = figure.add_subplot()
-    calm(axes)
+    dress(axes, title, grid="y")
+    name_axes(axes, axis)
     xs = sorted({point[0] for points in series.values() for point in points})
     place = (lambda x: np.log2(x)) if ratio else (lambda x: x)
     width = 0.02 * (place(xs[-1]) - place(xs[0]) or 1)
@@ -154,13 +155,8 @@ def curves(
             markersize=5, linewidth=1.5, linestyle="--" if arm == "real" else "-", markeredgecolor="white",
         )  # fmt: skip
     axes.set_xticks([place(x) for x in xs], [f"{x:g}" if ratio else f"{100 * x:.0f} %" for x in xs])
-    axes.tick_params(labelsize=7.5)
-    axes.grid(axis="y", color=RULE, linewidth=0.6)
-    axes.set_axisbelow(True)
     axes.locator_params(axis="y", nbins=5)
     if ratio:
         axes.axhline(0, color=INK, linewidth=0.9, zorder=0)
         axes.yaxis.set_major_formatter(signed)
-    axes.set_xlabel(axis, fontsize=7.5, color=INK)
-    axes.set_title(title, fontsize=9, weight="bold", color=INK, loc="left")
     return png_bytes(figure)

@@ -37,7 +37,7 @@ def augmented_folders(directory: Path) -> list[dict]:
     """Find what ``augment`` wrote, method by method and fold by fold.
 
     Args:
-        directory: output folder of ``compare``.
+        directory: Output folder of ``compare``.
 
     Returns:
         One dict per folder with method, fold, percent (of the training patients), path and manifest (its lines).
@@ -121,7 +121,7 @@ def quality(folders: list[dict]) -> dict | None:
     """Return the quality cards of all folds, averaged: per tissue and measure the floor and the value of each method.
 
     Args:
-        folders: from ``augmented_folders``; those without quality.json do not count.
+        folders: Folders of ``augmented_folders``; those without quality.json do not count.
 
     Returns:
         ``methods`` (titles), ``explained`` (title and explanation of the measures there are) and ``tissues``, per

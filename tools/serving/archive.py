@@ -25,8 +25,8 @@ def unpack(archive: Path, output: Path, checksum: str | None = None) -> Path:
     """Unpack a bundle's zip into a new or empty folder, after looking at every path in it.
 
     Args:
-        archive: the zip; everything in it lies below one folder, the bundle.
-        output: folder to fill; nothing is left in it if the zip is refused.
+        archive: The zip; everything in it lies below one folder, the bundle.
+        output: Folder to fill; nothing is left in it if the zip is refused.
         checksum: SHA-1 that the zip must have, as model_info.json names it.
 
     Returns:

@@ -44,8 +44,8 @@ def bundle_problems(root: Path, large_bytes: int = LARGE_BYTES) -> list[str]:
     """Return everything that is wrong with the files of a bundle, one sentence each; none is built or run.
 
     Args:
-        root: the bundle's folder.
-        large_bytes: size above which ``large_files.yml`` must name a file's address and hash.
+        root: The bundle's folder.
+        large_bytes: Size above which ``large_files.yml`` must name a file's address and hash.
     """
     root = Path(root)
     problems = [f"{name} is missing" for name in REQUIRED_FILES if not (root / name).is_file()]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tools.io.files import InputError, RunError, new_directory, read_json
 from tools.quantify import extents
-from tools.serving.exports import export_torchscript
+from tools.serving.exports import export
 
 HERE = Path(__file__).parent
 
@@ -14,8 +14,8 @@ def write_app(bundle_root: Path, output: Path) -> None:
     """Write the app: a folder that ``python OUTPUT -i DICOM -o RESULTS -m OUTPUT/models`` runs and a MAP is made of.
 
     Args:
-        bundle_root: the segmenter's bundle, with models/model.pt.
-        output: new folder for the app's source, app.yaml, requirements.txt, models/model.ts, and the bundle's scripts
+        bundle_root: The segmenter's bundle, with models/model.pt.
+        output: New folder for the app's source, app.yaml, requirements.txt, models/model.ts, and the bundle's scripts
             and licence.
 
     Raises:
@@ -40,6 +40,6 @@ def write_app(bundle_root: Path, output: Path) -> None:
         (folder / "app.yaml").write_text(app.format(version=version))
         (folder / "models").mkdir()
         try:
-            export_torchscript(bundle_root, folder / "models/model.ts")
+            export(bundle_root, folder / "models", ["torchscript"])
         except RunError as error:
             raise RunError(f"the export of {bundle_root} as TorchScript failed: {error}") from None

@@ -11,7 +11,7 @@ from pathlib import Path
 import highdicom as hd
 import nibabel as nib
 import numpy as np
-from extents import measure, write_rows
+from extents import region_extents, write_rows
 from highdicom.color import CIELabColor
 from monai.deploy.conditions import CountCondition
 from monai.deploy.core import AppContext, Application, Image, IOType, Operator
@@ -122,25 +122,27 @@ def describe(labels: dict[str, int], version: str) -> list[hd.seg.SegmentDescrip
     return segments
 
 
+def _instance(series_number: int) -> dict:
+    """Return what every new DICOM object has: identities of its own, and its maker."""
+    own = {"series_instance_uid": hd.UID(), "sop_instance_uid": hd.UID()}
+    return own | {"series_number": series_number, "instance_number": 1, "manufacturer": MAKER}
+
+
 def segmentation(tissues: np.ndarray, slices: list[Dataset], labels: dict[str, int], version: str) -> Dataset:
     """Return tissues as DICOM SEG in the geometry of the CT.
 
     Args:
-        tissues: label values, shape (slices, rows, columns).
-        slices: the CT's DICOM slices, in that order.
-        labels: tissue name to value.
-        version: of the bundle.
+        tissues: Label values, shape (slices, rows, columns).
+        slices: The CT's DICOM slices, in that order.
+        labels: Tissue name to value.
+        version: Version of the bundle.
     """
     return hd.seg.Segmentation(
         source_images=slices,
         pixel_array=np.ascontiguousarray(tissues),
         segmentation_type="BINARY",
         segment_descriptions=describe(labels, version),
-        series_instance_uid=hd.UID(),
-        series_number=900,
-        sop_instance_uid=hd.UID(),
-        instance_number=1,
-        manufacturer=MAKER,
+        **_instance(900),
         manufacturer_model_name=MODEL,
         software_versions=version,
         device_serial_number="0",
@@ -155,26 +157,26 @@ def measure_extents(hu: np.ndarray, tissues: np.ndarray, affine: np.ndarray, lab
 
     Args:
         hu: CT in HU, shape (slices, rows, columns).
-        tissues: label values, the same shape.
-        affine: from columns, rows and slices to RAS.
-        labels: tissue name to value.
+        tissues: Label values, the same shape.
+        affine: Affine from columns, rows and slices to RAS.
+        labels: Tissue name to value.
     """
     if not tissues.any():
         return None
     volumes = [nib.Nifti1Image(np.swapaxes(array, 0, 2), affine) for array in (hu.astype(np.float32), tissues)]
     hu, tissues = (nib.as_closest_canonical(volume) for volume in volumes)
     spacing = np.array(nib.affines.voxel_sizes(hu.affine))
-    return measure(np.asarray(hu.dataobj), np.asarray(tissues.dataobj), spacing, labels)
+    return region_extents(np.asarray(hu.dataobj), np.asarray(tissues.dataobj), spacing, labels)
 
 
 def report(found: dict | None, seg: Dataset, slices: list[Dataset], version: str) -> Dataset:
     """Return the extents as a DICOM SR (TID 1500): a group per tissue, which names its segment, and one for the lung.
 
     Args:
-        found: of :func:`measure_extents`.
-        seg: of :func:`segmentation`.
-        slices: the CT's DICOM slices.
-        version: of the bundle.
+        found: Extents of :func:`measure_extents`.
+        seg: Segmentation of :func:`segmentation`.
+        slices: The CT's DICOM slices.
+        version: Version of the bundle.
     """
     rows = found or {"whole": {"lung_ml": 0.0}}
     groups = [_group("lung", codes.SCT.Lung, rows, {
@@ -199,11 +201,7 @@ def report(found: dict | None, seg: Dataset, slices: list[Dataset], version: str
     return hd.sr.Comprehensive3DSR(
         evidence=[seg, *slices],
         content=content[0],
-        series_instance_uid=hd.UID(),
-        series_number=901,
-        sop_instance_uid=hd.UID(),
-        instance_number=1,
-        manufacturer=MAKER,
+        **_instance(901),
         is_complete=True,
         series_description=DESCRIPTION,
     )

@@ -4,58 +4,69 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from tools.io.files import RunError, atomic_file
+from tools.io.files import RunError, atomic_file, read_json
 from tools.workflows.run import first_error
 
+KINDS = {"torchscript": "model.ts", "onnx": "model.onnx"}  # what MONAI's loaders and the exports call them
+SIDES = ("width", "height", "depth")
 
-def export(root: Path, metadata: dict, folder: Path) -> None:
-    """Write model.ts and model.onnx, in processes of their own: two bundles in one would share ``scripts``.
 
-    A bundle with configs/export.json exports itself; of others MONAI's own commands export ``network_def``.
+def export(
+    root: Path, folder: Path, kinds: Iterable[str] = tuple(KINDS), run: Callable[[str, list, Path], None] | None = None
+) -> dict[str, Path]:
+    """Write a bundle's network with its weights as TorchScript and ONNX, each by a command in a process of its own.
+
+    A bundle with configs/export.json exports itself, both kinds at once. Of others MONAI's own commands export
+    ``network_def``, which has one input.
 
     Args:
-        root: folder of the bundle.
-        metadata: the bundle's; a network that MONAI exports has one input.
-        folder: where to write.
+        root: Folder of the bundle.
+        folder: Where to write.
+        kinds: What is wanted, of ``KINDS``.
+        run: Runs a command of ``monai.bundle``: its name, its words, and the file that it writes.
+
+    Returns:
+        Kind to file.
 
     Raises:
         RunError: if an export fails.
     """
     root, folder = Path(root).resolve(), Path(folder).resolve()
+    run = run or (lambda name, words, makes: monai_bundle(root, words))
+    made = {kind: folder / name for kind, name in KINDS.items()}
+    bundle = ["--bundle_root", root, "--meta_file", root / "configs/metadata.json"]
     if (root / "configs/export.json").is_file():
         both = str([str(root / "configs" / name) for name in ("inference.json", "export.json")])
-        places = ["--torchscript", folder / "model.ts", "--onnx", folder / "model.onnx"]
-        _monai_bundle(root, "run", "--config_file", both, *places)
-        strip_torchscript(folder / "model.ts")
+        places = [word for kind, path in made.items() for word in (f"--{kind}", path)]
+        run("export", ["run", *bundle, "--config_file", both, *places], made["onnx"])
     else:
-        export_torchscript(root, folder / "model.ts")
-        image = metadata["network_data_format"]["inputs"]["image"]
-        axes = {0: "batch"} | {2 + axis: f"side_{axis}" for axis in range(len(image["spatial_shape"]))}
-        # no two sizes alike: one that the export froze would show
-        sides = (multiple(side) * (4 + 2 * n) for n, side in enumerate(image["spatial_shape"]))
-        names = {"input_names": ["image"], "output_names": ["pred"], "dynamic_axes": {"image": axes}}
-        more = ["--input_shape", [2, image["num_channels"], *sides], "--converter_kwargs", names]
-        _monai_bundle(root, "onnx_export", "network_def", *_network(root), "--filepath", folder / "model.onnx", *more)
-    strip_onnx(folder / "model.onnx")
+        made = {kind: path for kind, path in made.items() if kind in kinds}
+        commands = {"torchscript": ("ckpt_export", []), "onnx": ("onnx_export", _onnx_words(root))}
+        network = ["--config_file", root / "configs/inference.json", "--ckpt_file", root / "models/model.pt"]
+        for kind, path in made.items():
+            command, more = commands[kind]
+            run(kind, [command, "network_def", *bundle, *network, "--filepath", path, *more], path)
+    for kind, path in made.items():
+        (strip_onnx if kind == "onnx" else strip_torchscript)(path)
+    return made
 
 
-def export_torchscript(root: Path, path: Path) -> None:
-    """Write a bundle's ``network_def`` with its weights and configs as TorchScript; RunError if MONAI cannot."""
-    root, path = Path(root).resolve(), Path(path).resolve()
-    _monai_bundle(root, "ckpt_export", "network_def", *_network(root), "--filepath", path)
-    strip_torchscript(path)
+def _onnx_words(root: Path) -> list:
+    """Return what onnx_export has to know of the network's input, as metadata.json describes it."""
+    image = read_json(root / "configs/metadata.json")["network_data_format"]["inputs"]["image"]
+    axes = {0: "batch"} | {2 + axis: side for axis, side in zip(range(len(image["spatial_shape"])), SIDES)}
+    # no two sizes alike: one that the export froze would show
+    sides = (multiple(side) * (4 + 2 * n) for n, side in enumerate(image["spatial_shape"]))
+    names = {"input_names": ["image"], "output_names": ["pred"], "dynamic_axes": {"image": axes}}
+    return ["--input_shape", [2, image["num_channels"], *sides], "--converter_kwargs", names]
 
 
-def _network(root: Path) -> list:
-    return ["--config_file", root / "configs/inference.json", "--ckpt_file", root / "models/model.pt"]
-
-
-def _monai_bundle(root: Path, *words: object) -> None:
-    words = [*words, "--bundle_root", root, "--meta_file", root / "configs/metadata.json"]
+def monai_bundle(root: Path, words: list) -> None:
+    """Run a command of ``monai.bundle`` in a bundle's folder and leave nothing there; RunError if it fails."""
     command = [sys.executable, "-m", "monai.bundle", *map(str, words)]
-    # nothing is left in the bundle's folder
     environment = {"PYTHONWARNINGS": "ignore"} | os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment)
     if done.returncode:

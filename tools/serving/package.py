@@ -7,22 +7,17 @@ from pathlib import Path
 from tools.bundles import BUNDLES
 from tools.flags import listed
 from tools.io.files import InputError, check_new_directory, new_directory, read_json, write_json
+from tools.serving import exports
 from tools.serving.archive import sha1, unpack, write_zip
 from tools.serving.bundle_check import bundle_problems
 from tools.serving.deploy import write_app
-from tools.serving.publish import (
-    UNNAMED,
-    check_repository,
-    credentials,
-    model_info,
-    to_github,
-    to_hugging_face,
-    upload_plan,
-)
+from tools.serving.publish import UNNAMED, check_repository, credentials, model_info, to_hugging_face, upload_plan
 from tools.serving.triton import write_repository
-from tools.serving.unpacked import SEGMENTER, SYNTHESIZER, Proof, draw_patients
+from tools.serving.unpacked import Proof, draw_patients
 from tools.serving.workflow_check import workflow_problems
 from tools.workflows.run import versions
+from tools.workflows.segmenter import SEGMENTER
+from tools.workflows.synthesizer import SYNTHESIZER
 
 TARGETS = ("zoo", "torchscript", "onnx", "triton", "deploy")
 UNIT_TESTS = BUNDLES.parent / "tests/zoo"
@@ -46,15 +41,15 @@ def package(
     went well, and nothing leaves this machine without ``--publish``.
 
     Args:
-        bundle: folder name below ``bundles/``.
-        output: folder to create.
-        weights: state dict to ship as models/model.pt; the bundle's own if None.
-        targets: of zoo (the Model Zoo's check of the network), torchscript, onnx, triton and deploy (the segmenter
-            only), with commas.
-        data_license: text that replaces docs/data_license.txt: what the data behind the weights permit. Needed to
-            publish.
-        repository: owner/name on GitHub or Hugging Face, for the addresses.
-        publish: github or huggingface uploads, with the credentials in GITHUB_TOKEN or HF_TOKEN.
+        bundle: The bundle's folder name below ``bundles/``.
+        output: Folder to create.
+        weights: State dict to ship as models/model.pt; the bundle's own by default.
+        targets: What to make: zoo (the Model Zoo's check of the network), torchscript, onnx, triton and deploy (the
+            segmenter only), with commas.
+        data_license: Text that replaces docs/data_license.txt: what the data behind the weights permit. It is needed
+            to publish.
+        repository: The owner/name on GitHub or Hugging Face, for the addresses.
+        publish: Place to upload to, huggingface, with the credentials in HF_TOKEN; a release on GitHub is made by gh.
 
     Raises:
         InputError: if the bundle, its weights or an argument is not fit; all problems of the bundle are named together.
@@ -63,7 +58,7 @@ def package(
     output, targets = check_new_directory(output), _targets(bundle, targets)
     if repository is not None:
         check_repository(repository)
-    token = credentials(publish, repository)
+    token = credentials(publish, bundle, output, repository)
     if publish and data_license is None:
         raise InputError(
             f"publish {publish} needs --data_license, a text that says what the data behind the weights permit"
@@ -85,13 +80,11 @@ def package(
             _prove(proof, targets, partial)
             _describe(archive, root, repository or UNNAMED, proof.steps)
         archive = output / archive.name
-        if publish == "github":
-            print(f"released as {to_github(archive, repository, token)}")
-        elif publish == "huggingface":
+        if publish:
             print(f"uploaded as {to_hugging_face(root, version, repository, token)}")
     print(f"wrote {archive} ({archive.stat().st_size / 1e6:.1f} MB); package.json says what was run from it")
     if not publish:
-        print("nothing was uploaded; upload.json says what --publish github or huggingface would send where")
+        print("nothing was uploaded; upload.json says what --publish huggingface or gh release create would send where")
 
 
 def _targets(bundle: str, targets: str) -> list[str]:
@@ -131,10 +124,9 @@ def _prove(proof: Proof, targets: list[str], output: Path) -> None:
     proof.workflows()
     if "zoo" in targets:
         proof.zoo_checks()
-    if "torchscript" in targets:
-        proof.torchscript(output / f"{stem}.ts")
-    if "onnx" in targets:
-        proof.onnx(output / f"{stem}.onnx")
+    kinds = [kind for kind in exports.KINDS if kind in targets]
+    if kinds:
+        proof.export(kinds, output / stem)
     if "triton" in targets:
         proof.make("triton", write_repository, output / "triton")
     if "deploy" in targets:

@@ -8,8 +8,8 @@ from pathlib import Path
 from tools.io.files import InputError, check_new_directory, new_directory, read_json, write_text
 from tools.serving.exports import export
 
-# kind of model: Triton's backend, the file that it looks for, and what the exports call it
-KINDS = {"onnx": ("onnxruntime", "model.onnx", "model.onnx"), "torchscript": ("pytorch", "model.pt", "model.ts")}
+# kind of model: Triton's backend, and the file that it looks for
+KINDS = {"onnx": ("onnxruntime", "model.onnx"), "torchscript": ("pytorch", "model.pt")}
 MAX_BATCH = 16  # windows, what both bundles send at most as they come
 
 
@@ -17,8 +17,8 @@ def triton(bundle_root: Path, output: Path) -> None:
     """Export a bundle's network for Triton Inference Server: as ONNX and as TorchScript, with config.pbtxt.
 
     Args:
-        bundle_root: folder of the bundle, with weights in models/model.pt.
-        output: the model repository; it may hold the models of another bundle.
+        bundle_root: Folder of the bundle, with weights in models/model.pt.
+        output: The model repository; it may hold the models of another bundle.
 
     Raises:
         InputError: if the weights are missing, onnx is not installed, or the repository holds such a model already.
@@ -40,12 +40,11 @@ def write_repository(bundle_root: Path, output: Path) -> None:
     folders = {kind: check_new_directory(Path(output) / name) for kind, name in zip(KINDS, model_names(root))}
     texts = {kind: configuration(folder.name, kind, metadata) for kind, folder in folders.items()}
     with tempfile.TemporaryDirectory() as exported:
-        export(root, metadata, Path(exported))
+        made = export(root, Path(exported))
         for kind, folder in folders.items():
-            _, wanted, written = KINDS[kind]
             with new_directory(folder) as partial:
                 (partial / "1").mkdir()
-                shutil.move(Path(exported) / written, partial / "1" / wanted)
+                shutil.move(made[kind], partial / "1" / KINDS[kind][1])
                 write_text(partial / "config.pbtxt", texts[kind])
 
 
@@ -58,14 +57,14 @@ def configuration(name: str, kind: str, metadata: dict) -> str:
     """Return the text of a model's ``config.pbtxt``.
 
     Args:
-        name: of the model.
-        kind: one of KINDS.
-        metadata: the bundle's, whose ``network_data_format`` has the tensors.
+        name: Name of the model.
+        kind: Kind of model, of KINDS.
+        metadata: The bundle's metadata, whose ``network_data_format`` has the tensors.
 
     Raises:
         InputError: if a tensor is not float32.
     """
-    backend, _, _ = KINDS[kind]
+    backend, _ = KINDS[kind]
     tensors = metadata["network_data_format"]
     inputs = ",\n".join(_tensor(key, value) for key, value in tensors["inputs"].items())
     outputs = ",\n".join(_tensor(key, value) for key, value in tensors["outputs"].items())

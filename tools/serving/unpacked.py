@@ -17,18 +17,18 @@ import numpy as np
 from tools.data.dataset import dataset
 from tools.io.files import RunError, sha256
 from tools.phantom.phantom import phantom
-from tools.serving.exports import strip_onnx, strip_torchscript
+from tools.serving import exports
 from tools.tissues import tissue_labels
 from tools.workflows.run import first_error
+from tools.workflows.segmenter import SEGMENTER
+from tools.workflows.synthesizer import SYNTHESIZER
 
-SEGMENTER, SYNTHESIZER = "lung_tissue_seg", "difflung_synthesis"
 # Two iterations, and what makes them cheap.
 TRAINING = {
     SEGMENTER: {"max_epochs": 1, "epoch_length": 2},
     SYNTHESIZER: {"max_epochs": 1, "epoch_length": 2, "val_interval": 2, "measured_patches": 64},
 }
 EVALUATION = {SEGMENTER: {}, SYNTHESIZER: {"samples": 1}}
-ONNX_KWARGS = "{input_names: [image], output_names: [pred], dynamic_axes: {image: {0: batch, 2: width, 3: height}}}"
 
 
 def draw_patients(folder: Path, bundle: str) -> tuple[Path, Path]:
@@ -54,14 +54,14 @@ class Proof:
     """The commands of a bundle's page, run from its unpacked zip.
 
     Args:
-        root: the bundle's folder.
-        work: folder for everything that the runs write.
-        dataset_dir: of the datalist for training and evaluation.
-        cases_dir: what inference reads.
-        log: file that keeps what a failed step printed.
+        root: The bundle's folder.
+        work: Folder for everything that the runs write.
+        dataset_dir: Folder of the datalist for training and evaluation.
+        cases_dir: Folder that inference reads.
+        log: File that keeps what a failed step printed.
 
     Attributes:
-        steps: one per command so far: name, command, seconds, result (ok).
+        steps: Name, command, seconds and result (ok) of every command so far.
     """
 
     def __init__(self, root: Path, work: Path, dataset_dir: Path, cases_dir: Path, log: Path) -> None:
@@ -104,52 +104,23 @@ class Proof:
 
     def zoo_checks(self) -> None:
         """Check the network as the Model Zoo does; the zoo's check of the schema needs a network connection."""
-        self.call("verify_net_in_out", ["verify_net_in_out", "network_def", *self._configs(), "--device", "cpu"])
+        configs = self.root / "configs"
+        words = ["--meta_file", configs / "metadata.json", "--config_file", configs / "inference.json"]
+        self.call("verify_net_in_out", ["verify_net_in_out", "network_def", *words, "--device", "cpu"])
 
-    def torchscript(self, output: Path) -> None:
-        """Export to TorchScript; the segmenter must then label as before.
-
-        Args:
-            output: file to write.
-        """
-        if self._exports_itself():
-            self.export("model.ts", output)
-            return
-        words = ["ckpt_export", "network_def", "--filepath", self.work / "exported/model.ts", *self._weights()]
-        self.call("torchscript", words, self.work / "exported/model.ts")
-        strip_torchscript(self.work / "exported/model.ts")
-        self.infer("inference_torchscript", ["inference_torchscript.json"], model_dir=self.work / "exported")
-        shutil.copyfile(self.work / "exported/model.ts", output)
-
-    def onnx(self, output: Path) -> None:
-        """Export to ONNX; the segmenter must then label as before.
+    def export(self, kinds: list[str], stem: Path) -> None:
+        """Export as ``tools.serving.exports`` does; a network with an overlay for it must then answer as before.
 
         Args:
-            output: file to write.
+            kinds: What to export, of ``exports.KINDS``.
+            stem: File to write, without its ending.
         """
-        if self._exports_itself():
-            self.export("model.onnx", output)
-            return
-        words = ["onnx_export", "network_def", "--filepath", self.work / "exported/model.onnx", *self._weights()]
-        words += ["--input_shape", "[2,1,96,64]", "--converter_kwargs", ONNX_KWARGS]
-        self.call("onnx", words, self.work / "exported/model.onnx")
-        strip_onnx(self.work / "exported/model.onnx")
-        self.infer("inference_onnx", ["inference_onnx.json"], model_dir=self.work / "exported")
-        shutil.copyfile(self.work / "exported/model.onnx", output)
-
-    def export(self, file: str, output: Path) -> None:
-        """Let a bundle with configs/export.json write model.ts and model.onnx, if it has not yet, and copy one."""
-        made = {kind: self.work / "exported" / f"model.{kind}" for kind in ("ts", "onnx")}
-        if not made["onnx"].exists():
-            places = {"torchscript": made["ts"], "onnx": made["onnx"]}
-            self.run("export", "run", ["inference.json", "export.json"], places, made["onnx"])
-            strip_torchscript(made["ts"])
-            strip_onnx(made["onnx"])
-        shutil.copyfile(self.work / "exported" / file, output)
-
-    def _exports_itself(self) -> bool:
-        """Return whether the bundle's network needs more inputs than MONAI's own exports know."""
-        return (self.root / "configs/export.json").is_file()
+        folder = self.work / "exported"
+        made = exports.export(self.root, folder, kinds, self.call)
+        for kind in kinds:
+            if (self.root / f"configs/inference_{kind}.json").is_file():
+                self.infer(f"inference_{kind}", [f"inference_{kind}.json"], model_dir=folder)
+            shutil.copyfile(made[kind], f"{stem}{made[kind].suffix}")
 
     def make(self, name: str, function: Callable[[Path, Path], None], output: Path) -> None:
         """Let a function of the tools make something of the unpacked bundle, and note it."""
@@ -176,20 +147,14 @@ class Proof:
             words += [f"--{key}", value]
         self.call(name, words, makes, cwd=self.work)
 
-    def call(
-        self,
-        name: str,
-        words: Iterable,
-        makes: Path | None = None,
-        cwd: Path | None = None,
-    ) -> None:
+    def call(self, name: str, words: Iterable, makes: Path | None = None, cwd: Path | None = None) -> None:
         """Run ``python -m monai.bundle`` and note how it went.
 
         Args:
-            name: of the step.
-            words: of the command.
-            makes: what it must write.
-            cwd: where it runs; the bundle's folder if None, for commands that look for ``scripts`` there.
+            name: Name of the step.
+            words: Words of the command.
+            makes: File or folder that it must write.
+            cwd: Folder in which it runs; the bundle's if None, for commands that look for ``scripts`` there.
 
         Raises:
             RunError: if it fails, or does not write what it must.
@@ -207,13 +172,6 @@ class Proof:
             raise RunError(f"{name} of {self.root.name} failed: {_cause(done.stderr)}; its log is {self.log}")
         self.steps.append(step | {"result": "ok"})
         print(f"{name}: ok, {step['seconds']} s", flush=True)
-
-    def _configs(self) -> list:
-        configs = self.root / "configs"
-        return ["--meta_file", configs / "metadata.json", "--config_file", configs / "inference.json"]
-
-    def _weights(self) -> list:
-        return ["--ckpt_file", self.root / "models/model.pt", *self._configs()]
 
     def _environment(self) -> dict[str, str]:
         """Return the environment of somebody else: another home, no way here, nothing written beside the sources."""

@@ -24,10 +24,10 @@ def workflow_problems(root: Path, dataset_dir: Path, cases_dir: Path, output_dir
     """Build a bundle's workflows and load its weights, in a process of its own; return what is wrong.
 
     Args:
-        root: the bundle's folder, weights included.
-        dataset_dir: what training and evaluation read.
-        cases_dir: what inference reads.
-        output_dir: where the workflows may write.
+        root: The bundle's folder, weights included.
+        dataset_dir: Folder that training and evaluation read.
+        cases_dir: Folder that inference reads.
+        output_dir: Folder where the workflows may write.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_problems, root, dataset_dir, cases_dir, output_dir).result()

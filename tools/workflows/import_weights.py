@@ -11,8 +11,8 @@ from torch import nn
 
 from tools.io.files import InputError, atomic_file, check_writable
 from tools.workflows.run import read_bundle
+from tools.workflows.synthesizer import SYNTHESIZER
 
-BUNDLE = "difflung_synthesis"
 NESTED = ("model", "state_dict", "unet_state_dict", "network", "unet")
 OBJECTIVES = ("ddpm", "flow")
 TOLERANCE = 1e-5  # relative difference of the two networks' outputs in float32
@@ -34,12 +34,12 @@ def import_weights(
     leave no trace in them and must be given as they were in training: a wrong one goes unnoticed.
 
     Args:
-        source: checkpoint, a state dict by itself or under model, state_dict, unet_state_dict, network or unet, with or
+        source: Checkpoint, a state dict by itself or under model, state_dict, unet_state_dict, network or unet, with or
             without a prefix such as ``module.``; a file that ends in .safetensors needs that package.
-        output: file to write, the state dict of the bundle's network.
-        num_head_channels: channels of an attention head, one number for all levels.
-        norm_num_groups: groups of the group normalisation.
-        objective: what the training will be for: ddpm goes on with the noise the checkpoint predicts, flow asks the
+        output: File to write, the state dict of the bundle's network.
+        num_head_channels: Channels of an attention head, one number for all levels.
+        norm_num_groups: Groups of the group normalisation.
+        objective: Objective of the training: ddpm goes on with the noise the checkpoint predicts, flow asks the
             same weights for a velocity and so takes longer.
 
     Raises:
@@ -222,7 +222,7 @@ def build_reference(shape: Mapping, weights: Mapping[str, torch.Tensor], source:
 
 def build_denoiser(shape: Mapping, objective: str) -> nn.Module:
     """Return the bundle's network, as train.json builds it, of the checkpoint's shape and in float32."""
-    parser = read_bundle(BUNDLE, "train.json")
+    parser = read_bundle(SYNTHESIZER, "train.json")
     parser["objective"], parser["network_channels"], parser["amp"] = objective, shape["channels"], False
     parser["tissue_prior"], parser["data_scale"] = False, 1.0  # the checkpoint's network had neither
     for name in ("spatial_dims", "num_res_blocks", "attention_levels", "num_head_channels", "norm_num_groups"):

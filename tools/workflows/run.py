@@ -1,4 +1,4 @@
-"""Running a bundle's workflow in a process of its own (two bundles in one process would share ``scripts``)."""
+"""Running a bundle: its workflow in a process of its own, or its components in this one."""
 
 import importlib.metadata
 import multiprocessing
@@ -14,20 +14,21 @@ from pathlib import Path
 
 from monai.bundle import ConfigParser
 
-from tools.bundles import BUNDLES
+from tools.bundles import BUNDLES, import_scripts, rename_targets
 from tools.io.files import InputError, RunError, read_json
+
+LOG_PREFIX = re.compile(r"^[-0-9]+ [:,0-9]+ - [A-Z]+ - ", re.MULTILINE)  # of lines that NVFlare logs
 
 
 def check_overrides(bundle: str, config_files: list[str], overrides: dict) -> None:
     """Raise InputError for an override whose id the configs do not have; MONAI itself would silently ignore it.
 
     Args:
-        bundle: folder name below ``bundles/``.
-        config_files: names below the bundle's ``configs/``; a later one overlays the earlier ones.
-        overrides: config id to value; nested ids are written with ``::``.
+        bundle: Folder name below ``bundles/``.
+        config_files: Names below the bundle's ``configs/``; a later one overlays the earlier ones.
+        overrides: Config id to value; nested ids are written with ``::``.
     """
-    parser = ConfigParser()
-    parser.read_config([str(BUNDLES / bundle / "configs" / name) for name in config_files])
+    parser = read_bundle(bundle, *config_files)
     for key in overrides:
         try:
             parser[key]
@@ -35,24 +36,17 @@ def check_overrides(bundle: str, config_files: list[str], overrides: dict) -> No
             raise InputError(f"{bundle}/{'+'.join(config_files)} has no id {key!r} to override") from None
 
 
-def read_bundle(bundle: str, config_file: str) -> ConfigParser:
-    """Return a bundle's config, from which its network can be built in this process.
+def read_bundle(bundle: str, *config_files: str) -> ConfigParser:
+    """Return a bundle's config, from which its components can be built in this process, beside those of other bundles.
 
     Args:
-        bundle: folder name below ``bundles/``; the same one each time, since a process holds the scripts of one.
-        config_file: name below the bundle's ``configs/``.
-
-    Raises:
-        RunError: if this process has loaded the scripts of another bundle.
+        bundle: Folder name below ``bundles/``.
+        config_files: Names below the bundle's ``configs/``; a later one overlays the earlier ones.
     """
     root = BUNDLES / bundle
-    loaded = getattr(sys.modules.get("scripts"), "__file__", None)
-    if loaded and Path(loaded).parents[1] != root:
-        raise RunError(f"{bundle} cannot be built in a process that has loaded {loaded}; start one of its own")
-    if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
+    config = ConfigParser.load_config_files([str(root / "configs" / name) for name in config_files])
     parser = ConfigParser()
-    parser.read_config(str(root / "configs" / config_file))
+    parser.read_config(rename_targets(config, import_scripts(root)))
     parser["bundle_root"] = str(root)
     return parser
 
@@ -63,11 +57,11 @@ def run_bundle(
     """Run ``python -m monai.bundle run`` on one of our bundles and wait for it; its progress bar shows on a terminal.
 
     Args:
-        bundle: folder name below ``bundles/``.
-        config_files: names below the bundle's ``configs/``; a later one overlays the earlier ones.
-        overrides: config id to value.
-        log: file that receives everything the run prints.
-        variables: environment variables of the run, beside those of this process.
+        bundle: Folder name below ``bundles/``.
+        config_files: Names below the bundle's ``configs/``; a later one overlays the earlier ones.
+        overrides: Config id to value.
+        log: File that receives everything the run prints.
+        variables: Environment variables of the run, beside those of this process.
 
     Raises:
         InputError: if an override names an id that the configs do not have.
@@ -152,3 +146,44 @@ def clean_environment() -> dict[str, str]:
     """Return the environment without this project's packages, and with threads that sleep while they wait."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     return {"OMP_WAIT_POLICY": "PASSIVE"} | kept
+
+
+def check_python(flag: str, python: Path, modules: str, remedy: str) -> None:
+    """Raise InputError unless the interpreter of another environment can import what is needed there.
+
+    Args:
+        flag: Flag that named it.
+        python: The interpreter.
+        modules: Names of the modules, with commas; the first one gives the environment its name.
+        remedy: What to do where one is missing.
+    """
+    name = modules.partition(",")[0]
+    words = [python, "-c", f"import {modules}"]
+    try:
+        subprocess.run(words, check=True, capture_output=True, text=True, env=clean_environment())
+    except OSError as error:
+        raise InputError(f"{flag} {python} cannot be started ({error}); name the Python in which {name} is") from None
+    except subprocess.CalledProcessError as error:
+        cause = (error.stderr.splitlines() or [""])[-1]
+        raise InputError(f"{python} cannot import {modules} ({cause}); {remedy}") from None
+
+
+def run_worker(what: str, python: Path, worker: Path, job: Path, log: Path) -> None:
+    """Run one of our worker scripts, which import nothing of this project, in another environment.
+
+    Args:
+        what: What it does, for the message.
+        python: Interpreter of the environment.
+        worker: The script.
+        job: JSON file that says what to do.
+        log: File that receives everything it prints.
+
+    Raises:
+        RunError: if it fails; the message holds the error it began with.
+    """
+    with open(log, "w") as stream:
+        words = [python, str(worker), str(job)]
+        failed = subprocess.run(words, stdout=stream, stderr=subprocess.STDOUT, env=clean_environment()).returncode
+    if failed:
+        cause = first_error(LOG_PREFIX.sub("", log.read_text(errors="replace")))
+        raise RunError(f"{what} failed: {cause}; its log is {log}")

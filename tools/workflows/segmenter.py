@@ -1,6 +1,7 @@
 """The segmenter's bundle as the tools run it: budgets, voxel size, labelling CTs, Dice."""
 
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +15,6 @@ from tools.tissues import tissue_labels
 from tools.workflows.run import run_bundle
 
 SEGMENTER = "lung_tissue_seg"
-
-
 STEPS_PER_EPOCH_AT_LEAST = 50
 
 
@@ -43,19 +42,46 @@ def median_spacing_mm(cases: list[Case]) -> list[float]:
     return [size, size, -1]
 
 
+def label_cts(images: dict[str, Path], weights: Path, answers: Path, settings: dict, log: Path) -> None:
+    """Label CTs in one run of the segmenter's inference.
+
+    Args:
+        images: Case to CT.
+        weights: Weights of the segmenter.
+        answers: Folder for the tissue maps, ``CASE_tissues.nii.gz`` unless ``output_postfix`` says otherwise.
+        settings: Config ids of the inference and their values.
+        log: Log of the run.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        links = {Path(name, "model.pt"): weights}
+        for case, path in images.items():
+            links[Path(name, "cts", f"{case}{'.nii.gz' if str(path).endswith('.gz') else '.nii'}")] = path
+        for link, target in links.items():
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(Path(target).absolute())
+        places = {"dataset_dir": str(Path(name, "cts")), "model_dir": name, "output_dir": str(answers)}
+        run_bundle(SEGMENTER, ["inference.json"], settings | places, log)
+
+
+def of_inference(settings: dict) -> dict:
+    """Return those settings of a training that the inference has too."""
+    known = read_json(BUNDLES / SEGMENTER / "configs/inference.json")
+    return {key: value for key, value in settings.items() if key.split("::")[0] in known}
+
+
 def segment(images: dict[str, Path], weights: Path, card: dict, work: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield case and tissue map, canonical orientation, of what a segmenter answers for some CTs."""
-    cts, answers = work / "cts", work / "answers"
-    cts.mkdir(parents=True)
-    for case, path in images.items():
-        (cts / f"{case}{'.nii.gz' if str(path).endswith('.gz') else '.nii'}").symlink_to(Path(path).absolute())
-    shared = read_json(BUNDLES / SEGMENTER / "configs/inference.json")
-    settings = {key: value for key, value in card["overrides"].items() if key in shared}
-    settings |= {"spacing_mm": card["spacing_mm"], "model_dir": str(Path(weights).parent)}
-    settings |= {"dataset_dir": str(cts), "output_dir": str(answers)}
-    run_bundle(SEGMENTER, ["inference.json"], settings, work / "segment.log")
+    """Yield case and tissue map, canonical orientation, of what a segmenter answers for some CTs.
+
+    Args:
+        images: Case to CT.
+        weights: Weights of the segmenter.
+        card: The card beside the weights: ``overrides`` of their training and ``spacing_mm``.
+        work: Folder for the run, removed at the end.
+    """
+    settings = of_inference(card["overrides"]) | {"spacing_mm": card["spacing_mm"]}
+    label_cts(images, weights, work, settings, work / "segment.log")
     for case in images:
-        answer, image = load_labels(answers / f"{case}_tissues.nii.gz", tissue_labels())
+        answer, image = load_labels(work / f"{case}_tissues.nii.gz", tissue_labels())
         yield case, canonical(answer, image.affine)
     shutil.rmtree(work)
 

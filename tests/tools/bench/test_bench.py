@@ -12,12 +12,13 @@ import tools.__main__ as cli
 import tools.bench.synthesis_speed as module
 from tools.bench import segmentation_speed
 from tools.bench.machine import choose_device
-from tools.bench.networks import BUNDLE, build_reference, count, reference_widths, shipped_contender
+from tools.bench.networks import build_reference, count, reference_widths, shipped_contender
 from tools.bench.segmentation_speed import bench_segmentation
 from tools.bench.synthesis_speed import bench_synthesis, measure_networks, measure_painting, table, write_case
 from tools.bundles import BUNDLES
 from tools.io.files import InputError
 from tools.phantom.phantom import describe_patient, draw_patient
+from tools.workflows.synthesizer import SYNTHESIZER
 
 CPU = torch.device("cpu")
 TINY = {"network_channels": [16, 16], "network_def::num_head_channels": 16}
@@ -68,7 +69,7 @@ def test_the_reference_has_as_many_parameters_as_the_shipped_network():
 
 def test_the_shipped_network_is_the_one_of_the_config():
     shipped = shipped_contender(CPU, 64, 1, {})
-    config = json.loads((BUNDLES / BUNDLE / "configs/train.json").read_text())
+    config = json.loads((BUNDLES / SYNTHESIZER / "configs/train.json").read_text())
     assert list(shipped.network.unet.block_out_channels) == config["network_channels"]
     assert shipped.network.unet.conv_in.conv.weight.is_contiguous(memory_format=torch.channels_last)
     assert shipped.optimizer.defaults["fused"] is True and shipped.network.amp is True
@@ -158,23 +159,15 @@ def test_the_peer_sees_every_slice_of_the_ct_as_lungmask_makes_it():
 @pytest.mark.slow
 @pytest.mark.parametrize("given", [False, True])
 def test_segmenting_is_measured_from_file_to_file(tmp_path, monkeypatch, capsys, given):
-    """In a process of its own, since this one may hold the synthesizer's scripts."""
     monkeypatch.setattr(segmentation_speed, "peer_class", lambda: Peer)
     monkeypatch.setattr(segmentation_speed, "CT_SIZE", (64, 64, 8))
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    others = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "scripts"}
     path, words = tmp_path / "ct.nii.gz", []
     if given:
         hu, _, affine = draw_patient(describe_patient(1, 0), 0, (48, 56, 5))
         nib.save(nib.Nifti1Image(hu, affine), path)
         words = ["--ct", str(path)]
     output = tmp_path / "bench.json"
-    try:
-        assert cli.main(["bench_segmentation", "--output", str(output), "--device", "cpu", *words]) == 0
-    finally:
-        for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
-            del sys.modules[name]
-        sys.modules.update(others)
+    assert cli.main(["bench_segmentation", "--output", str(output), "--device", "cpu", *words]) == 0
     written = json.loads(output.read_text())
     assert written["size"] == ([48, 56, 5] if given else [64, 64, 8])
     assert written["seconds"] > 1 and 0.2 < written["peak_memory_gb"] < 8 and written["parameters"] > 500_000

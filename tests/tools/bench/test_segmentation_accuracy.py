@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from tools import __main__ as cli
-from tools.bench import nnunet, nnunet_worker, segmentation_accuracy
-from tools.bench.segmentation_accuracy import NNUNET, PLAIN, SEGMENTER
+from tools.bench import nnunet_runs, nnunet_worker, segmentation_accuracy
+from tools.bench.segmentation_accuracy import NNUNET, OURS, PLAIN
 from tools.data.datalist import Case, read_fold
 from tools.io.files import InputError, RunError
 from tools.phantom.phantom import phantom
@@ -85,10 +85,10 @@ def test_differences_are_paired_and_the_mean_is_over_the_pathological_tissues():
         level = rng.uniform(0.2, 0.6)
         for tissue, gain in (("healthy", 0.0), ("fibrosis", 0.1), ("emphysema", 0.2)):
             if tissue != "emphysema" or patient % 3 == 0:
-                for method in (SEGMENTER, PLAIN, NNUNET):
-                    dice = level + (gain if method == SEGMENTER else 0) + rng.normal(0, 0.01)
+                for method in (OURS, PLAIN, NNUNET):
+                    dice = level + (gain if method == OURS else 0) + rng.normal(0, 0.01)
                     rows.append({"patient": f"p{patient}", "tissue": tissue, "method": method, "dice": dice})
-    found = {row["tissue"]: row for row in segmentation_accuracy.compare(rows)}
+    found = {row["tissue"]: row for row in segmentation_accuracy.summarise(rows)}
     assert [*found] == ["healthy", "fibrosis", "emphysema", "mean of the pathological"]
     assert found["emphysema"]["patients"] == 10 and found["healthy"]["patients"] == 30
     table = pd.DataFrame(rows)
@@ -110,11 +110,29 @@ def test_interval_has_its_level():
     assert 1 <= missed <= 14
 
 
+def test_interval_is_that_of_patients_drawn_with_all_their_tissues():
+    rng = np.random.default_rng(1)
+    values = rng.normal(0.1, 0.2, (15, 1)) + rng.normal(0, 0.05, (15, 3))  # tissues of a patient go together
+    values[2:, 2] = np.nan
+    values[0, 0] = np.nan
+    found = segmentation_accuracy.interval(values)
+    samples = [values[rng.integers(15, size=15)] for _ in range(20_000)]
+    with np.errstate(all="ignore"), pytest.warns(RuntimeWarning, match="empty slice"):
+        means = [np.nanmean(np.nanmean(sample, axis=0)) for sample in samples]
+    assert found == pytest.approx([np.nanmean(values, axis=0).mean(), *np.quantile(means, [0.025, 0.975])], abs=0.006)
+    apart = np.sqrt(np.nansum(np.nanvar(values, axis=0) / np.isfinite(values).sum(axis=0))) / 3
+    assert found[2] - found[1] > 1.3 * 2 * 1.96 * apart, "an interval of tissues drawn apart is too short"
+
+
+def test_a_single_patient_has_no_interval():
+    assert segmentation_accuracy.interval(np.array([[0.25, 0.75]])) == [0.5, 0.5, 0.5]
+
+
 def test_nnunets_dataset_holds_our_maps_with_unlabelled_voxels_ignored(tmp_path):
     label = np.zeros((4, 4, 2), np.uint8)
     label[0], label[1], label[2] = 1, 5, 255
     items = items_of(tmp_path / "ours", [label, label, label])
-    plan = nnunet.prepare(tmp_path, stand_in(tmp_path), {"labels": LABELS, "training": items}, [0, 1], 128)
+    plan = nnunet_runs.prepare(tmp_path, stand_in(tmp_path), {"labels": LABELS, "training": items}, [0, 1], 128)
     assert plan == {"patch_size": [8, 8], "batch_size": 2}
     raw = tmp_path / "raw" / nnunet_worker.DATASET
     description = json.loads((raw / "dataset.json").read_text())
@@ -132,9 +150,9 @@ def test_a_step_too_small_to_plan_for_is_refused(tmp_path):
 
 def test_a_python_without_nnunet_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot import nnunetv2"):
-        nnunet.check(stand_in(tmp_path, code=1))
+        nnunet_runs.check(stand_in(tmp_path, code=1))
     with pytest.raises(InputError, match="cannot be started"):
-        nnunet.check(tmp_path / "nothing")
+        nnunet_runs.check(tmp_path / "nothing")
 
 
 def test_a_failing_job_is_told_with_its_log(tmp_path):
@@ -142,7 +160,7 @@ def test_a_failing_job_is_told_with_its_log(tmp_path):
     broken.write_text(f"#!{sys.executable}\nraise MemoryError('too large')\n")
     broken.chmod(0o755)
     with pytest.raises(RunError, match="nnU-Net failed: MemoryError: too large; its log is"):
-        nnunet.run_job(broken, tmp_path / "job", {"task": "train"})
+        nnunet_runs.run_job(broken, tmp_path / "job", {"task": "train"})
 
 
 @pytest.mark.parametrize(
@@ -174,7 +192,7 @@ def test_methods_are_trained_on_the_same_folds_and_compared(tmp_path, capsys):
     assert {row["patient"] for row in result["rows"]} == held_out
     healthy = next(row for row in result["tissues"] if row["tissue"] == "healthy")
     assert healthy["dice"][NNUNET] == 1.0, "the stand-in knows the truth"
-    assert healthy["difference"][NNUNET][0] == pytest.approx(healthy["dice"][SEGMENTER] - 1)
+    assert healthy["difference"][NNUNET][0] == pytest.approx(healthy["dice"][OURS] - 1)
     labels = tmp_path / "out/fold1/segmenter/labels"
     (labels / "0000_tissues.nii.gz").unlink()
     assert cli.main([*command, "25"]) == 0, "what is finished is not done again"

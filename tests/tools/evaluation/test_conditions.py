@@ -11,9 +11,11 @@ import tools.evaluation.conditions as module
 from tools.evaluation import measures, probes
 from tools.evaluation.conditions import conditions
 from tools.evaluation.figures import draw_conditions
-from tools.evaluation.probes import UNKNOWN_VALUE, axial_axis, best_slices, work_maps
+from tools.evaluation.probes import UNKNOWN_VALUE, best_slices, work_maps
 from tools.io.files import InputError, RunError, read_json
+from tools.io.volume import axial_axis
 from tools.tissues import tissue_labels
+from tools.workflows import segmenter
 
 LABELS = tissue_labels()
 HISTORIES = ("none", "smoker", "exposure", "post-infection")
@@ -99,6 +101,7 @@ class Standin:
 def stand_in(monkeypatch):
     standin = Standin()
     monkeypatch.setattr(module, "run_bundle", standin)
+    monkeypatch.setattr(segmenter, "run_bundle", standin)
     monkeypatch.setattr(module, "draw_conditions", lambda *given: b"")  # takes a second; one test draws
     return standin
 

@@ -93,20 +93,27 @@ def test_fewer_cases_are_the_first_held_out_ones_and_all_training_ones(cohort, s
     assert "only the first 2 of 4 held-out cases are painted" in capsys.readouterr().out
 
 
-def test_metrics_serve_where_there_is_no_quality_table(tmp_path):
-    with pytest.raises(RunError, match="ended without quality.csv or metrics.csv"):
+def test_an_evaluation_without_a_quality_table_is_an_error(tmp_path):
+    with pytest.raises(RunError, match="ended without quality.csv"):
         read_quality(tmp_path)
-    (tmp_path / "metrics.csv").write_text(
-        "hu_wasserstein,12.0\nhu_wasserstein_fibrosis,11.5\nhu_wasserstein_floor_fibrosis,4.25\n"
-        "hu_wasserstein_ground_glass,7.0\n"
-    )
-    assert read_quality(tmp_path) == {
-        "ground_glass": {"hu_wasserstein": 7.0},
-        "fibrosis": {"hu_wasserstein": 11.5, "hu_wasserstein_floor": 4.25},
-    }
-    (tmp_path / "metrics.csv").write_text("loss,1.0\n")
+    (tmp_path / "quality.csv").write_text("tissue,cases\n")
     with pytest.raises(RunError, match="measured no tissue"):
         read_quality(tmp_path)
+
+
+def test_table_is_byte_for_byte_what_the_csv_module_writes(cohort, stand_in, tmp_path):
+    call(cohort, tmp_path / "out", evaluations=(3 * 7, 1))
+    rows = [
+        {"sampler": run["sampler"], "evaluations": run["evaluations"], "tissue": tissue} | found
+        | {"seconds": run["seconds"]}
+        for run in (read_json(tmp_path / f"out/dpm_solver_flow_{number}/result.json") for number in (1, 21))
+        for tissue, found in run["tissues"].items()
+    ]  # fmt: skip
+    with open(tmp_path / "expected.csv", "w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    assert (tmp_path / "out/curve.csv").read_bytes() == (tmp_path / "expected.csv").read_bytes()
 
 
 @pytest.mark.parametrize(("given", "told"), [

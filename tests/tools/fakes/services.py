@@ -1,4 +1,4 @@
-"""Stand-ins for GitHub and Hugging Face on this machine: they keep what is uploaded and give it out again."""
+"""Stand-ins on this machine: Hugging Face keeps what is uploaded, a proxy gives out what lies at other hosts."""
 
 import base64
 import contextlib
@@ -40,55 +40,20 @@ class Service(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """A service; ``files`` holds what was uploaded, path to bytes."""
+    """A service; ``files`` holds what was uploaded, path to bytes; while it ``fails`` it finds nothing."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Service)
-        self.requests, self.tokens, self.files, self.tags = [], set(), {}, []
+        self.requests, self.tokens, self.files, self.tags, self.fails = [], set(), {}, [], False
         self.address = f"http://127.0.0.1:{self.server_port}"
-
-
-class GitHub(Server):
-    """Releases and contents of one repository. ``files`` are the contents, ``assets`` what lies at releases."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.assets, self.release, self.fail_at = {}, None, None
-
-    def answer(self, method: str, path: str, query: dict, body: bytes) -> tuple[int, object, dict]:
-        place = path.removeprefix("/repos/owner/name")
-        if (method, place) == self.fail_at:
-            return 500, {"message": "broken"}, {}
-        if place == "":
-            return 200, {"default_branch": "main"}, {}
-        if place.startswith("/releases/tags/"):
-            known = self.release and not self.release["draft"]
-            return (200, self.release, {}) if known else (404, {"message": "Not Found"}, {})
-        if (method, place) == ("POST", "/releases"):
-            self.release = json.loads(body)
-            return 201, {"id": 7, "upload_url": f"{self.address}/uploads/7/assets{{?name,label}}"}, {}
-        if path == "/uploads/7/assets":
-            self.assets[query["name"][0]] = body
-            return 201, {}, {}
-        if (method, place) == ("PATCH", "/releases/7"):
-            self.release |= json.loads(body)
-            return 200, {"html_url": f"{self.address}/release"}, {}
-        name = place.removeprefix("/contents/")
-        if method == "PUT":
-            change = json.loads(body)
-            if name in self.files and change.get("sha") != "5ha":
-                return 409, {"message": "sha does not match"}, {}
-            self.files[name] = base64.b64decode(change["content"])
-            return 200, {"commit": {"sha": COMMIT}}, {}
-        if place.startswith("/contents/") and name in self.files:
-            return 200, {"sha": "5ha", "content": base64.encodebytes(self.files[name]).decode()}, {}
-        return 404, {"message": "Not Found"}, {}
 
 
 class Hub(Server):
     """A repository of Hugging Face that takes every file within the commit (the real one wants large files apart)."""
 
     def answer(self, method: str, path: str, query: dict, body: bytes) -> tuple[int, object, dict]:
+        if self.fails:
+            return 404, {"message": "Not Found"}, {}
         place = path.removeprefix("/api/models/owner/name")
         if path == "/api/repos/create":
             return 200, {"url": f"{self.address}/owner/name", "id": "owner/name"}, {}

@@ -51,8 +51,8 @@ def stand_in(tmp_path, monkeypatch):
     """Put a program in place of ours that trains nothing, in an environment that is taken for NVFlare's."""
     peer = tmp_path / "peer.py"
     peer.write_text(PEER)
-    monkeypatch.setattr(module, "PEER", peer)
-    monkeypatch.setattr(module, "check_python", lambda python: None)
+    monkeypatch.setattr(module, "WORKER", peer)
+    monkeypatch.setattr(module, "check_python", lambda *given: None)
     return peer
 
 
@@ -103,8 +103,8 @@ def test_a_fold_that_a_site_lacks_is_refused(sites):
     ("flags", "message"),
     [
         ({"bundle": "lung"}, "bundle is 'lung', but can be lung_tissue_seg or difflung_synthesis"),
-        ({"rounds": 0}, "rounds is 0, but must be at least 1"),
-        ({"local_epochs": -1}, "local_epochs is -1, but must be at least 1"),
+        ({"rounds": 0}, "rounds must be a whole number of at least 1, not 0"),
+        ({"local_epochs": -1}, "local_epochs must be a whole number of at least 1, not -1"),
         ({"overrides": {"max_epochs": 3}}, "overrides hold max_epochs, which federated sets itself"),
         ({"overrides": {"epoch_lenght": 3}}, "lung_tissue_seg/train.json+federated.yaml has no id 'epoch_lenght'"),
         ({"python": "/nowhere/python"}, "python /nowhere/python cannot be started"),

@@ -36,7 +36,7 @@ def save(folder, case, hu, label, affine=AFFINE, postfix=""):
 
 
 def measured(hu, label, **given):
-    return extents.measure(hu, label, np.array(SPACING), LABELS, **given)
+    return extents.region_extents(hu, label, np.array(SPACING), LABELS, **given)
 
 
 def test_extents_of_a_drawn_lung_are_its_own():

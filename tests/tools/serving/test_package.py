@@ -49,9 +49,10 @@ def test_wrong_calls_are_refused_before_anything_is_written(tmp_path, weights, m
     refused("weights .*none.pt do not exist; train the bundle, or", tmp_path, weights=tmp_path / "none.pt")
     refused("data_license .*none.txt does not exist", tmp_path, weights=weights, data_license=tmp_path / "none.txt")
     refused("repository is owner/name, not 'name'", tmp_path, repository="name")
-    refused("publish github needs --repository", tmp_path, publish="github")
-    monkeypatch.setenv("GITHUB_TOKEN", "secret")
-    refused("publish github needs --data_license", tmp_path, publish="github", repository="owner/name")
+    refused("publish huggingface needs --repository", tmp_path, publish="huggingface")
+    refused("then gh release create lung_tissue_seg_v.* --repo OWNER/NAME", tmp_path, publish="github")
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    refused("publish huggingface needs --data_license", tmp_path, publish="huggingface", repository="owner/name")
 
 
 def test_an_output_that_holds_something_is_refused(tmp_path):

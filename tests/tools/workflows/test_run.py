@@ -2,9 +2,11 @@
 
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
+from tools.bundles import BUNDLES
 from tools.io.files import InputError, RunError
 from tools.workflows.run import check_overrides, read_bundle, run_bundle
 
@@ -34,12 +36,15 @@ def test_failed_run_names_its_cause_and_its_log(tmp_path):
     assert "nowhere/datalist.json" in (tmp_path / "run.log").read_text()
 
 
-def test_config_of_a_bundle_builds_its_network_here():
-    parser = read_bundle("difflung_synthesis", "train.json")
-    assert type(parser.get_parsed_content("network_def")).__name__ == "TissueDenoiser"
-
-
-def test_second_bundle_in_one_process_is_refused(monkeypatch):
+def test_both_bundles_build_their_components_in_one_process(monkeypatch):
+    """Both call their scripts ``scripts``, and another package of that name may be loaded already."""
     monkeypatch.setitem(sys.modules, "scripts", types.SimpleNamespace(__file__="/elsewhere/scripts/__init__.py"))
-    with pytest.raises(RunError, match="difflung_synthesis cannot be built in a process that has loaded /elsewhere"):
-        read_bundle("difflung_synthesis", "train.json")
+    for bundle, network, inferer in (
+        ("difflung_synthesis", "TissueDenoiser", "PaintInferer"), ("lung_tissue_seg", "UNet", "LungInferer"),
+    ):  # fmt: skip
+        parser = read_bundle(bundle, "inference.json")
+        parser["device"] = "cpu"
+        assert type(parser.get_parsed_content("network_def")).__name__ == network
+        built = type(parser.get_parsed_content("inferer"))
+        assert built.__name__ == inferer
+        assert Path(sys.modules[built.__module__].__file__).is_relative_to(BUNDLES / bundle / "scripts")

@@ -1,4 +1,4 @@
-"""The colour table: what 3D Slicer reads of it, and that every copy is made of the one label scheme."""
+"""The tissues: what 3D Slicer reads of the colour table, and that every copy is made of the one label scheme."""
 
 import csv
 
