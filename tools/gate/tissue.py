@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from scipy.spatial.distance import cdist
 
+from tools.bundles import BUNDLES, import_scripts
 from tools.gate.copies import HU_WINDOW, Asked, spread
-from tools.workflows.run import read_bundle
 
 QUANTILES = (0.05, 0.5, 0.95)
 TILES_DESCRIBED = 64  # of one tissue of one case, spread evenly
@@ -47,13 +47,8 @@ class Tissue:
 
 @functools.cache
 def synthesis_script(name: str) -> ModuleType:
-    """Return a module of the synthesizer's scripts.
-
-    Raises:
-        RunError: if this process has loaded the scripts of another bundle.
-    """
-    read_bundle("difflung_synthesis", "train.json")
-    return importlib.import_module(f"scripts.{name}")
+    """Return a module of the synthesizer's scripts."""
+    return importlib.import_module(f"{import_scripts(BUNDLES / 'difflung_synthesis')}.{name}")
 
 
 def describe(case: str, owner: str, hu: np.ndarray, where: np.ndarray, around: np.ndarray) -> Tissue:

@@ -98,8 +98,8 @@ class Painter:
             image: CT in HU, float32, shape (1, W, H, D).
             label: Its tissue map, the same shape.
             target: The map wanted, the same shape.
-            seed: Seed for the noise; the bundle's own run draws the same for a case with this number in the column ``seed``
-                of ``conditions.csv``.
+            seed: Seed for the noise; the bundle's own run draws the same for a case with this number in the column
+                ``seed`` of ``conditions.csv``.
             patient: Whatever is known; what the network knows of it, it is told.
 
         Returns:
