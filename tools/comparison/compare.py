@@ -10,7 +10,7 @@ from tools.comparison.run import Run
 from tools.comparison.verdicts import PATIENTS_FOR_VERDICT, format_table
 from tools.data.datalist import check_real, read_datalist, split, tissues_in
 from tools.data.provenance import check_twins
-from tools.flags import listed
+from tools.flags import check_numbers, listed
 from tools.io.files import InputError, RunError, open_run, sha256
 from tools.tissues import tissue_labels
 from tools.workflows.run import versions
@@ -160,9 +160,7 @@ def _check(real, path, arms, folds, seeds, ratios, fractions, iterations, worker
         numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
         if not values or numbers != values or not all(0 < value <= most for value in numbers):
             raise InputError(f"{name} must be numbers above 0{' and at most 1' if most == 1 else ''}, not {values}")
-    for name, value in (("iterations", iterations), ("workers", workers)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
+    check_numbers({"iterations": iterations, "workers": workers})
     for key in overrides:
         if key in RESERVED:
             raise InputError(f"overrides may not hold {key!r}: compare sets it equally for every arm")

@@ -84,7 +84,7 @@ class Case:
         return hu, label, image
 
     def volumes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return tissue map, HU and spacing in mm, in canonical orientation; InputError as for :meth:`stored`."""
+        """Return tissue map, HU and spacing in mm, in canonical orientation; errors as those of ``stored``."""
         hu, label, image = self.stored()
         return canonical(label, image.affine), canonical(hu, image.affine), canonical_spacing(image)
 

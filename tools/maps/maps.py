@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tools.data.datalist import read_fold
+from tools.flags import check_numbers
 from tools.io.files import InputError, new_directory
 from tools.maps.bank import draw_bank
 from tools.maps.statistics import markdown
@@ -38,8 +39,7 @@ def maps(
     """
     if not 0 < balance <= 1:
         raise InputError(f"balance must be above 0 and at most 1, not {balance}")
-    if max_cases is not None and max_cases < 1:
-        raise InputError(f"max_cases must be a whole number of at least 1, not {max_cases}")
+    check_numbers({"max_cases": 1 if max_cases is None else max_cases})
     training, _ = read_fold(datalist, fold)
     with new_directory(Path(output)) as folder:
         bank = draw_bank(training, folder / "maps", balance, seed, max_cases or len(training), procedural)

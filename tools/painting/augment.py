@@ -7,11 +7,12 @@ import torch
 
 from tools.data.datalist import SYNTHETIC, Case, read_fold, within
 from tools.data.provenance import MAPS_CARD, read_card
+from tools.flags import check_numbers
 from tools.gate.run import check_painted
 from tools.io.files import InputError, open_run, read_json, sha256, write_json
 from tools.io.volume import relative
 from tools.maps.bank import PlannedCase, draw_bank, maps_card, read_maps
-from tools.painting.manifest import MANIFEST_SCHEMA, collect
+from tools.painting.manifest import MANIFEST_SCHEMA, write_painted
 from tools.workflows.run import check_overrides
 from tools.workflows.synthesizer import (
     CONFIGS,
@@ -110,7 +111,7 @@ def augment(
         print(f"painting; the log is {output / 'paint.log'}", flush=True)
         paint(work, weights, made_by["painting"], made_by["threads"], output / "paint.log")
     checks = check_painted(plan, training, output, work, segmenter) if plan and method != "copy_paste" else {}
-    rows = collect(plan, told, checks, output, work, made_by)
+    rows = write_painted(plan, told, checks, output, work, made_by)
     write_datalists(Path(datalist), training, held_out, rows, fold, output)
     shutil.rmtree(work, ignore_errors=True)
     accepted = sum(row["accepted"] for row in rows)
@@ -130,10 +131,7 @@ def _check(method, balance, steps, max_cases, procedural, maps, overrides) -> No
         raise InputError(f"procedural must be from 0 to 1, not {procedural}")
     if method == "copy_paste" and (procedural or maps):
         raise InputError("copy_paste pastes the HU of donors, which procedural and supplied maps do not have")
-    if not isinstance(steps, int) or steps < 1:
-        raise InputError(f"steps must be a whole number of at least 1, not {steps}")
-    if max_cases is not None and (not isinstance(max_cases, int) or max_cases < 1):
-        raise InputError(f"max_cases must be a whole number of at least 1, not {max_cases}")
+    check_numbers({"steps": steps, "max_cases": 1 if max_cases is None else max_cases})
     check_overrides(SYNTHESIZER, ["train.json"], overrides)
 
 

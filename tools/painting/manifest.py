@@ -44,7 +44,7 @@ def write_manifest(path: Path, rows: list[dict]) -> None:
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def collect(
+def write_painted(
     plan: list[PlannedCase], told: dict[str, dict], checks: dict[str, dict], output: Path, work: Path, made_by: dict
 ) -> list[dict]:
     """Write each painted case and the manifest, and return the manifest's rows.

@@ -232,7 +232,7 @@ def test_wrong_argument_is_refused_before_anything_runs(cohort, stand_in, tmp_pa
 def test_weights_that_know_a_held_out_patient_are_refused(cohort, stand_in, tmp_path):
     (tmp_path / "model.pt").write_bytes(b"weights")
     (tmp_path / "card.json").write_text(json.dumps({"patients": ["p1", "p3"]}))
-    with pytest.raises(InputError, match="was trained on held-out patient p3"):
+    with pytest.raises(InputError, match="stage synthesizer was fitted on test patients p3"):
         conditions(cohort / "datalist.json", 0, tmp_path / "model.pt", tmp_path / "out")
 
 
