@@ -23,29 +23,17 @@ MOST_PATIENTS, MOST_SEEDS = 10_000, 30  # beyond these, none suffices
 
 
 class Spread(NamedTuple):
-    """Standard deviations, in the measure's unit, of the terms of the model in ``variance``.
+    """Standard deviations, in the measure's unit, of the terms of the model in ``variance``."""
 
-    Attributes:
-        patient: Deviation of (patient x arm), in the difference of two arms.
-        noise: Deviation of one patient in one run.
-        luck: Deviation of a run, shared by all its patients.
-    """
-
-    patient: float
-    noise: float
-    luck: float
+    patient: float  # of (patient x arm), in the difference of two arms
+    noise: float  # of one patient in one run
+    luck: float  # of a run, shared by all its patients
 
 
 def variances(records: list[dict], tissue: str, measure: str = "dice") -> Spread:
-    """Estimate from finished runs, over all their arms, how much patients and runs vary.
+    """Estimate from the records of finished runs, over all their arms, how much patients and runs vary for a tissue.
 
-    Args:
-        records: Records of one comparison, as for ``verdicts.summarise``.
-        tissue: Name of the tissue.
-        measure: A key of ``verdicts.MEASURES``.
-
-    Returns:
-        Standard deviations. A variance estimated as negative counts as 0.
+    A variance estimated as negative counts as 0.
 
     Raises:
         InputError: with fewer than five patients, two arms or two seeds, or where no two patients share their runs.
@@ -120,13 +108,10 @@ def power(difference: float, patients: int, folds: int, seeds: int, arms: int, s
     Args:
         difference: True gain, in the unit of ``spread``.
         patients: Number of test patients who have the tissue, in all folds together.
-        folds: Number of folds, held out one after the other.
-        seeds: Number of seeds per fold and arm.
-        arms: Number of arms, the reference among them.
+        folds: Number of folds, held out one after the other, at least 1 (else InputError).
+        seeds: Number of seeds per fold and arm, at least 1.
+        arms: Number of arms, the reference among them, at least 2.
         spread: Spread of patients and runs.
-
-    Raises:
-        InputError: for a number of folds or seeds below 1, or of arms below 2.
 
     Example:
         >>> spread = Spread(patient=0.05, noise=0.05, luck=0.02)
@@ -156,10 +141,9 @@ def _least(sufficient: Callable[[int], bool], first: int, most: int) -> int | No
 def patients_needed(
     difference: float, folds: int, seeds: int, arms: int, spread: Spread, chance: float = POWER
 ) -> int | None:
-    """Return how many test patients with the tissue find a true gain with the power asked for.
+    """Return how many test patients with the tissue, in all folds together, find a true gain with the power asked for.
 
-    Returns:
-        The number in all folds together, or None if the luck of so few runs hides the gain from any number.
+    None if the luck of so few runs hides the gain from any number.
     """
     return _least(
         lambda patients: power(difference, patients, folds, seeds, arms, spread) >= chance,
@@ -177,13 +161,13 @@ def smallest_gain(
 
 
 def plan(patients_with: dict[str, int], folds: int, seeds: int, arms: int, pilot: list[dict]) -> list[dict]:
-    """Say per tissue what a comparison will find, in Dice.
+    """Say per tissue what a comparison will find, in Dice; arguments as for ``power``.
 
     Args:
         patients_with: Tissue to number of test patients who have it, in all folds together.
         folds: Number of folds.
         seeds: Number of seeds.
-        arms: Number of arms, the reference among them.
+        arms: Number of arms.
         pilot: Records of finished runs on like data, from which the spread is estimated.
 
     Returns:

@@ -17,12 +17,7 @@ RESULT_COLUMNS = ("test", "fraction", "fold", "seed", "arm", "patient", "tissue"
 
 
 def read_scores(path: Path, test: list[Case], tissues: list[str]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Read the segmenter's table of scores and average the cases of each patient.
-
-    Args:
-        path: ``scores.csv`` of the segmenter's evaluation.
-        test: Cases tested.
-        tissues: Names of the tissues, each of which the table must hold for each case.
+    """Read the table of scores of the segmenter's evaluation and average the cases of each patient.
 
     Returns:
         Patient to tissue to ``dice`` and ``surface_dice`` (None where no case of the patient holds the tissue) and
@@ -96,12 +91,7 @@ def _order(key: str) -> tuple[int, float]:
 
 
 def collect(output: Path, real: dict) -> dict:
-    """Gather all finished runs below a folder, write results.csv and summary.json, and return the summary.
-
-    Args:
-        output: Folder of ``compare``.
-        real: Its datalist, from ``read_datalist``.
-    """
+    """Gather all finished runs below a folder of ``compare``, write results.csv and summary.json; return the latter."""
     output = Path(output)
     results = find_results(output)
     records = [

@@ -48,13 +48,8 @@ def run_variance(arms: list[Values]) -> Variance:
     In each fold, an additive model arm + seed is fitted to the runs' means by least squares; what is left is the error
     term of a repeated-measures analysis of variance. Folds count by their number of patients, since the mean of few
     patients is noisier and matters less. Runs that are missing are not fitted. The value holds the luck of a run and
-    the noise of its patients: luck^2 + noise^2 / patients of the fold.
-
-    Args:
-        arms: Values of one tissue per arm, at least two.
-
-    Returns:
-        The variance, 0 with 0 degrees of freedom if no fold has two arms with two seeds in common.
+    the noise of its patients: luck^2 + noise^2 / patients of the fold; it is 0 with 0 degrees of freedom if no fold has
+    two arms with two seeds in common. ``arms`` holds the values of one tissue per arm.
     """
     square = freedom = weight = 0.0
     folds = sorted({fold for arm in arms for runs in arm.values() for fold, _ in runs})
@@ -79,12 +74,9 @@ def run_variance(arms: list[Values]) -> Variance:
 
 
 def patient_variance(paired: Values) -> tuple[np.ndarray, Variance, Variance]:
-    """Estimate how much patients differ from each other in their mean difference, and how much of that is noise.
+    """Estimate how much patients differ from each other in their mean difference of two arms, and how much is noise.
 
     Patients with the same runs share the runs' luck, so they are compared with each other only.
-
-    Args:
-        paired: Differences of two arms.
 
     Returns:
         Residual of each patient, shape (patients,), sorted; variance of the patients' means over runs, with 0 degrees

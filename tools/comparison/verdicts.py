@@ -46,7 +46,7 @@ def _patient_part(paired: Values, runs: Variance | None) -> tuple[np.ndarray, Va
 
 
 def difference_interval(paired: Values, runs: Variance | None, seed: int = 0) -> tuple[float, float]:
-    """Return the confidence interval of the mean difference of two arms, with patients and runs as random factors.
+    """Return the confidence interval of the mean of paired differences, with patients and runs as random factors.
 
     The sum of two independent parts is drawn, and its quantiles are the interval (as for the Behrens-Fisher problem):
 
@@ -54,15 +54,10 @@ def difference_interval(paired: Values, runs: Variance | None, seed: int = 0) ->
       variance between patients less the noise of single runs (that noise is in the runs' variance already). Both
       variances are drawn too, as the estimate over a chi-squared variate per degree of freedom (generalised pivots;
       Weerahandi, "Generalized confidence intervals", 1993), which widens the interval for few patients;
-    - runs: Student's t times ``sqrt(2 variance sum_r w_r^2)``, w_r being the weight of run r in the mean difference.
+    - runs: Student's t times ``sqrt(2 variance sum_r w_r^2)``, w_r being the weight of run r in the mean difference;
+      the variance is that of ``run_variance``, None to leave the luck of runs out (one seed).
 
-    Args:
-        paired: Differences of two arms.
-        runs: Variance of a run's mean, from ``run_variance``; None to leave the luck of runs out (one seed).
-        seed: Seed for the resampling.
-
-    Returns:
-        Lower and upper bound; both the mean itself if nothing varies, NaN for fewer than two patients.
+    Both bounds are the mean itself if nothing varies, NaN for fewer than two patients.
 
     Example:
         >>> difference_interval({"a": {(0, 0): 0.5}, "b": {(0, 0): 0.5}, "c": {(0, 0): 0.5}}, None)
@@ -124,13 +119,9 @@ def holm(p_values: list[float | None]) -> list[float | None]:
 
 
 def verdict(interval: tuple[float, float], patients: int, seeds: int, better: int = 1) -> str:
-    """Return "gain", "loss" or "no gain", if there are enough patients and seeds to tell.
+    """Return "gain", "loss" or "no gain", if there are enough patients with the tissue and seeds to tell.
 
-    Args:
-        interval: Interval of the difference.
-        patients: Number of patients with the tissue.
-        seeds: Number of seeds.
-        better: 1 where higher is better, -1 where lower is.
+    ``better`` is 1 where higher is better, -1 where lower is.
 
     Example:
         >>> verdict((0.01, 0.05), 12, 2), verdict((0.01, 0.05), 12, 2, better=-1), verdict((-0.01, 0.05), 12, 2)
@@ -172,7 +163,7 @@ def summarise(
             defined, as Dice where the patient's reference map does not hold the tissue.
         tissues: Tissues in the order of the rows wanted.
         arms: Arms in the order wanted; ``real`` among them.
-        measure: One of ``MEASURES``. A gain of ``volume_error`` is a decrease; its difference is negative then.
+        measure: One of ``MEASURES``, else InputError. A gain of ``volume_error`` is a decrease, a difference below 0.
         seed: Seed for the bootstrap.
 
     Returns:
@@ -182,9 +173,6 @@ def summarise(
         of the patients' differences, Cohen's d_z), ``difference_per_patient``, ``difference_per_seed``, ``p`` (over
         patients: unlike the interval, it knows nothing of the runs' luck), ``p_holm`` and ``verdict``. What cannot be
         computed is None.
-
-    Raises:
-        InputError: for an unknown measure.
     """
     if measure not in MEASURES:
         raise InputError(f"there is no measure {measure!r}; there are {', '.join(MEASURES)}")

@@ -17,11 +17,7 @@ def _quantiles(histogram: np.ndarray, percents: tuple[int, ...]) -> list[int]:
 
 
 class TissueStatistics:
-    """Counts over all cases in histograms of 1 HU, so that memory does not grow with the number of cases.
-
-    Args:
-        labels: Tissue name to value, background included.
-    """
+    """Counts over all cases in histograms of 1 HU, so that memory does not grow with the number of cases."""
 
     def __init__(self, labels: dict[str, int]) -> None:
         self.labels = {name: value for name, value in labels.items() if name != "background"}
@@ -34,14 +30,7 @@ class TissueStatistics:
         self.shapes: list[tuple[int, ...]] = []
 
     def add(self, case: str, hu: np.ndarray, tissue: np.ndarray, spacing: list[float]) -> None:
-        """Count one case.
-
-        Args:
-            case: Its name.
-            hu: CT in HU, shape (W, H, slices).
-            tissue: Label values, same shape.
-            spacing: Voxel size in mm.
-        """
+        """Count one case: HU and label values of shape (W, H, slices), voxel size in mm."""
         rows, bins = self.histograms.shape
         histograms = np.zeros_like(self.histograms)
         for z in range(hu.shape[2]):
@@ -81,18 +70,9 @@ def data_card(
     warnings: list[str],
     converted: list[str],
 ) -> dict:
-    """Return the card of a data set, ready for JSON.
+    """Return the card of a data set, ready for JSON: counts, volumes in ml, HU quantiles, spacings in mm, shapes.
 
-    Args:
-        name: Name of the data set.
-        statistics: Statistics of all its cases.
-        items: One per case, with ``case``, ``patient`` and ``fold``.
-        folds: Number of folds.
-        warnings: Sentences to keep with the data.
-        converted: Cases that came as DICOM series.
-
-    Returns:
-        Counts, volumes in ml, HU quantiles, spacings in mm, shapes in voxels.
+    ``items`` holds ``case``, ``patient`` and ``fold`` of each case; ``converted`` names those that came as DICOM.
     """
 
     def patients(tissue: str | None = None, fold: int | None = None) -> int:

@@ -27,23 +27,14 @@ ATTRIBUTES = ("severity", "age", "history")  # of a patient, which the synthesiz
 
 @dataclass(frozen=True)
 class Case:
-    """A CT and its tissue map, as a datalist names them.
+    """A CT and its tissue map, as a datalist names them."""
 
-    Attributes:
-        image: CT in HU.
-        label: Its tissue map.
-        patient: Name of the patient.
-        fold: The fold in which the patient is held out, or ``SYNTHETIC``.
-        synthetic: Whether it was painted.
-        about: The item as the datalist holds it: the patient's attributes, and whatever else its maker wrote.
-    """
-
-    image: Path
-    label: Path
+    image: Path  # CT in HU
+    label: Path  # its tissue map
     patient: str
-    fold: int
-    synthetic: bool = False
-    about: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)
+    fold: int  # in which the patient is held out, or ``SYNTHETIC``
+    synthetic: bool = False  # whether it was painted
+    about: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)  # as the datalist has it
 
     @property
     def name(self) -> str:
@@ -63,11 +54,7 @@ class Case:
         return dict(self.about) | fields
 
     def told(self, attributes: Mapping[str, list]) -> "Case":
-        """Return the case without the attributes that a synthesizer does not know, or not at that value.
-
-        Args:
-            attributes: Name to [lowest, highest] or to words, as ``attributes`` in the synthesizer's config.
-        """
+        """Return the case without the attributes that a synthesizer cannot be told, as ``within`` says."""
         known = within(self.attributes, attributes)
         kept = {key: value for key, value in self.about.items() if key not in ATTRIBUTES or key in known}
         return replace(self, about=kept)
@@ -90,11 +77,9 @@ class Case:
 
 
 def within(known: Mapping[str, object], attributes: Mapping[str, list]) -> dict[str, object]:
-    """Return the attributes that a synthesizer can be told, in its own order.
+    """Return the known attributes (by name) that a synthesizer can be told, in its own order.
 
-    Args:
-        known: Name to value.
-        attributes: Name to [lowest, highest] or to words, as ``attributes`` in the synthesizer's config.
+    ``attributes``, as in the synthesizer's config, gives for each name [lowest, highest], or words.
 
     Example:
         >>> within({"age": 60, "severity": 0.7, "history": "none"}, {"age": [40, 80], "severity": [0, 0.5]})
@@ -111,13 +96,7 @@ def within(known: Mapping[str, object], attributes: Mapping[str, list]) -> dict[
 
 
 def read_datalist(path: Path) -> dict:
-    """Read a datalist and check that all it names is there.
-
-    Args:
-        path: File of the datalist.
-
-    Returns:
-        Its content, with a ``Case`` for each item of ``training``.
+    """Read a datalist and check that all it names is there; its ``training`` becomes a list of ``Case``.
 
     Raises:
         InputError: if it has no labels or items, or an item lacks a key, names a folder, or is missing on disk.
@@ -157,13 +136,7 @@ def check_real(datalist: dict, path: Path, folds: list[int]) -> None:
 
 
 def check_folds(datalist: dict, path: Path, folds: list[int]) -> None:
-    """Raise InputError unless real patients lie whole in a fold and each fold can be held out, from painted cases too.
-
-    Args:
-        datalist: From ``read_datalist``.
-        path: Its file, for the message.
-        folds: The folds wanted.
-    """
+    """Raise InputError unless real patients lie whole in a fold and each fold can be held out, painted cases or not."""
     homes: dict[str, int] = {}
     for case in datalist["training"]:
         if not case.synthetic and homes.setdefault(case.patient, case.fold) != case.fold:
@@ -235,13 +208,9 @@ def _voxels(path: Path, labels: tuple) -> tuple[int, ...]:
 
 
 def subset(datalist: dict, fold: int, fraction: float, seed: int = 0) -> dict:
-    """Return a datalist with a share of the training patients; a smaller share is part of a larger one.
+    """Return a datalist with a share of the training patients, one at least; a smaller share is part of a larger one.
 
-    Args:
-        datalist: From ``read_datalist``.
-        fold: The held-out fold, which stays whole.
-        fraction: Share of the training patients, above 0; at least one patient is kept.
-        seed: Seed for the order of the patients.
+    The held-out fold stays whole; the seed draws the order of the patients.
     """
     training, test = split(datalist, fold)
     names = patients(training)

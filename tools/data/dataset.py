@@ -179,14 +179,7 @@ def named(things: Iterable[str], shown: int = 5) -> str:
 
 
 def read_label_map(label_map: Path | dict, scheme: dict[str, int]) -> dict[int, str]:
-    """Read and check a label map.
-
-    Args:
-        label_map: JSON file or dictionary, foreign value to tissue name.
-        scheme: Tissue name to value.
-
-    Returns:
-        Foreign value to tissue name.
+    """Read and check a label map, in a file or not: foreign value to tissue name.
 
     Raises:
         InputError: if a value is no integer or a name is not in ``scheme``.
@@ -208,12 +201,7 @@ def read_label_map(label_map: Path | dict, scheme: dict[str, int]) -> dict[int, 
 
 
 def content_warnings(statistics: TissueStatistics, tissues: dict[str, set[str]]) -> list[str]:
-    """Return sentences about content that is allowed but unlikely to be wanted.
-
-    Args:
-        statistics: Statistics of all cases.
-        tissues: Patient to tissues.
-    """
+    """Return sentences about content that is allowed but unlikely to be wanted; ``tissues`` is patient to tissues."""
     absent = [name for name in statistics.labels if not any(name in held for held in tissues.values())]
     warnings = [f"no case holds {name}; it can be neither learned nor synthesized from these data" for name in absent]
     blank = [case for case in statistics.voxels if not statistics.tissues(case)]

@@ -8,7 +8,7 @@ import numpy as np
 def assign_folds(
     tissues: dict[str, set[str]], folds: int, seed: int = 0, cases: dict[str, int] | None = None
 ) -> dict[str, int]:
-    """Assign whole patients to folds by iterative stratification, the rarest tissue first.
+    """Assign whole patients to folds, 0 to ``folds - 1``, by iterative stratification, the rarest tissue first.
 
     After Sechidis et al. 2011, "On the stratification of multi-label data": take the tissue that the fewest unassigned
     patients have, and give each of these patients to the fold that lacks most of it; a tie goes to the fold that lacks
@@ -16,14 +16,8 @@ def assign_folds(
     Unlike theirs, the folds' sizes differ by one patient at most, patients with many cases come first, and a tissue
     that every patient has plays no part.
 
-    Args:
-        tissues: Patient to the names of the tissues that the patient has.
-        folds: Number of folds, at most the number of patients.
-        seed: Seed for the order of the patients and the last tie.
-        cases: Patient to the number of cases; by default one each.
-
-    Returns:
-        Patient to fold, 0 to ``folds - 1``.
+    ``tissues`` are those of each patient, ``cases`` the number of his cases, one each by default; the seed draws the
+    order of the patients and the last tie.
 
     Example:
         >>> folds = assign_folds({"p1": {"fibrosis"}, "p2": {"fibrosis"}, "p3": set(), "p4": set()}, folds=2)
@@ -65,13 +59,7 @@ def assign_folds(
 
 
 def scarce_tissues(tissues: dict[str, set[str]], fold_of: dict[str, int], folds: int) -> list[str]:
-    """Return a sentence for each tissue that some patient has but that is missing from some fold.
-
-    Args:
-        tissues: Patient to the names of the tissues that the patient has.
-        fold_of: Patient to fold.
-        folds: Number of folds.
-    """
+    """Return a sentence for each tissue that some patient has but that is missing from some fold."""
     sentences = []
     for tissue in dict.fromkeys(name for patient in sorted(tissues) for name in sorted(tissues[patient])):
         holders = [patient for patient, names in tissues.items() if tissue in names]

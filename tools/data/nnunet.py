@@ -58,11 +58,7 @@ def export_nnunet(datalist: Path, output: Path) -> None:
 
 
 def check_dataset_name(output: Path) -> Path:
-    """Return a folder that can be created, if its name is one of nnU-Net's.
-
-    Raises:
-        InputError: if it is not, or the folder holds something.
-    """
+    """Return a folder that can be created; InputError if its name is not one of nnU-Net's, or it holds something."""
     output = Path(output)
     if not re.fullmatch(r"Dataset\d{3}_\w+", output.name):
         raise InputError(f"output {output} must be named as nnU-Net wants it, nnunet_raw/Dataset001_lung for one")
@@ -70,11 +66,7 @@ def check_dataset_name(output: Path) -> Path:
 
 
 def is_synthetic(case: Case, datalist: Path) -> bool:
-    """Return whether a datalist's case is synthetic.
-
-    Raises:
-        InputError: if its CT is marked so, but its item is not.
-    """
+    """Return whether a datalist's case is synthetic; InputError if its CT is marked so, but its item is not."""
     if not case.synthetic and description_of(nib.load(case.image)).startswith(SYNTHETIC_MARK):
         raise InputError(f"{case.image} says {SYNTHETIC_MARK} in its header, but its item in {datalist} does not")
     return case.synthetic
@@ -86,12 +78,9 @@ def description_of(image: nib.Nifti1Image) -> str:
 
 
 def splits(content: dict, names: dict[Path, str], fitted_fold: int | None) -> list[dict[str, list[str]]]:
-    """Return nnU-Net's splits, one per fold: ``train`` and ``val`` with names of cases.
+    """Return nnU-Net's splits, one per fold: ``train`` and ``val`` with names of cases (``names`` is image to case).
 
-    Args:
-        content: Content of a datalist.
-        names: Image to case.
-        fitted_fold: The only fold in which synthetic cases are trained on.
+    Only in the ``fitted_fold`` are synthetic cases trained on.
     """
     found = []
     for fold in range(max(case.fold for case in content["training"]) + 1):
@@ -109,11 +98,7 @@ def case_numbers(real: dict) -> dict[Path, str]:
 def write_dataset(raw: Path, content: dict, names: dict[Path, str], **about: object) -> None:
     """Write the cases of a datalist as nnU-Net's raw dataset; unlabelled voxels get the value that it ignores.
 
-    Args:
-        raw: Folder of the dataset.
-        content: Content of the datalist.
-        names: Image to case.
-        **about: More keys for dataset.json.
+    ``names`` is image to case; ``about`` holds more keys for dataset.json.
     """
     labels = dict(content["labels"])
     ignore, unlabelled = max(labels.values()) + 1, unlabelled_value()

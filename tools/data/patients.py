@@ -16,12 +16,9 @@ COLUMNS = ("case", "patient", "age", "severity", "history", "fold")
 def read_patients(
     path: Path | None, cases: Iterable[str], problems: list[str]
 ) -> tuple[dict[str, dict[str, object]], list[str]]:
-    """Read who each case belongs to.
+    """Read who each case belongs to; what is wrong with single rows is added to ``problems``.
 
-    Args:
-        path: CSV file with the columns case and patient, optionally age, severity, history, fold; or None.
-        cases: Names of the cases that have an image or a label.
-        problems: Receives what is wrong with single rows.
+    The CSV file has the columns case and patient, optionally age, severity, history, fold.
 
     Returns:
         Case to its patient and attributes (``fold`` among them if given), and warnings.

@@ -28,11 +28,8 @@ def cases_read(cases: list[Case]) -> list[dict]:
 def check_disjoint(where: str, stage: str, cases: list[dict], test: list[dict]) -> list[str]:
     """Return the patients that a stage has read, if none of them, under whatever name, is a test patient.
 
-    Args:
-        where: What the message begins with.
-        stage: Name of the stage.
-        cases: From ``cases_read``, as the stage wrote it; rows may lack the SHA-256.
-        test: From ``cases_read``.
+    ``cases`` (as the stage wrote them, perhaps without the SHA-256) and ``test`` are rows of ``cases_read``; ``where``
+    begins the message.
 
     Raises:
         InputError: naming the test patients, or the test cases whose CT was read under another name.
@@ -55,14 +52,9 @@ def check_disjoint(where: str, stage: str, cases: list[dict], test: list[dict]) 
 def read_card(weights: Path, held_out: list[Case], stage: str) -> dict:
     """Return the card beside weights, if it shows that no held-out patient was trained on, under whatever name.
 
-    Args:
-        weights: File of the weights.
-        held_out: Cases that they must not know.
-        stage: What they are, for the message.
-
     Raises:
-        InputError: if there are no such weights, their card does not say whom they know, or it names a held-out
-            patient or CT.
+        InputError: if there are no such weights (called ``stage``), their card does not say whom they know, or it names
+            a held-out patient or CT.
     """
     weights = Path(weights)
     if not weights.is_file():

@@ -30,58 +30,34 @@ CHUNK = 8192  # kept tiles compared at a time
 
 @dataclass(frozen=True)
 class Asked:
-    """Tiles of one tissue of one case that can be looked for in a bank.
+    """Tiles of one tissue of one case that can be looked for in a bank."""
 
-    Attributes:
-        values: Samples in HU, float32, shape (Q, V, SAMPLES).
-        inside: Which samples count, bool, the same shape; None where all do.
-    """
-
-    values: np.ndarray
-    inside: np.ndarray | None
+    values: np.ndarray  # samples in HU, float32, shape (Q, V, SAMPLES)
+    inside: np.ndarray | None  # which samples count, bool, the same shape; None where all do
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """How near the tissue of one case lies to kept tiles.
+    """How near the tissue of one case lies to kept tiles, so that a copy in a quarter of the tiles asked shows."""
 
-    Attributes:
-        distance: 1 - r between a tile asked and the nearest kept one, quartile over the tiles asked (so that a copy in
-            a quarter of them shows); NaN if there was nothing to ask or to compare with.
-        where: Case and slice in which most of that quarter's nearest tiles lie, such as ``case007 slice 12``.
-    """
-
-    distance: float
-    where: str
+    distance: float  # 1 - r to the nearest kept tile, QUARTILE over the tiles asked; NaN if there are none
+    where: str  # case and slice in which most of that quarter's nearest tiles lie, such as ``case007 slice 12``
 
 
 @dataclass
 class TileBank:
-    """Smoothed tiles of one tissue of many cases.
+    """Smoothed tiles of one tissue of many cases."""
 
-    Attributes:
-        edge: Edge of a tile in in-plane voxels; a multiple of GRID.
-        whole: Compare whole tiles; else only the voxels inside the tissue asked about.
-        most: Tiles kept of one case, roughly; of a larger lesion every second, third, ... slice is kept.
-    """
-
-    edge: int
-    whole: bool = False
-    most: int = TILES_KEPT
+    edge: int  # of a tile in in-plane voxels, a multiple of GRID
+    whole: bool = False  # compare whole tiles; else only the voxels inside the tissue asked about
+    most: int = TILES_KEPT  # tiles of one case, roughly; of a larger lesion every second, third, ... slice is kept
     tiles: list[np.ndarray] = field(default_factory=list)  # per case, float16, shape (N, SAMPLES), HU less their mean
     slices: list[np.ndarray] = field(default_factory=list)
     cases: list[str] = field(default_factory=list)
     owners: list[str] = field(default_factory=list)
 
     def add(self, case: str, owner: str, hu: np.ndarray, where: np.ndarray) -> None:
-        """Keep the tiles of one case.
-
-        Args:
-            case: Its name.
-            owner: Its patient, by whom it can be left out.
-            hu: CT in HU, shape (W, H, D).
-            where: Its tissue, bool, the same shape.
-        """
+        """Keep the tiles of a tissue, bool, in a patient's (``owner``) CT in HU, both of shape (W, H, D)."""
         hu, where = self._crop(hu, where)
         occupied = np.flatnonzero(where.any((0, 1)))
         expected = np.count_nonzero(where) / STRIDE**2
@@ -121,12 +97,7 @@ class TileBank:
         return cuts[0], cuts[1]
 
     def ask(self, hu: np.ndarray, where: np.ndarray) -> Asked:
-        """Return tiles of the tissue of a case, to look for in this bank or in one like it.
-
-        Args:
-            hu: CT in HU, shape (W, H, D).
-            where: The tissue, bool, the same shape.
-        """
+        """Return tiles of a tissue, bool, in a CT in HU, both of shape (W, H, D), to look for in a bank."""
         hu, where = self._crop(hu, where)
         corners = np.zeros((0, 3), int)
         for z in spread(np.flatnonzero(where.any((0, 1))), SLICES_ASKED):
@@ -146,14 +117,10 @@ class TileBank:
         )
 
     def nearest(self, asked: Asked, leave_out: str | None = None) -> Nearest:
-        """Return how near tiles lie to the kept ones.
+        """Return how near tiles lie to the kept ones, those of the owner ``leave_out`` not counted.
 
         A tile is compared by Pearson's correlation r over its samples inside the tissue, at every place to the voxel
         and mirrored. So neither a shift nor another density or contrast hides a copy; a turn or a scaling does.
-
-        Args:
-            asked: What :meth:`ask` returned.
-            leave_out: Owner whose tiles do not count.
         """
         chosen = [index for index, owner in enumerate(self.owners) if owner != leave_out and len(self.tiles[index])]
         if not len(asked.values) or not chosen:
@@ -173,9 +140,7 @@ class TileBank:
 def best_matches(asked: Asked, tiles: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Return the correlation of each tile asked with its nearest tile, and the index of that one, both shape (Q,).
 
-    Args:
-        asked: The Q tiles asked.
-        tiles: Kept samples, shape (N, SAMPLES), each with mean 0.
+    ``tiles`` are kept samples, shape (N, SAMPLES), each with mean 0.
     """
     values = torch.from_numpy(asked.values)
     inside = None if asked.inside is None else torch.from_numpy(asked.inside).float()
@@ -199,10 +164,8 @@ def best_matches(asked: Asked, tiles: torch.Tensor) -> tuple[np.ndarray, np.ndar
 def correlate(values: torch.Tensor, inside: torch.Tensor | None, tiles: torch.Tensor) -> torch.Tensor:
     """Return Pearson's correlation of each query with each tile over the query's samples inside, shape (Q, N).
 
-    Args:
-        values: Samples asked, shape (Q, SAMPLES).
-        inside: 1 where a sample counts, else 0, the same shape; None where all count.
-        tiles: Kept samples, shape (N, SAMPLES), each with mean 0.
+    ``values`` and ``inside`` (1 where a sample counts, else 0; None where all count) have shape (Q, SAMPLES), ``tiles``
+    (N, SAMPLES), each with mean 0.
     """
     count = values.shape[1] if inside is None else inside.sum(1, keepdim=True).clamp(min=1)
     if inside is None:

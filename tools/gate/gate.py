@@ -36,14 +36,10 @@ REGION, PATCH = 16, 32  # edge of the tiles, voxels: painted voxels alone, and w
 
 
 class Gate:
-    """Measures and judges the painted tissue of one fold.
+    """Measures and judges the painted tissue of one fold by its training cases.
 
-    Args:
-        training: Cases that say what is real.
-        labels: Tissue name to value, of the tissues that may be painted; 0 is left out.
-
-    Raises:
-        InputError: if the training cases hold none of the tissues, or a file is unusable.
+    ``labels`` names the tissues that may be painted, and their values; 0 is left out. Raises InputError if the training
+    cases hold none of them, or a file is unusable.
     """
 
     def __init__(self, training: list[Case], labels: Mapping[str, int]) -> None:
@@ -90,12 +86,8 @@ class Gate:
     def _compare(self, name: str, tissue: Tissue, leave_out: str | None) -> tuple[str, str]:
         """Add the measures that need other cases; return the nearest place of the region and of the patch.
 
-        The tissue's own patient is always left out where surroundings count: a painted case has those of its source.
-
-        Args:
-            name: Name of the tissue.
-            tissue: What is compared.
-            leave_out: Patient to leave out of the other comparisons.
+        The tissue's own patient is always left out where surroundings count (a painted case has those of its source),
+        the patient ``leave_out`` in the other comparisons.
         """
         others = [other.textures for other in self.real[name] if other.owner != leave_out]
         region = self.regions[name].nearest(tissue.region, leave_out)
@@ -129,14 +121,11 @@ class Gate:
                 limits.setdefault(measure, (min(known) if known else WITHOUT_CALIBRATION, None))
 
     def calibrate_faithfulness(self, answers: Iterable[tuple[str, np.ndarray]]) -> None:
-        """Set the limit of recall from the segmenter's answers on training cases.
+        """Set the limit of recall from the segmenter's answers: case name, and tissue map in canonical orientation.
 
-        The segmenter has been trained on them, so its recall there is better than on patients it has not seen; the
-        limit, half of the median, leaves room for that. Of a tissue that it hardly finds even there it is no judge:
-        below a median of ``JUDGE_AT_LEAST`` recall is measured and sets no limit.
-
-        Args:
-            answers: Case name and the segmenter's tissue map in canonical orientation, of some or all training cases.
+        The segmenter has been trained on these training cases, so its recall there is better than on patients it has
+        not seen; the limit, half of the median, leaves room for that. Of a tissue that it hardly finds even there it is
+        no judge: below a median of ``JUDGE_AT_LEAST`` recall is measured and sets no limit.
 
         Raises:
             InputError: if a case is not a training case or an answer has another shape than its map.
@@ -165,7 +154,7 @@ class Gate:
 
         Args:
             case: Its name.
-            source: Name of the training case that was painted.
+            source: Name of the training case that was painted; InputError if it is none.
             hu: Painted CT in HU, canonical orientation, shape (W, H, D).
             target: Its tissue map, the same shape.
             region: Painted voxels, bool, the same shape.
@@ -175,11 +164,7 @@ class Gate:
             Tissue to measures: ``voxels``; ``not_finite`` voxels, and if there are any nothing more; ``median_hu``,
             ``spread_hu``; ``seam_ratio``; ``ood``; ``region_distance``, ``patch_distance`` and ``earlier_distance``
             (1 - r to the nearest tile of the training set, of other patients with surroundings, and of cases painted
-            before), with ``region_nearest``, ``patch_nearest`` and ``earlier_nearest``, such as "case007 slice 12";
-            ``recall``. None where it could not be measured.
-
-        Raises:
-            InputError: if the source is not a training case.
+            before), each with its ``_nearest``, such as "case007 slice 12"; ``recall``. None where unmeasurable.
         """
         if source not in self.cases:
             raise InputError(f"source {source} of {case} is not a training case")
@@ -232,11 +217,7 @@ class Gate:
         return reasons
 
     def card(self, accepted: Mapping[str, set[str]] | None = None) -> dict[str, dict]:
-        """Return the quality card of each tissue that was painted, as in :func:`tools.gate.tissue.card`.
-
-        Args:
-            accepted: Tissue to the names of the painted cases that count; all of them if None.
-        """
+        """Return the card (:func:`tools.gate.tissue.card`) of each painted tissue, over all or the accepted cases."""
         cards = {}
         for name, tissues in self.painted.items():
             if tissues:

@@ -19,17 +19,10 @@ from tools.workflows.segmenter import segment
 def check_painted(
     plan: list[PlannedCase], training: list[Case], output: Path, work: Path, segmenter: Path | None
 ) -> dict[str, dict]:
-    """Put every painted case through the quality gate, write gate.json and quality.json.
+    """Put every painted case of a plan through the quality gate, write gate.json and quality.json into ``output``.
 
-    Args:
-        plan: What was painted.
-        training: Cases that say what is real.
-        output: Folder for the two files.
-        work: Folder with ``painted``, and for what the segmenter answers.
-        segmenter: Weights of the segmenter that is asked, with its card beside them; None to ask none.
-
-    Returns:
-        Case to tissue to ``accepted``, ``reasons`` and measures.
+    ``work`` holds ``painted``, and receives what the segmenter answers; its card lies beside its weights, and None asks
+    none. Returns case to tissue to ``accepted``, ``reasons`` and measures.
     """
     labels = {name: tissue_labels()[name] for name in pathological_tissues()}
     gate = Gate(training, labels)
@@ -66,11 +59,7 @@ def check_painted(
 
 
 def quality_measures(card: dict) -> dict:
-    """Return a tissue's quality card measure by measure, painted beside what real tissue scores: its floor.
-
-    Args:
-        card: From :func:`tools.gate.tissue.card`.
-    """
+    """Return a card of ``tissue.card`` measure by measure, painted beside what real tissue scores: its floor."""
     painted, real = card["painted"], card["real"]
     found = {"painted_cases": painted["cases"], "real_cases": real["cases"]}
     for name in ("hu_wasserstein", "texture_distance"):

@@ -20,40 +20,23 @@ FEWEST_PLACES = 24  # on the border, for a ratio
 
 @dataclass
 class Tissue:
-    """One tissue of one case.
-
-    Attributes:
-        case: Its name.
-        owner: Its patient.
-        voxels: Number of voxels.
-        counts: Counts of its voxels per bin of 1 HU over HU_WINDOW, shape (bins,).
-        textures: Features of some of its tiles, shape (N, F) as in ``scripts.texture``.
-        measures: Name to number, NaN where it could not be measured.
-        region: Tiles to look for among those of other cases.
-        patch: The same with their surroundings.
-    """
+    """One tissue of one case."""
 
     case: str
-    owner: str
+    owner: str  # the patient
     voxels: int
-    counts: np.ndarray
-    textures: np.ndarray
-    measures: dict[str, float] = field(default_factory=dict)
-    region: Asked | None = None
-    patch: Asked | None = None
+    counts: np.ndarray  # of its voxels per bin of 1 HU over HU_WINDOW, shape (bins,)
+    textures: np.ndarray  # features of some of its tiles, shape (N, F) as in ``scripts.texture``
+    measures: dict[str, float] = field(default_factory=dict)  # NaN where it could not be measured
+    region: Asked | None = None  # tiles to look for among those of other cases
+    patch: Asked | None = None  # the same with their surroundings
 
 
 def describe(case: str, owner: str, hu: np.ndarray, where: np.ndarray, around: np.ndarray) -> Tissue:
-    """Return one tissue of a case with the measures that need no other case.
+    """Return one tissue of a case with the measures that need no other case, in a CT in HU of shape (W, H, D).
 
-    ``median_hu`` and ``spread_hu`` (standard deviation); ``seam_ratio``, see :func:`seam_ratio`.
-
-    Args:
-        case: Its name.
-        owner: Its patient.
-        hu: CT in HU, shape (W, H, D).
-        where: The tissue, bool, the same shape; not empty.
-        around: The lung that the tissue borders on, bool, the same shape.
+    They are ``median_hu``, ``spread_hu`` (standard deviation) and :func:`seam_ratio`. The tissue, not empty, and the
+    lung around it are bool of the same shape.
     """
     texture, voxels = load_script(SYNTHESIZER, "texture"), load_script(SYNTHESIZER, "voxel_measures")
     box = voxels.painted_box(where)
@@ -76,15 +59,8 @@ def seam_ratio(hu: np.ndarray, where: np.ndarray, around: np.ndarray) -> float:
 
     Of four voxels on a line, two inside and two outside: |second - third| over |first - fourth|, each averaged over the
     border. A ramp gives 1/3, a jump 1, a rim brighter or darker than both sides more. How much the tissue differs from
-    what is around it, which depends on where it lies, has no say.
-
-    Args:
-        hu: CT in HU, shape (W, H, D).
-        where: The tissue, bool, the same shape.
-        around: The lung it borders on, bool, the same shape.
-
-    Returns:
-        NaN with fewer than FEWEST_PLACES places to measure at.
+    what is around it, which depends on where it lies, has no say. Arguments as for :func:`describe`; NaN with fewer
+    than FEWEST_PLACES places to measure at.
     """
     across, apart = [np.zeros(0)], [np.zeros(0)]
     for axis in (0, 1):
@@ -102,13 +78,8 @@ def seam_ratio(hu: np.ndarray, where: np.ndarray, around: np.ndarray) -> float:
 def out_of_distribution(textures: np.ndarray, reference: np.ndarray) -> float:
     """Return how far tiles lie from reference tiles: to the NEIGHBOURS-th nearest, median over the tiles.
 
-    Args:
-        textures: Features, shape (N, F).
-        reference: Features, shape (M, F), which standardise both.
-
-    Returns:
-        Root mean square over the features, in standard deviations of the reference; NaN without tiles, or with no more
-        than NEIGHBOURS reference tiles.
+    It is the root mean square over the features, shapes (N, F) and (M, F), in standard deviations of the reference; NaN
+    without tiles, or with no more than NEIGHBOURS reference tiles.
     """
     if not len(textures) or len(reference) <= NEIGHBOURS:
         return float("nan")
@@ -118,14 +89,10 @@ def out_of_distribution(textures: np.ndarray, reference: np.ndarray) -> float:
 
 
 def card(real: Sequence[Tissue], painted: Sequence[Tissue]) -> dict:
-    """Return the quality of one tissue: painted beside real, and real beside real as the floor.
+    """Return the quality of one tissue: painted beside real (not empty), and real beside real as the floor.
 
     The floor compares the real cases of one half (every second case) with those of the other. A texture distance
     depends on the number of tiles: painting is compared with either half in turn and as many tiles as the floor.
-
-    Args:
-        real: The tissue of the training cases, with their measures; not empty.
-        painted: The tissue of the painted cases, with their measures.
 
     Returns:
         ``painted`` and ``real``, each with cases, voxels, hu_q05, hu_q50, hu_q95, laa950 (share below -950 HU) and the

@@ -62,19 +62,12 @@ class PlannedCase:
 
 @dataclass(frozen=True)
 class Bank:
-    """New tissue maps, and how their lesions compare with those of the training patients.
-
-    Attributes:
-        plan: The maps.
-        card: Content of maps.json.
-        real: Lesions of the training patients, rows of ``statistics.lesion_row``.
-        new: The same of the lesions that the maps add.
-    """
+    """New tissue maps, and how their lesions compare with those of the training patients."""
 
     plan: list[PlannedCase]
-    card: dict
-    real: pandas.DataFrame
-    new: pandas.DataFrame
+    card: dict  # content of maps.json
+    real: pandas.DataFrame  # lesions of the training patients, rows of ``statistics.lesion_row``
+    new: pandas.DataFrame  # the same of the lesions that the maps add
 
 
 def draw_bank(
@@ -152,11 +145,8 @@ def draw_bank(
 class LesionPlacer:
     """Places lesions of the training patients, and some from the procedural model, in a CT.
 
-    Args:
-        lesions: Lesions per tissue.
-        volumes: Volume in ml per tissue and training case that has it.
-        labels: Tissue name to value.
-        procedural: Share of the lesions that come from the procedural model.
+    ``lesions`` holds them per tissue, ``volumes`` the ml per tissue and training case that has it; ``procedural`` is
+    the share of the lesions that come from the model.
     """
 
     def __init__(self, lesions: dict, volumes: dict, labels: dict[str, int], procedural: float) -> None:
@@ -168,14 +158,7 @@ class LesionPlacer:
     ) -> tuple[Receiver, dict[str, float]]:
         """Place lesions of some tissues in one CT until each has the volume it has in a random case that holds it.
 
-        Args:
-            case: The case that receives them.
-            tissues: Names of the tissues.
-            rng: Source of randomness.
-            with_hu: Whether the donors' HU are pasted too.
-
-        Returns:
-            The receiver, and the volume placed in ml per tissue that found a place.
+        Returns the receiver (the donors' HU pasted too ``with_hu``), and the ml placed per tissue that found a place.
         """
         label, hu, spacing = case.volumes()
         receiver = Receiver(label, hu if with_hu else None, spacing, self.labels["healthy"])
@@ -221,13 +204,7 @@ def _write_map(
 
 
 def maps_card(training: list[Case], plan: list[PlannedCase], settings: dict) -> dict:
-    """Return the content of maps.json: the settings, the cases read, and per map its source, hashes and lesions.
-
-    Args:
-        training: The cases that were read.
-        plan: The maps.
-        settings: Settings of the draws.
-    """
+    """Return the content of maps.json: the settings, the cases read, and per map its source, hashes and lesions."""
     patients = {case.name: case.patient for case in training}
     labels = {case.name: digest(case.label) for case in training}
     cases = [row | {"label_sha256": labels[row["case"]]} for row in cases_read(training)]
@@ -251,15 +228,10 @@ def maps_card(training: list[Case], plan: list[PlannedCase], settings: dict) -> 
 
 
 def read_maps(folder: Path, training: list[Case]) -> list[PlannedCase]:
-    """Read maps that were drawn earlier or by hand, as a plan for painting.
+    """Read maps that were drawn earlier or by hand as a plan for painting; a drawn one's kind is what maps.json says.
 
-    Args:
-        folder: Folder of maps, named after the CT they are for (``check.find_source``); maps.json in it or beside it
-            says from which cases a drawn bank comes.
-        training: Cases whose CTs may be painted.
-
-    Returns:
-        The plan; a map's kind is what maps.json says of an unchanged file, else "supplied".
+    Maps are named after the CT they are for (``check.find_source``), one of the ``training`` cases; maps.json lies in
+    their folder or beside it. A map that it does not know, or not with this content, is "supplied".
 
     Raises:
         InputError: naming every unusable map, or a case that the bank's lesions come from and ``training`` lacks.

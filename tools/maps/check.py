@@ -26,23 +26,14 @@ Ranges = dict[str, dict[str, tuple[float, float]]]
 
 @dataclass
 class Finding:
-    """What was found of one map, which can be painted if ``errors`` is empty.
-
-    Attributes:
-        path: File of the map.
-        case: The case that it is named after, None if there is none.
-        errors: Why it cannot be painted.
-        warnings: What is unusual about it.
-        volume_ml: Volume that it adds of each tissue, in ml.
-        voxels: Number of voxels in which it differs from the case's map.
-    """
+    """What was found of one map, which can be painted if ``errors`` is empty."""
 
     path: Path
-    case: Case | None
-    errors: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    volume_ml: dict[str, float] = field(default_factory=dict)
-    voxels: int = 0
+    case: Case | None  # that it is named after, None if there is none
+    errors: list[str] = field(default_factory=list)  # why it cannot be painted
+    warnings: list[str] = field(default_factory=list)  # what is unusual about it
+    volume_ml: dict[str, float] = field(default_factory=dict)  # that it adds of each tissue
+    voxels: int = 0  # in which it differs from the case's map
 
 
 def list_maps(folder: Path) -> list[Path]:
@@ -72,12 +63,7 @@ def ranges(lesions: Iterable[Lesion]) -> Ranges:
 
 
 def check_map(path: Path, cases: list[Case], known: Ranges | None = None) -> Finding:
-    """Check one map.
-
-    Args:
-        path: NIfTI file, named after its case.
-        cases: Cases that it may be for.
-        known: From :func:`ranges`; nothing is said about plausibility without it.
+    """Check one map, named after one of the cases; plausibility only by ``known``, from :func:`ranges`.
 
     Returns:
         Errors: no such case, another geometry, unknown labels, changes outside the lung, erased lung or lesions,

@@ -21,13 +21,7 @@ class Deformation:
 
 
 def draw_deformation(lesion: Lesion, spacing: np.ndarray, rng: np.random.Generator) -> Deformation:
-    """Draw a turn (up to 25 degrees), a scale (0.8 to 1.25), whether to mirror, and a bend.
-
-    Args:
-        lesion: The donor.
-        spacing: Voxel size in mm of the CT that receives it.
-        rng: Source of randomness.
-    """
+    """Draw a turn (up to 25 degrees), a scale (SCALE), whether to mirror, and a bend, for a CT of a spacing in mm."""
     angle, scale = np.deg2rad(rng.uniform(-25, 25)), rng.uniform(*SCALE)
     mirror = rng.choice([-1.0, 1.0])
     half = np.ceil(_radius_mm(lesion, scale) / spacing[:2]).astype(int) + 1
@@ -41,10 +35,7 @@ def _radius_mm(lesion: Lesion, scale: float) -> float:
 def source_plane(lesion: Lesion, spacing: np.ndarray, deformation: Deformation) -> np.ndarray:
     """Return where in the lesion's slices each voxel of a deformed slice comes from: indices, shape (2, w, h).
 
-    Args:
-        lesion: The donor.
-        spacing: Voxel size in mm of the CT that receives it.
-        deformation: From :func:`draw_deformation` with the same lesion and spacing.
+    The deformation is of :func:`draw_deformation` with the same lesion and spacing (mm, of the CT that receives it).
     """
     angle, radius = deformation.angle, _radius_mm(lesion, deformation.scale)
     half = np.array(deformation.bend.shape[1:]) // 2
@@ -62,17 +53,11 @@ def source_plane(lesion: Lesion, spacing: np.ndarray, deformation: Deformation) 
 def deform(
     lesion: Lesion, spacing: np.ndarray, deformation: Deformation, with_hu: bool = True
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Turn, scale, mirror and bend a lesion in its axial plane.
-
-    Args:
-        lesion: The donor.
-        spacing: Voxel size in mm of the CT that receives it.
-        deformation: From :func:`draw_deformation` with the same lesion and spacing.
-        with_hu: Whether its HU are wanted too.
+    """Turn, scale, mirror and bend a lesion in its axial plane; arguments as for :func:`source_plane`.
 
     Returns:
-        Mask and, in it, HU (or None) in the receiving CT's voxels, shape (w, h, d), and the corner's offset from the
-        lesion's centre.
+        Mask and, in it, HU (None if not wanted) in the receiving CT's voxels, shape (w, h, d), and the corner's offset
+        from the lesion's centre.
     """
     plane = source_plane(lesion, spacing, deformation)
     size, depth = plane.shape[1:], max(1, round(lesion.shape[2] * lesion.spacing[2] / spacing[2]))

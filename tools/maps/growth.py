@@ -24,56 +24,34 @@ LIKENESS = ("depth_mm", "depth_spread_mm", "height", "elongation", "flatness", "
 
 @dataclass
 class Box:
-    """A part of a receiver in which a lesion grows, on its own or a coarser grid.
+    """A part of a receiver in which a lesion grows, on its own or a coarser grid."""
 
-    Attributes:
-        places: Voxel indices in the receiver along each axis.
-        free: Where a lesion may grow, shape (w, h, d).
-        depth_mm: Distance to the pleura, the same shape.
-        height: Height of each slice in the lung.
-        spacing: Voxel size of the grid in mm.
-        centre: Index of the centre in the grid.
-    """
-
-    places: tuple[np.ndarray, ...]
-    free: np.ndarray
-    depth_mm: np.ndarray
-    height: np.ndarray
-    spacing: np.ndarray
-    centre: tuple[int, ...]
+    places: tuple[np.ndarray, ...]  # voxel indices in the receiver along each axis
+    free: np.ndarray  # where a lesion may grow, shape (w, h, d)
+    depth_mm: np.ndarray  # distance to the pleura, the same shape
+    height: np.ndarray  # of each slice in the lung
+    spacing: np.ndarray  # voxel size of the grid in mm
+    centre: tuple[int, ...]  # index of the centre in the grid
 
 
 @dataclass
 class Shape:
-    """What a lesion grows to, besides its centre.
+    """What a lesion grows to, besides its centre."""
 
-    Attributes:
-        spread: Standard deviations in mm along the long and the short axis in the plane and across slices.
-        angle: Angle of the long axis in radians.
-        depth_mm: Distance to the pleura it keeps to.
-        depth_spread_mm: How closely it does.
-        roughness: How much the noise weighs beside the distance from the centre.
-        noise: One number per knot, which lie ``knot_mm`` apart; shape (n, n, m).
-        knot_mm: Distance of the noise's knots in mm.
-    """
-
-    spread: np.ndarray
-    angle: float
-    depth_mm: float
-    depth_spread_mm: float
-    roughness: float
-    noise: np.ndarray
-    knot_mm: float
+    spread: np.ndarray  # standard deviations in mm along the long and the short axis in the plane and across slices
+    angle: float  # of the long axis in radians
+    depth_mm: float  # distance to the pleura it keeps to
+    depth_spread_mm: float  # how closely it does
+    roughness: float  # how much the noise weighs beside the distance from the centre
+    noise: np.ndarray  # one number per knot, shape (n, n, m)
+    knot_mm: float  # distance of the knots
 
 
 class LesionModel:
-    """Draws lesions of one tissue after those of the training patients.
+    """Draws lesions of one tissue after those of the training patients, of which there must be one.
 
     The joint distribution of the measures is a smoothed bootstrap: those of a random lesion, plus Gaussian noise with
     the lesions' own covariance, shrunk by Silverman's factor (Silverman 1986, section 6.4) so that the variance stays.
-
-    Args:
-        lesions: Lesions of one tissue, at least one.
     """
 
     def __init__(self, lesions: list[Lesion]) -> None:
@@ -98,15 +76,9 @@ class LesionModel:
         return {name: _from_model(name, value) for name, value in zip(self.names, drawn)}
 
     def grow(self, receiver: Receiver, value: int, rng: np.random.Generator) -> int:
-        """Grow one lesion in a receiver's healthy lung and enter it into the receiver's map.
+        """Grow one lesion in a receiver's healthy lung and enter it with a label value into the receiver's map.
 
-        Args:
-            receiver: The CT that receives the lesion.
-            value: Label value of its tissue.
-            rng: Source of randomness.
-
-        Returns:
-            Voxels painted, 0 if no place was found.
+        Returns the voxels painted, 0 if no place was found.
         """
         wanted = self.draw(rng)
         voxels = round(1000 * wanted["volume_ml"] / float(np.prod(receiver.spacing)))
@@ -171,14 +143,10 @@ def _from_model(name: str, value: float) -> float:
 
 
 def cut_box(receiver: Receiver, value: int, centre: np.ndarray, spread: np.ndarray, at_most: int | None) -> Box:
-    """Return the part of a receiver around a voxel in which a lesion may grow.
+    """Return the part of a receiver around a voxel, which the grid holds, in which a lesion of a spread (mm) may grow.
 
-    Args:
-        receiver: The CT that receives the lesion.
-        value: Label value of its tissue; the lesion stays apart from others of the same.
-        centre: Voxel index, which the grid holds.
-        spread: Spread of the lesion in mm, long axis first.
-        at_most: About so many voxels, on a coarser grid where there are more; None for the receiver's own grid.
+    It stays apart from others of the same label value. Of more than about ``at_most`` voxels a coarser grid is made;
+    None keeps the receiver's own.
     """
     half = np.ceil(REACH * spread[[0, 0, 2]] / receiver.spacing).astype(int)
     stride = np.ones(3, int)
@@ -202,9 +170,7 @@ def cost(box: Box, shape: Shape) -> np.ndarray:
     """Return how late each voxel of a box joins a lesion: its distance from the centre in the shape's own metric.
 
     Distance and distance to the pleura count in the shape's standard deviations; smooth noise makes the border uneven.
-
-    Returns:
-        Numbers from about 0 on, shape (w, h, d); an ellipsoid's border lies at sqrt(5).
+    The numbers, shape (w, h, d), begin at about 0; an ellipsoid's border lies at sqrt(5).
     """
     x, y, z = ((np.arange(n) - c) * s for n, c, s in zip(box.free.shape, box.centre, box.spacing))
     along, sideways = np.cos(shape.angle), np.sin(shape.angle)
@@ -219,15 +185,9 @@ def cost(box: Box, shape: Shape) -> np.ndarray:
 
 
 def fill(box: Box, shape: Shape, voxels: int) -> np.ndarray | None:
-    """Return the connected lesion of exactly so many free voxels that holds the centre and costs least.
+    """Return the mask of the connected lesion of exactly so many free voxels that holds the centre and costs least.
 
-    Args:
-        box: Where it grows.
-        shape: What it grows to.
-        voxels: Its size.
-
-    Returns:
-        Mask, the box's shape; None if the centre's surroundings have too little room.
+    It has the box's shape; None if the centre's surroundings have too little room.
     """
     late = np.where(box.free, cost(box, shape), np.inf)
     late[box.centre] = -np.inf

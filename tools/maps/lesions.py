@@ -20,13 +20,8 @@ MIN_LESION_VOXELS = 24
 class Lesion:
     """One connected lesion of a training patient; its arrays are kept compressed, since a bank holds thousands.
 
-    Args:
-        case: The CT it comes from.
-        tissue: Name of its tissue.
-        mask: Its voxels, shape (w, h, d).
-        hu: The CT around it, int16, the same shape, or None; kept in the mask and next to it within the slice.
-        spacing: Voxel size in mm.
-        measures: Size, shape and place, from ``shape.measures``.
+    ``mask`` has shape (w, h, d), ``hu`` (int16, or None) too: it is kept in the mask and next to it within the slice.
+    ``spacing`` is in mm, ``measures`` from ``shape.measures``.
     """
 
     def __init__(
@@ -68,15 +63,10 @@ def find_lesions(
     tissues: dict[str, int],
     depth_mm: np.ndarray | None = None,
 ) -> list[Lesion]:
-    """Return the connected lesions of a CT.
+    """Return the connected lesions of a CT in canonical orientation.
 
-    Args:
-        case: Name of the CT.
-        label: Tissue map in canonical orientation, shape (W, H, D).
-        hu: CT in HU, the same shape; None if the lesions shall carry none.
-        spacing: Voxel size in mm.
-        tissues: Pathological tissue name to value.
-        depth_mm: Distance of every voxel to the pleura, the same shape, if it is known already.
+    ``label``, ``hu`` (None if they shall carry none) and ``depth_mm`` (to the pleura, if known already) have the shape
+    (W, H, D), ``spacing`` is in mm; ``tissues`` gives the pathological ones' values.
     """
     depth = pleura_distance(label > 0, spacing) if depth_mm is None else depth_mm
     height = lung_height(label > 0)
@@ -94,12 +84,7 @@ def find_lesions(
 
 
 def lesion_bank(training: list[Case], with_hu: bool = False) -> tuple[dict[str, list[Lesion]], dict[str, list[float]]]:
-    """Return the lesions per tissue, and the volume in ml per tissue and case that has it (empty if none).
-
-    Args:
-        training: Cases whose lesions are collected.
-        with_hu: Whether the lesions shall carry their HU.
-    """
+    """Return the lesions per tissue, and the volume in ml per tissue and case that has it (empty if none)."""
     labels = tissue_labels()
     tissues = {tissue: labels[tissue] for tissue in pathological_tissues()}
     bank: dict[str, list[Lesion]] = {}

@@ -20,27 +20,16 @@ MAX_HEALTHY_SHARE = 0.4  # of a CT's healthy lung that may be painted
 
 @dataclass
 class Receiver:
-    """A CT that receives lesions, in canonical orientation.
+    """A CT that receives lesions, in canonical orientation."""
 
-    Attributes:
-        label: Tissue map, shape (W, H, D).
-        hu: CT in HU, the same shape; None if nothing shall be pasted.
-        spacing: Voxel size in mm.
-        healthy: Value of healthy tissue.
-        target: The map with the placed lesions.
-        pasted: The CT with the donors' HU in the placed lesions, None without ``hu``.
-        donors: Per transplanted lesion, the donor's case, tissue and voxels.
-        grown: Per procedural lesion, its tissue and voxels.
-    """
-
-    label: np.ndarray
-    hu: np.ndarray | None
-    spacing: np.ndarray
-    healthy: int
-    target: np.ndarray = field(init=False)
-    pasted: np.ndarray | None = field(init=False)
-    donors: list[dict] = field(default_factory=list)
-    grown: list[dict] = field(default_factory=list)
+    label: np.ndarray  # tissue map, shape (W, H, D)
+    hu: np.ndarray | None  # the same shape; None if nothing shall be pasted
+    spacing: np.ndarray  # voxel size in mm
+    healthy: int  # value of healthy tissue
+    target: np.ndarray = field(init=False)  # the map with the placed lesions
+    pasted: np.ndarray | None = field(init=False)  # the CT with the donors' HU in the placed lesions
+    donors: list[dict] = field(default_factory=list)  # per transplanted lesion, the donor's case, tissue and voxels
+    grown: list[dict] = field(default_factory=list)  # per procedural lesion, its tissue and voxels
 
     def __post_init__(self) -> None:
         self.target = self.label.copy()
@@ -55,17 +44,10 @@ class Receiver:
     def likely_places(
         self, height: float, depth_mm: float, rng: np.random.Generator, looked_at: int = 400, kept: int = 40
     ) -> np.ndarray:
-        """Return the healthy voxels that are most like a height in the lung and a distance to the pleura.
+        """Return the healthy voxels most like a height in the lung and a distance to the pleura in the slice.
 
-        Args:
-            height: Height in the lung, 0 at the base and 1 at the apex.
-            depth_mm: Distance to the pleura in the slice.
-            rng: Source of randomness.
-            looked_at: Number of voxels drawn at random.
-            kept: Number of the most alike among them that are returned.
-
-        Returns:
-            Voxel indices, shape (kept, 3), or (0, 3) if nothing is healthy.
+        They are the ``kept`` most alike of ``looked_at`` drawn at random: indices, shape (kept, 3), or (0, 3) if none
+        is healthy. The height is 0 at the base and 1 at the apex.
         """
         free = self.target[self.box] == self.healthy
         candidates = np.flatnonzero(free)
@@ -80,15 +62,9 @@ class Receiver:
         return candidates[np.argsort(unlike, kind="stable")[:kept]]
 
     def place(self, lesion: Lesion, value: int, rng: np.random.Generator) -> int:
-        """Place one lesion, deformed, where height and distance to the pleura are like the donor's.
+        """Place one lesion, deformed, as a label value, where height and distance to the pleura are like the donor's.
 
-        Args:
-            lesion: What to place.
-            value: Label value of its tissue.
-            rng: Source of randomness.
-
-        Returns:
-            Voxels painted, 0 if no place was found.
+        Returns the voxels painted, 0 if no place was found.
         """
         likely = self.likely_places(lesion.measures["height"], lesion.measures["depth_mm"], rng)
         for _ in range(PLACES_TRIED if len(likely) else 0):
@@ -109,11 +85,7 @@ class Receiver:
         return 0
 
     def new_lesions(self, name: str) -> list[Lesion]:
-        """Return the lesions that the placed ones make together, where they touch as one; old lesions do not count.
-
-        Args:
-            name: Name of the map.
-        """
+        """Return the lesions that the placed ones make together, where they touch as one; old lesions do not count."""
         labels = tissue_labels()
         new = np.where(self.target != self.label, self.target, np.where(self.label > 0, self.healthy, 0))
         tissues = {tissue: labels[tissue] for tissue in pathological_tissues()}

@@ -7,15 +7,10 @@ ELLIPSOID = 4 / 3 * np.pi * 5**1.5
 
 
 def spreads_mm(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """Return how far a mask spreads in its axial plane and across slices.
+    """Return how far a mask, shape (w, h, d) and not empty, spreads in its axial plane and across slices.
 
-    Args:
-        mask: Voxels, shape (w, h, d), not empty.
-        spacing: Voxel size in mm.
-
-    Returns:
-        Standard deviations in mm of the mask's volume along its long and its short axis in the axial plane and along
-        the third axis, shape (3,). A voxel counts as a block, not as a point.
+    That is the standard deviations in mm of its volume along its long and its short axis in the axial plane and along
+    the third axis, shape (3,). A voxel counts as a block, not as a point.
     """
     position = np.argwhere(mask) * spacing
     covariance = np.cov(position[:, :2].T, bias=True) + np.diag(spacing[:2] ** 2 / 12)
@@ -26,11 +21,8 @@ def spreads_mm(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
 def measures(mask: np.ndarray, depth_mm: np.ndarray, height: np.ndarray, spacing: np.ndarray) -> dict[str, float]:
     """Return a lesion's size, shape and place.
 
-    Args:
-        mask: Its voxels, shape (w, h, d), not empty.
-        depth_mm: Distance of every voxel to the pleura within its slice, the same shape.
-        height: Height of each slice in the lung, 0 at the base and 1 at the apex, shape (d,).
-        spacing: Voxel size in mm.
+    ``mask`` and ``depth_mm`` (to the pleura within the slice) have the shape (w, h, d), ``height`` of each slice in the
+    lung, 0 at the base and 1 at the apex, (d,).
 
     Returns:
         ``volume_ml``; ``depth_mm`` and ``depth_spread_mm``, mean and standard deviation of its voxels' distance to the

@@ -34,15 +34,9 @@ def _values(lesions: pandas.DataFrame, measure: str) -> np.ndarray:
 
 
 def floor(lesions: pandas.DataFrame, measure: str, seed: int = 0) -> float:
-    """Return the mean Wasserstein-1 distance of one half of the patients' lesions to the other's.
+    """Return the mean Wasserstein-1 distance of one half of the patients' lesions of a tissue to the other's.
 
-    Args:
-        lesions: Lesions of one tissue, rows of ``lesion_row``.
-        measure: A key of ``MEASURES``.
-        seed: Seed for the random halvings.
-
-    Returns:
-        NaN if there are fewer than two patients.
+    The halvings are drawn with ``seed``; NaN if there are fewer than two patients.
     """
     patients = sorted(lesions["patient"].unique())
     if len(patients) < 2:
@@ -56,11 +50,7 @@ def floor(lesions: pandas.DataFrame, measure: str, seed: int = 0) -> float:
 
 
 def compare_lesions(data: pandas.DataFrame, bank: pandas.DataFrame) -> pandas.DataFrame:
-    """Compare the lesions of data and bank.
-
-    Args:
-        data: Lesions of the training patients, rows of ``lesion_row``.
-        bank: Lesions that the bank's maps add, likewise.
+    """Compare the lesions of the training patients and those that the bank's maps add, rows of ``lesion_row``.
 
     Returns:
         A row per tissue and measure that both have: number of lesions, median and quartiles of data and bank, the

@@ -24,10 +24,7 @@ FILES = (LoadImaged, EnsureChannelFirstd, SaveImaged)  # what only a run on file
 def read_settings(bundle_root: Path, checkpoint: Path, overrides: Mapping) -> dict:
     """Return ``configs/inference.json`` with what the weights' card says of their training, and with overrides.
 
-    Args:
-        bundle_root: Folder of the synthesizer's bundle.
-        checkpoint: Its weights; a ``card.json`` beside them, as ``augment`` writes it, is heeded.
-        overrides: Config id to value, such as ``{"num_steps": 4}``.
+    A ``card.json`` beside the weights, as ``augment`` writes it, is heeded; overrides are such as ``{"num_steps": 4}``.
 
     Raises:
         InputError: if the bundle or the weights are not there, or an override names no id.
@@ -43,14 +40,7 @@ def read_settings(bundle_root: Path, checkpoint: Path, overrides: Mapping) -> di
 class Painter:
     """The synthesizer as ``inference.json`` builds it, without its files: what it paints is what the bundle paints.
 
-    Args:
-        bundle_root: Folder of the bundle.
-        checkpoint: Its weights.
-        device: Device of the network.
-        settings: From ``read_settings``.
-
-    Raises:
-        InputError: if the weights were trained for something else than the settings say.
+    Settings come from ``read_settings``; InputError if the weights were trained for something else than they say.
     """
 
     def __init__(self, bundle_root: Path, checkpoint: Path, device: str, settings: Mapping) -> None:
@@ -76,19 +66,18 @@ class Painter:
     def paint(
         self, image: MetaTensor, label: MetaTensor, target: MetaTensor, seed: int, patient: Mapping
     ) -> torch.Tensor | None:
-        """Paint a CT where a map differs from its own.
+        """Paint a CT (HU, float32, shape (1, W, H, D)) where a map differs from its own, all of the same shape.
 
         Args:
-            image: CT in HU, float32, shape (1, W, H, D).
-            label: Its tissue map, the same shape.
-            target: The map wanted, the same shape.
+            image: The CT.
+            label: Its tissue map.
+            target: The map wanted.
             seed: Seed for the noise; the bundle's own run draws the same for a case with this number in the column
                 ``seed`` of ``conditions.csv``.
             patient: Whatever is known; what the network knows of it, it is told.
 
         Returns:
-            The painted CT in HU, shape (1, W, H, D); None if the region is smaller than one cell of the network's
-            coarsest level.
+            The painted CT; None if the region is smaller than one cell of the network's coarsest level.
         """
         attributes = self.network.attributes
         known = attributes.encode(within(patient, attributes.ranges))

@@ -160,13 +160,7 @@ class RandSyntheticTissued(RandomizableTransform, MapTransform):
         return self._note(sample, PAINTED, seed, tissue, lesions, int(region.sum()))
 
     def draw(self, label: np.ndarray, affine: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, str, int]:
-        """Return the map with new lesions, shape (W, H, D), their tissue, and how many found a place.
-
-        Args:
-            label: Tissue map, shape (W, H, D).
-            affine: Affine of the voxels.
-            rng: Source of randomness.
-        """
+        """Return a map of shape (W, H, D) with new lesions, their tissue, and how many found a place."""
         tissue = str(rng.choice(self.tissues, p=self.shares))
         spacing = canonical_spacing(nib.Nifti1Image(label, affine))
         receiver = Receiver(canonical(label, affine), None, spacing, self.labels["healthy"])
@@ -215,11 +209,7 @@ class RandSyntheticTissued(RandomizableTransform, MapTransform):
 
 
 def read_lesions(folder: Path, labels: Mapping[str, int]) -> dict[str, list[Lesion]]:
-    """Return the lesions in a folder of tissue maps, per tissue that has any.
-
-    Args:
-        folder: Folder that the command ``maps`` writes, or with the maps themselves.
-        labels: Tissue name to value.
+    """Return the lesions in a folder of tissue maps (or of the command ``maps``), per tissue that has any.
 
     Raises:
         InputError: if there is no map, one cannot be read, or they hold no lesion.

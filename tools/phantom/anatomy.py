@@ -21,35 +21,20 @@ MURRAY_EXPONENT = 2.5  # r_parent^p = sum of r_child^p (Murray 1926 has p = 3; m
 
 @dataclasses.dataclass(frozen=True)
 class Build:
-    """What makes one body differ from another.
+    """What makes one body differ from another."""
 
-    Attributes:
-        height_mm: Lung height.
-        width: Factor on the transverse sizes.
-        fat_mm: Thickness of the subcutaneous fat.
-        heart: Factor on the size of the heart.
-        airway: Factor on the calibre of the airways.
-    """
-
-    height_mm: float
-    width: float
-    fat_mm: float
-    heart: float
-    airway: float
+    height_mm: float  # of the lung
+    width: float  # factor on the transverse sizes
+    fat_mm: float  # thickness of the subcutaneous fat
+    heart: float  # factor on its size
+    airway: float  # factor on the calibre of the airways
 
 
 def smooth_noise(rng: np.random.Generator, axes: tuple, sigma_mm: float) -> np.ndarray:
     """Return Gaussian noise of unit variance, smooth over ``sigma_mm``, on a grid that may be of any spacing.
 
-    Noise on knots that stand ``sigma_mm`` apart in BOX_MM is spread by Gaussians; the grid only samples the result.
-
-    Args:
-        rng: Source of the knots' values.
-        axes: Positions (mm) of the voxels along x, y and z.
-        sigma_mm: Width of the Gaussians.
-
-    Returns:
-        float32, shape (len(x), len(y), len(z)).
+    Noise on knots that stand ``sigma_mm`` apart in BOX_MM is spread by Gaussians; the grid (positions in mm along x, y
+    and z) only samples the result: float32, shape (len(x), len(y), len(z)).
     """
     weights = []
     for (low, high), positions in zip(BOX_MM, axes):
@@ -115,16 +100,10 @@ def outside_lung_mm(x, y, z, build: Build):
 def grow_tree(
     rng: np.random.Generator, build: Build, side: int, tips: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Grow a tree from the hilum into one lung.
+    """Grow a tree from the hilum into one lung (``side`` is -1 right, 1 left) to a number of tips.
 
     Tips are scattered in the lung and joined, nearest to the hilum first, to the node that costs least in new length
     plus a share of the way back to the hilum (balanced minimum spanning tree, Cuntz et al. 2010).
-
-    Args:
-        rng: Source of the tips.
-        build: The body.
-        side: Side of the lung, -1 right and 1 left.
-        tips: Number of points to reach.
 
     Returns:
         Nodes (tips + 1, 3) in mm, the parent of each node, and the radius (mm) of the branch that ends in each node.
@@ -153,12 +132,9 @@ def grow_tree(
 
 
 def sample_tree(tree: tuple, step_mm: float, smallest_mm: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Return points (n, 3) in mm along the branches of a tree, and the tapering radius (mm) at each.
+    """Return points (n, 3) along the branches of a tree, ``step_mm`` apart, and the tapering radius (mm) at each.
 
-    Args:
-        tree: Nodes, parents and radii, as from grow_tree.
-        step_mm: Distance between points.
-        smallest_mm: Branches that are thinner are left out.
+    Branches thinner than ``smallest_mm`` are left out.
     """
     nodes, parent, radius = tree
     ends = np.flatnonzero(radius[1:] >= smallest_mm) + 1
@@ -176,17 +152,10 @@ def sample_tree(tree: tuple, step_mm: float, smallest_mm: float = 0.0) -> tuple[
 
 
 def draw_tubes(shape: tuple, axes: tuple, points: np.ndarray, radii: np.ndarray, slab_mm: float) -> np.ndarray:
-    """Draw balls along tubes as the share of each voxel that they cover.
+    """Draw balls along tubes as the share of each voxel that they cover, float32 in [0, 1], shape (W, H, slices).
 
-    Args:
-        shape: Voxels (W, H, slices).
-        axes: Positions (mm) of the voxels along x, y and z, evenly spaced.
-        points: Centres (n, 3) in mm.
-        radii: Radii (n,) in mm.
-        slab_mm: Thickness of a slice, which may be less than the slice spacing.
-
-    Returns:
-        float32 in [0, 1].
+    ``axes`` holds the evenly spaced positions (mm) of the voxels; centres (n, 3) and radii (n,) are in mm. The slab, a
+    slice's thickness, may be less than the slice spacing.
     """
     cover = np.zeros(shape, np.float32)
     pixel = axes[0][1] - axes[0][0]
@@ -242,17 +211,10 @@ def body_half_axes_mm(build: Build) -> tuple[float, float]:
 
 
 def draw_body(x: np.ndarray, y: np.ndarray, z: np.ndarray, build: Build, patches: np.ndarray) -> np.ndarray:
-    """Draw everything around the lungs: air, skin, fat, muscle, bones, heart and abdomen.
+    """Draw everything around the lungs: air, skin, fat, muscle, bones, heart and abdomen; float32 HU.
 
-    Args:
-        x: Positions in mm, shape (W, H, slices), warped by a few mm so that no outline is a perfect ellipse.
-        y: The same along y.
-        z: Positions in mm, shape (slices,).
-        build: The body.
-        patches: Smooth noise of unit variance that places fat between organs, shape as x.
-
-    Returns:
-        float32 HU.
+    ``x`` and ``y`` are positions in mm, shape (W, H, slices), warped by a few mm so that no outline is a perfect
+    ellipse; ``z`` has shape (slices,). ``patches`` is smooth unit noise that places fat between organs, shape as ``x``.
     """
     height = build.height_mm
     wall = outside_cavity_mm(x, y, z, build)
@@ -303,14 +265,7 @@ def _draw_bones(hu: np.ndarray, x, y, z, build: Build, wall: np.ndarray, deep: n
 
 
 def draw_table(hu: np.ndarray, x: np.ndarray, y: np.ndarray, build: Build) -> None:
-    """Draw a curved table of carbon fibre over foam behind the patient into ``hu`` (in place).
-
-    Args:
-        hu: HU with the body drawn, shape (W, H, slices).
-        x: Positions in mm, broadcastable to the shape of ``hu``.
-        y: The same along y.
-        build: The body, which lies on the table.
-    """
+    """Draw a curved table of carbon fibre over foam behind the body in ``hu`` (in place); ``x`` and ``y`` are in mm."""
     depth = y - body_half_axes_mm(build)[1] - 5 + x**2 / 700.0  # mm below the cradle, which rises at both sides
     free = (hu < -900) & (np.abs(x) < 150)
     hu[free & (depth > 0) & (depth < 26)] = -930

@@ -24,29 +24,18 @@ KERNELS = {
 
 @dataclasses.dataclass(frozen=True)
 class LungVoxels:
-    """The n voxels of the lungs of one patient.
+    """The n voxels of the lungs of one patient."""
 
-    Attributes:
-        points: Positions x, y and z in mm, shape (n, 3).
-        depth_mm: Distance from the chest wall, shape (n,).
-        level: Height above the bases as a fraction of the lung height, shape (n,).
-        noise: Unit noise by name, each (n,): broad0 to broad3, patch0 to patch3, lobule0, lobule1 and grain.
-    """
-
-    points: np.ndarray
-    depth_mm: np.ndarray
-    level: np.ndarray
-    noise: dict[str, np.ndarray]
+    points: np.ndarray  # x, y and z in mm, shape (n, 3)
+    depth_mm: np.ndarray  # distance from the chest wall, shape (n,)
+    level: np.ndarray  # height above the bases as a fraction of the lung height, shape (n,)
+    noise: dict[str, np.ndarray]  # of unit variance, each (n,): broad0 to 3, patch0 to 3, lobule0, lobule1 and grain
 
 
 def noise_fields(place_rng, texture_rng, axes: tuple, lung: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the noise of LungVoxels.
+    """Return the noise of LungVoxels: broad and patch fields place the tissues, the finer ones are texture.
 
-    Args:
-        place_rng: Source of the broad and patch fields, which place the tissues.
-        texture_rng: Source of the finer fields.
-        axes: Positions (mm) along x, y and z.
-        lung: Mask of the lung, shape (W, H, slices).
+    ``axes`` holds positions (mm) along x, y and z, ``lung`` is a mask of shape (W, H, slices).
     """
     box = ndimage.find_objects(lung.view(np.uint8))[0]
     axes, lung = tuple(axis[part] for axis, part in zip(axes, box)), lung[box]
@@ -61,13 +50,9 @@ def noise_fields(place_rng, texture_rng, axes: tuple, lung: np.ndarray) -> dict[
 def place_tissues(scores: dict[str, np.ndarray], shares: dict[str, float], labels: dict[str, int]):
     """Give each tissue its exact share of the lung, where its score is highest.
 
-    Args:
-        scores: Preference of each pathological tissue at the voxels of the lung, each (n,), in the order of placing.
-        shares: Share of the lung for each tissue; a tissue that is not named is left out.
-        labels: Tissue name to value.
-
-    Returns:
-        Label values at the voxels of the lung, uint8 (n,), and for each tissue the score less the score at its border.
+    ``scores`` holds the preference of each pathological tissue at the n voxels of the lung, in the order of placing; a
+    tissue that ``shares`` does not name is left out. Returns label values, uint8 (n,), and for each tissue the score
+    less the score at its border.
     """
     values = np.full(len(next(iter(scores.values()))), labels["healthy"], np.uint8)
     margins = {}
@@ -83,16 +68,10 @@ def place_tissues(scores: dict[str, np.ndarray], shares: dict[str, float], label
 
 
 def location_scores(voxels: LungVoxels, history: str) -> dict[str, np.ndarray]:
-    """Return for each pathological tissue how much it likes each voxel of the lung.
+    """Return how much each pathological tissue likes each voxel of the lung, shape (n,), in the order of placing.
 
-    Consolidation and ground glass like the lower back, fibrosis the pleura and the bases, emphysema the core and apex.
-
-    Args:
-        voxels: The lungs.
-        history: History of the patient: smoker, exposure, post-infection or none.
-
-    Returns:
-        Tissue name to score, shape (n,), in the order of placing.
+    Consolidation and ground glass like the lower back, fibrosis the pleura and the bases, emphysema the core and apex;
+    what the history (smoker, exposure, post-infection or none) is counts too.
     """
     noise, level = voxels.noise, voxels.level
     back = voxels.points[:, 1] / 80.0
@@ -111,15 +90,9 @@ def location_scores(voxels: LungVoxels, history: str) -> dict[str, np.ndarray]:
 
 
 def nearest_cells(rng: np.random.Generator, points: np.ndarray, cell_mm: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return how far each point lies from the two nearest of scattered centres (Worley 1996), and the first's index.
+    """Return how far points (n, 3) lie from the two nearest of scattered centres (Worley 1996), and the first's index.
 
-    Args:
-        rng: Source of the scatter, which is a jittered grid over anatomy.BOX_MM.
-        points: Positions in mm, shape (n, 3).
-        cell_mm: Distance between centres.
-
-    Returns:
-        Distances in mm, shape (n, 2), and indices, shape (n,).
+    The centres are a jittered grid over anatomy.BOX_MM, ``cell_mm`` apart; distances in mm have shape (n, 2).
     """
     counts = [int((high - low) / cell_mm) for low, high in anatomy.BOX_MM]
     jitter = rng.uniform(-0.48, 0.48, (*counts, 3)).astype(np.float32)
@@ -141,19 +114,10 @@ def tissue_hu(
     healthy_hu: float,
     pixel_mm: float,
 ) -> np.ndarray:
-    """Return the HU of the tissue at each voxel of the lung, before vessels, airways and scanner.
+    """Return the HU of the tissue at each voxel of the lung, shape (n,), before vessels, airways and scanner.
 
-    Args:
-        rng: Source of the cysts and holes.
-        voxels: The lungs.
-        values: Label values, shape (n,).
-        margins: Score less the score at the border, per tissue, see place_tissues.
-        labels: Tissue name to value.
-        healthy_hu: Mean of the healthy lung at mid depth.
-        pixel_mm: In-plane voxel size; no line is drawn thinner than what it resolves.
-
-    Returns:
-        HU, shape (n,).
+    ``values`` (n,) and ``margins`` are those of place_tissues, ``healthy_hu`` the mean of healthy lung at mid depth;
+    no line is drawn thinner than what the in-plane voxel size ``pixel_mm`` resolves.
     """
     noise, back_mm = voxels.noise, voxels.points[:, 1]
     healthy = healthy_hu + GRAVITY_HU_PER_MM * back_mm + 9 * noise["patch0"] + 10 * noise["lobule0"]
@@ -210,11 +174,7 @@ def _per_cell(cell: np.ndarray) -> np.ndarray:
 def draw_trees(rng: np.random.Generator, build: anatomy.Build, shape: tuple, axes: tuple) -> dict:
     """Draw vessels and bronchi of both lungs and the central airways as the share of each voxel that they cover.
 
-    Args:
-        rng: Source of the trees.
-        build: The body.
-        shape: Voxels (W, H, slices).
-        axes: Positions (mm) along x, y and z.
+    Positions (mm) of the (W, H, slices) voxels along x, y and z are ``axes``.
 
     Returns:
         Maps in [0, 1]: vessel, hilar (the thick ones), wall and lumen (bronchi wider than 2 mm), fine (all bronchi),
@@ -248,15 +208,9 @@ def draw_trees(rng: np.random.Generator, build: anatomy.Build, shape: tuple, axe
 
 
 def add_trees(hu: np.ndarray, trees: dict, label: np.ndarray, labels: dict[str, int]) -> None:
-    """Draw vessels and airways into ``hu`` (in place).
+    """Draw vessels and airways, maps of draw_trees, into ``hu`` (in place), shape (W, H, slices) as the label values.
 
     Vessels stand out in all tissue but consolidation, which is as dense; there the bronchi show (air bronchogram).
-
-    Args:
-        hu: HU of body and tissue, shape (W, H, slices).
-        trees: Maps from draw_trees.
-        label: Label values, shape (W, H, slices).
-        labels: Tissue name to value.
     """
     solid = label == labels["consolidation"]
     near = ndimage.maximum_filter(label > 0, (3, 3, 1)) | (trees["hilar"] > 0)
@@ -271,17 +225,9 @@ def add_trees(hu: np.ndarray, trees: dict, label: np.ndarray, labels: dict[str, 
 
 
 def reconstruct(rng: np.random.Generator, hu: np.ndarray, pixel_mm: float, kernel: str, dose: float) -> np.ndarray:
-    """Return what a scanner makes of the drawn HU: blurred or sharpened, and noisy.
+    """Return what a scanner makes of drawn HU, shape (W, H, slices): blurred or sharpened, and noisy; float32.
 
-    Args:
-        rng: Source of the noise.
-        hu: HU, shape (W, H, slices).
-        pixel_mm: In-plane voxel size.
-        kernel: Name of the kernel in KERNELS.
-        dose: Factor on the noise; low dose is above 1.
-
-    Returns:
-        float32 HU of the same shape.
+    ``kernel`` is a key of KERNELS, ``pixel_mm`` the in-plane voxel size, ``dose`` a factor on the noise (low: above 1).
     """
     settings = KERNELS[kernel]
     blurred = _blur(hu, settings["blur_mm"] / pixel_mm)

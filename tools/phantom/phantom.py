@@ -41,27 +41,16 @@ FLIPS = ((), (0, 1), (2,), (0,), (1,))
 
 @dataclasses.dataclass(frozen=True)
 class Patient:
-    """What is known about a patient before the drawing starts.
+    """What is known about a patient before the drawing starts."""
 
-    Attributes:
-        index: Place in the cohort.
-        age: Age in years.
-        severity: Share of the lung that is not healthy.
-        history: History of the patient: smoker, exposure, post-infection or none.
-        mixture: Share of each tissue in the involved lung; sums to 1.
-        kernel: Reconstruction kernel, soft or lung.
-        dose: Factor on the noise.
-        breath_hu: Density of the healthy lung less the mean, from how deep the patient breathes in (HU).
-    """
-
-    index: int
-    age: int
-    severity: float
-    history: str
-    mixture: dict[str, float]
-    kernel: str
-    dose: float
-    breath_hu: float
+    index: int  # place in the cohort
+    age: int  # years
+    severity: float  # share of the lung that is not healthy
+    history: str  # smoker, exposure, post-infection or none
+    mixture: dict[str, float]  # share of each tissue in the involved lung; sums to 1
+    kernel: str  # of the reconstruction, soft or lung
+    dose: float  # factor on the noise
+    breath_hu: float  # density of the healthy lung less the mean, from how deep the patient breathes in
 
     @property
     def name(self) -> str:
@@ -93,12 +82,7 @@ def describe_patient(seed: int, index: int) -> Patient:
 
 
 def draw_patient(patient: Patient, seed: int, size: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw one patient.
-
-    Args:
-        patient: The patient.
-        seed: Seed of the cohort.
-        size: Number of voxels (W, H, slices); anatomy and texture keep their size in mm.
+    """Draw one patient of the cohort ``seed`` on (W, H, slices) voxels; anatomy and texture keep their size in mm.
 
     Returns:
         HU as int16 and label values as uint8, shape ``size``, and the affine (4, 4) from voxels to mm (RAS).

@@ -19,12 +19,7 @@ OPENINGS_MM = (1.0, 2.0, 4.0, 8.0)  # by which touching lungs are taken apart
 
 
 def midline(hu: np.ndarray, lung: np.ndarray) -> float:
-    """Return where the body's middle lies along the first axis: the median over the slices with lung, in voxels.
-
-    Args:
-        hu: CT in HU, shape (W, H, D).
-        lung: Mask of the lung, the same shape.
-    """
+    """Return where the body's middle lies along the first axis: the median over the slices with lung, in voxels."""
     middles = []
     for k in np.flatnonzero(lung.any(axis=(0, 1))):
         body, count = ndimage.label((hu[..., k] > SOFT_TISSUE_HU) | lung[..., k])
@@ -35,16 +30,11 @@ def midline(hu: np.ndarray, lung: np.ndarray) -> float:
 
 
 def right_lung(lung: np.ndarray, spacing: np.ndarray, middle: float) -> np.ndarray:
-    """Return which lung voxels are the right lung's, slice by slice, so that loose slices will do.
+    """Return which lung voxels, shape (W, H, D), are the right lung's, slice by slice, so that loose slices will do.
 
-    A part of the lung belongs to the side of the midline on which it lies. One that lies on both sides is opened until
-    it falls into parts of one side each, whose surroundings follow the nearest of them; if it never does, it is cut at
-    the midline.
-
-    Args:
-        lung: Mask of the lung, shape (W, H, D).
-        spacing: Voxel size in mm.
-        middle: Position of the midline, of :func:`midline`.
+    A part of the lung belongs to the side of :func:`midline` on which it lies. One that lies on both sides is opened
+    until it falls into parts of one side each, whose surroundings follow the nearest; if it never does, it is cut
+    at the midline.
     """
     right_of_middle = (np.arange(lung.shape[0]) > middle)[:, None]
     right = np.zeros(lung.shape, bool)
@@ -91,16 +81,10 @@ def pleura_distance(lung: np.ndarray, spacing: np.ndarray) -> np.ndarray:
 def regions(
     lung: np.ndarray, spacing: np.ndarray, middle: float, periphery_mm: float = PERIPHERY_MM
 ) -> dict[str, np.ndarray]:
-    """Return where each of ``REGIONS`` is.
+    """Return where each of ``REGIONS`` is in a lung of shape (W, H, D), not empty.
 
     Thirds are of equal height, from the lowest to the highest slice with lung; the periphery is what lies within
     ``periphery_mm`` of the lung's border in its slice, the mediastinal border included.
-
-    Args:
-        lung: Mask of the lung, shape (W, H, D), not empty.
-        spacing: Voxel size in mm.
-        middle: Position of the midline, of :func:`midline`.
-        periphery_mm: Depth of the periphery.
     """
     right = right_lung(lung, spacing, middle)
     slices = np.flatnonzero(lung.any(axis=(0, 1)))
@@ -118,14 +102,7 @@ def regions(
 def region_extents(
     hu: np.ndarray, tissues: np.ndarray, spacing: np.ndarray, labels: dict[str, int], periphery_mm: float = PERIPHERY_MM
 ) -> dict[str, dict[str, float | None]]:
-    """Return region to measure to value.
-
-    Args:
-        hu: CT in HU, shape (W, H, D).
-        tissues: Label values, the same shape, with some lung.
-        spacing: Voxel size in mm.
-        labels: Tissue name to value.
-        periphery_mm: Depth of the periphery.
+    """Return region to measure to value, for HU and label values of shape (W, H, D) with some lung; spacing in mm.
 
     Returns:
         ``lung_ml``; per tissue ``<tissue>_ml`` and ``<tissue>_percent`` of the region's lung; ``below_950_percent``,

@@ -64,11 +64,7 @@ def quantify(images: Path, tissues: Path, output: Path, periphery_mm: float = ex
 
 
 def pair(images: Path, tissues: Path) -> dict[str, tuple[Path, Path]]:
-    """Return case name to CT and tissue map.
-
-    Raises:
-        InputError: if a CT has no map or a map has no CT.
-    """
+    """Return case name to CT and tissue map; InputError if a CT has no map or a map has no CT."""
     found, maps = list_cts(images), list_nifti(tissues)
     named = {name.removesuffix(POSTFIX) if name not in found else name: path for name, path in maps.items()}
     if len(named) < len(maps):
@@ -94,15 +90,8 @@ def load(image_path: Path, map_path: Path, labels: dict[str, int]) -> tuple[np.n
 def draw(hu, label, spacing, found: dict[str, dict], labels: dict[str, int]) -> bytes:
     """Draw slices from the lowest to the highest, plain and with the tissues in colour, above the shares per region.
 
-    Args:
-        hu: HU of shape (W, H, D), canonical.
-        label: Label values, the same shape.
-        spacing: Voxel size in mm.
-        found: Extents of ``extents.region_extents``.
-        labels: Tissue name to value.
-
-    Returns:
-        A PNG.
+    HU and label values have the shape (W, H, D), canonical, spacing is in mm; ``found`` is from
+    ``extents.region_extents``. Returns a PNG.
     """
     from matplotlib.colors import to_rgba
     from matplotlib.patches import Patch

@@ -43,15 +43,10 @@ def _rows_of_arms(arms: list[str], heading: str):
 
 
 def forest(rows: list[dict], tissue: str, colour: str) -> bytes:
-    """Draw the difference of every arm to the arm real, with its interval, for one tissue.
+    """Draw the difference of every arm to the arm real, with its interval, for one tissue; a PNG.
 
-    Args:
-        rows: Rows of ``verdicts.summarise``; the axis spans all tissues, so that figures can be compared.
-        tissue: Tissue that is drawn.
-        colour: Colour of the painted arms; the others are grey.
-
-    Returns:
-        A PNG.
+    ``rows`` are of ``verdicts.summarise``; the axis spans all tissues, so that figures can be compared. Painted arms
+    have the colour, the others are grey.
     """
     rows = [row for row in rows if row.get("difference") is not None]
     spans = [value for row in rows for value in (row["difference"], *(row["interval"] or ()))]
@@ -73,14 +68,8 @@ def forest(rows: list[dict], tissue: str, colour: str) -> bytes:
 def patients(records: list[dict], tissue: str, arms: list[str], colour: str) -> bytes:
     """Draw every patient for one tissue: with few arms the Dice, joined from arm to arm; else differences to real.
 
-    Args:
-        records: Rows of results.csv; the seeds of a patient are averaged.
-        tissue: Tissue that is drawn.
-        arms: Arms from left to right, or from top to bottom.
-        colour: Colour of the mean.
-
-    Returns:
-        A PNG.
+    The seeds of a patient are averaged; arms run from left to right, or from top to bottom; the mean has the colour.
+    Returns a PNG.
     """
     values: dict[str, dict[str, list[float]]] = {}
     for record in records:

@@ -19,33 +19,19 @@ ZOOM_AT_LEAST_MM = 50
 
 @dataclass
 class Example:
-    """One painted case, as an example of one tissue.
-
-    Attributes:
-        tissue: Painted tissue.
-        fold: Fold whose synthesizer painted it.
-        case: Synthetic case.
-        source: Real case that it was made of.
-        patient: Patient whose case the source is.
-        why: Word that says why this one is shown.
-        reason: Sentence that says why the case was rejected; empty if it was accepted.
-        slice: Number of the slice, from 0, counted from the feet.
-        voxels: Painted voxels of the tissue in that slice.
-        panels: Title and PNG of each panel, from left to right.
-        others: The other tissues that are outlined.
-    """
+    """One painted case, as an example of one tissue."""
 
     tissue: str
-    fold: str
+    fold: str  # whose synthesizer painted it
     case: str
-    source: str
-    patient: str
-    why: str
-    reason: str = ""
-    slice: int = 0
-    voxels: int = 0
-    panels: list[tuple[str, bytes]] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
+    source: str  # the real case that it was made of
+    patient: str  # whose case the source is
+    why: str  # a word that says why this one is shown
+    reason: str = ""  # sentence that says why the case was rejected; empty if it was accepted
+    slice: int = 0  # its number, from 0, counted from the feet
+    voxels: int = 0  # painted voxels of the tissue in that slice
+    panels: list[tuple[str, bytes]] = field(default_factory=list)  # title and PNG of each, from left to right
+    others: list[str] = field(default_factory=list)  # the other tissues that are outlined
 
 
 def examples(folders: list[dict], rivals: list[dict]) -> list[Example]:
@@ -53,14 +39,8 @@ def examples(folders: list[dict], rivals: list[dict]) -> list[Example]:
 
     Over all folds: the accepted case with the largest painted volume, that with the median volume, and the largest
     rejected case; where none was rejected, the accepted case with the smallest volume. Only the chosen cases are read,
-    each once.
-
-    Args:
-        folders: Folders of one painting method, from ``tables.augmented_folders``.
-        rivals: Folders of copy-paste, shown where it has the same case with the same target map.
-
-    Returns:
-        The examples, tissue by tissue in the order of the label values.
+    each once. Folders are of ``tables.augmented_folders``; the rivals are copy-paste's, shown where they have the same
+    case with the same target map. The examples come in the order of the label values.
 
     Raises:
         InputError: if a file is missing, or a manifest accepts a case that the datalist lacks.
@@ -202,11 +182,7 @@ def _draw_slice(
 
 
 def zoom(mask: np.ndarray, spacing: tuple[float, float]) -> tuple[slice, slice]:
-    """Return the square (in mm) around a mask, with a margin, kept inside the slice.
-
-    Args:
-        mask: Mask of shape (W, H), not empty.
-        spacing: Voxel size along both axes, mm.
+    """Return the square (spacing in mm) around a mask (W, H), not empty, with a margin, kept inside the slice.
 
     Example:
         >>> mask = np.zeros((100, 100), bool)

@@ -164,11 +164,6 @@ def overall(records: list[dict], rows: list[dict], pathological: list[str]) -> d
     ``(N / T) sum_t dice_pt / n_t`` (N patients, T tissues, n_t patients with tissue t), so that the mean over patients
     is the mean over tissues of the tissues' means.
 
-    Args:
-        records: Rows of results.csv.
-        rows: Rows of ``verdicts.summarise``.
-        pathological: Tissues that count, where patients have them.
-
     Returns:
         ``painted``, ``rival`` and ``real`` (arm and mean; None if no such arm), ``tissues``, and if there are both
         ``difference``, ``interval`` and ``verdict`` of painted against rival (or against real if there is no rival).

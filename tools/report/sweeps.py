@@ -125,17 +125,10 @@ def arm_styles(arms: list[str]) -> dict[str, tuple[str, str]]:
 def curves(
     series: dict[str, list[tuple]], styles: dict[str, tuple[str, str]], title: str, axis: str, ratio: bool = False
 ) -> bytes:
-    """Draw one panel of lines with whiskers: Dice over the share of patients, or a difference over the ratio.
+    """Draw one panel of lines with whiskers: Dice over the share of patients, or a difference over the ratio; a PNG.
 
-    Args:
-        series: Arm to points (x, value, low, high), low and high None where there are none.
-        styles: Colours and markers of ``arm_styles``.
-        title: Title of the panel.
-        axis: Title of the axis that runs across.
-        ratio: Whether x is a ratio, drawn by powers of two, with signed differences above it.
-
-    Returns:
-        A PNG.
+    ``series`` is arm to points (x, value, low, high), low and high None where there are none. With ``ratio``, x is one,
+    drawn by powers of two, with signed differences above it.
     """
     figure = new_figure(PANEL, 2.5)
     axes = figure.add_subplot()

@@ -34,10 +34,7 @@ MEASURES = {
 
 
 def augmented_folders(directory: Path) -> list[dict]:
-    """Find what ``augment`` wrote, method by method and fold by fold.
-
-    Args:
-        directory: Output folder of ``compare``.
+    """Find what ``augment`` wrote in a folder of ``compare``, method by method and fold by fold.
 
     Returns:
         One dict per folder with method, fold, percent (of the training patients), path and manifest (its lines).
@@ -120,16 +117,12 @@ def _mean(values: list) -> float | None:
 def quality(folders: list[dict]) -> dict | None:
     """Return the quality cards of all folds, averaged: per tissue and measure the floor and the value of each method.
 
-    Args:
-        folders: Folders of ``augmented_folders``; those without quality.json do not count.
+    Folders without quality.json do not count; a damaged one is an InputError.
 
     Returns:
         ``methods`` (titles), ``explained`` (title and explanation of the measures there are) and ``tissues``, per
         tissue a list of rows with title, unit, floor and values (one per method; None where not measurable). None
         without any card.
-
-    Raises:
-        InputError: if a card is damaged.
     """
     cards: dict[str, list[dict]] = {}
     for folder in folders:
