@@ -75,12 +75,8 @@ def compare(
     overrides, synthesis_overrides = dict(overrides or {}), dict(synthesis_overrides or {})
     real = read_datalist(datalist)
     folds = listed(folds) or sorted({case.fold for case in real["training"] if case.fold >= 0})
-    arms, seeds, ratios, fractions = (
-        [str(arm) for arm in listed(arms)],
-        listed(seeds),
-        listed(ratios),
-        listed(fractions),
-    )
+    arms = [str(arm) for arm in listed(arms)]
+    seeds, ratios, fractions = (listed(values) for values in (seeds, ratios, fractions))
     _check(real, datalist, arms, folds, seeds, ratios, fractions, iterations, workers, overrides)
     keys = list(dict.fromkeys(arm_key(name, ratio) for name in arms for ratio in ratios))
     tested = patients_with(real, folds)
@@ -98,6 +94,7 @@ def compare(
     others = read_datalist(Path(external)) if external else None
     if others and others["labels"] != real["labels"]:
         raise InputError(f"{external} has labels {others['labels']}, but {datalist} has {real['labels']}")
+    painting = {"balance": balance, "steps": steps, "max_cases": max_cases}
     settings = {
         "command": "compare",
         "schema": SCHEMA,
@@ -105,9 +102,7 @@ def compare(
         "datalist_sha256": sha256(datalist),
         "external_sha256": sha256(external) if external else None,
         "iterations": iterations,
-        "balance": balance,
-        "steps": steps,
-        "max_cases": max_cases,
+        **painting,
         "augmentation_seed": augmentation_seed,
         "overrides": overrides,
         "synthesis_overrides": synthesis_overrides,
@@ -115,17 +110,8 @@ def compare(
     output = open_run(Path(output), settings)
     for sentence in warnings(real, folds, tested):
         say(sentence)
-    augmentation = {"balance": balance, "steps": steps, "max_cases": max_cases, "seed": augmentation_seed}
-    experiment = Experiment(
-        datalist,
-        real,
-        output,
-        seeds[0],
-        iterations,
-        overrides,
-        augmentation | {"overrides": synthesis_overrides},
-        others,
-    )
+    painting |= {"seed": augmentation_seed, "overrides": synthesis_overrides}
+    experiment = Experiment(datalist, real, output, seeds[0], iterations, overrides, painting, others)
     runs = [
         Run(fold, float(fraction), seed, key)
         for fraction in sorted(fractions, reverse=True)

@@ -216,17 +216,10 @@ def format_plan(rows: list[dict]) -> str:
     for row in rows:
         if "unknown" in row:
             continue
-        gain = row["smallest_gain"]
-        lines.append(
-            (
-                row["tissue"],
-                str(row["patients"]),
-                *(f"{chance:.2f}" for chance in row["power"].values()),
-                "-" if gain is None else f"+{gain:.3f}",
-                "add seeds" if row["patients_needed"] is None else str(row["patients_needed"]),
-                "add patients" if row["seeds_needed"] is None else str(row["seeds_needed"]),
-            )
-        )
+        chances = [f"{chance:.2f}" for chance in row["power"].values()]
+        gain = "-" if row["smallest_gain"] is None else f"+{row['smallest_gain']:.3f}"
+        needed = str(row["patients_needed"] or "add seeds"), str(row["seeds_needed"] or "add patients")
+        lines.append((row["tissue"], str(row["patients"]), *chances, gain, *needed))
     notes = ["power: probability of the verdict gain, if the true gain in Dice is so large, by the pilot's spread"]
     notes += [f"{row['tissue']} is not planned: {row['unknown']}" for row in rows if "unknown" in row]
     return "\n".join([*columns(lines), "", *notes])

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pandas
 
 from tools.comparison.arms import ARMS, arm_name, arm_of
@@ -38,32 +37,26 @@ def read_scores(path: Path, test: list[Case], tissues: list[str]) -> dict[str, d
     table["patient"] = table["case"].map(patient)
     table["volume_error"] = table["percent_error"].abs()
     means = table.groupby(["patient", "tissue"])[list(MEASURES)].mean()
-    return {
-        name: {
-            tissue: {
-                measure: None if np.isnan(value) else float(value) for measure, value in means.loc[name, tissue].items()
-            }
-            for tissue in tissues
-        }
-        for name in sorted(set(patient.values()))
-    }
+    means = means.astype(object).where(means.notna(), None)
+    return {name: means.loc[name].loc[tissues].to_dict("index") for name in sorted(set(patient.values()))}
 
 
-def read_results(output: Path) -> list[dict] | None:
-    """Return the records of a folder's results.csv, of the own test patients and all training patients.
+def read_results(output: Path, fraction: float = 1) -> list[dict] | None:
+    """Return the records of a folder's results.csv, of the own test patients and a share of the training patients.
 
-    Returns:
-        Records as ``verdicts.summarise`` takes them; None without the file.
+    They are as ``verdicts.summarise`` takes them; None without the file, InputError if it is damaged.
     """
     path = Path(output) / "results.csv"
     if not path.is_file():
         return None
+    kinds = {"fraction": float, "fold": int, "seed": int, "patient": str} | dict.fromkeys(MEASURES, float)
     empty = dict.fromkeys(MEASURES, [""])
-    table = pandas.read_csv(
-        path, dtype={"patient": str}, keep_default_na=False, na_values=empty, float_precision="round_trip"
-    )
-    table = table[(table["test"] == "own") & (table["fraction"] == 1)].astype({name: object for name in MEASURES})
-    return table.where(table.notna(), None).to_dict("records")
+    try:
+        table = pandas.read_csv(path, dtype=kinds, keep_default_na=False, na_values=empty, float_precision="round_trip")
+        table = table[(table["test"] == "own") & (table["fraction"] == fraction)]
+        return table.astype(dict.fromkeys(MEASURES, object)).where(table.notna(), None).to_dict("records")
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error}); run compare again") from None
 
 
 def find_results(output: Path) -> list[dict]:

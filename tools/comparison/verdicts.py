@@ -1,6 +1,7 @@
 """Paired statistics: is an arm better than training on real patients only, and how sure is that?"""
 
 import functools
+import itertools
 
 import numpy as np
 
@@ -224,27 +225,15 @@ def format_table(rows: list[dict]) -> str:
     head = ("tissue", "arm", "n", "mean", "difference", "95 % interval", "p (Holm)", "seed sd", "verdict")
     lines = [head]
     for row in rows:
-        interval, p, spread = row.get("interval"), row.get("p_holm"), row["seed_sd"]
-        lines.append(
-            (
-                row["tissue"],
-                row["arm"],
-                str(row["patients"]),
-                "-" if row["mean"] is None else f"{row['mean']:.3f}",
-                "" if row.get("difference") is None else f"{row['difference']:+.3f}",
-                f"{interval[0]:+.3f} .. {interval[1]:+.3f}" if interval else "",
-                "" if p is None else f"{p:.3f}",
-                "" if spread is None else f"{spread:.3f}",
-                row.get("verdict", ""),
-            )
-        )
-    text, previous = [], None
-    for line, padded in zip(lines, columns(lines)):
-        if previous not in (None, line[0]):
-            text.append("")
-        previous = line[0]
-        text.append(padded)
-    return "\n".join(text)
+        mean = "-" if row["mean"] is None else f"{row['mean']:.3f}"
+        formats = {"difference": "{:+.3f}", "interval": "{0[0]:+.3f} .. {0[1]:+.3f}", "p_holm": "{:.3f}"}
+        cells = [
+            "" if row.get(key) is None else text.format(row[key])
+            for key, text in (formats | {"seed_sd": "{:.3f}", "verdict": "{}"}).items()
+        ]
+        lines.append((row["tissue"], row["arm"], str(row["patients"]), mean, *cells))
+    blocks = itertools.groupby(zip(lines, columns(lines)), key=lambda pair: pair[0][0])
+    return "\n\n".join("\n".join(text for _, text in block) for _, block in blocks)
 
 
 def columns(lines: list[tuple[str, ...]]) -> list[str]:

@@ -115,7 +115,8 @@ def data_card(
     }
 
 
-def _table(header: list[str], rows: list[list]) -> str:
+def markdown_table(header: list[str], rows: list[list]) -> str:
+    """Return a table in Markdown."""
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in [header, ["---"] * len(header), *rows])
 
 
@@ -146,15 +147,15 @@ Voxel size, smallest to largest along each axis: {spacing} mm. Shape: {shape} vo
 
 ## Tissues
 
-{_table(["tissue", "voxels", "share of lung", "volume (ml)", "patients", "cases"], amounts)}
+{markdown_table(["tissue", "voxels", "share of lung", "volume (ml)", "patients", "cases"], amounts)}
 
 Lung is the sum of the tissues; {card["lung_share_below_minus_950_hu"]:.1%} of it lies below {LOW_ATTENUATION_HU} HU.
 
 ## HU quantiles
 
-{_table(["tissue", *(f"{percent} %" for percent in QUANTILES)], densities)}
+{markdown_table(["tissue", *(f"{percent} %" for percent in QUANTILES)], densities)}
 
 ## Folds: patients with each tissue
 
-{_table(["fold", "patients", "cases", *tissues], folds)}
+{markdown_table(["fold", "patients", "cases", *tissues], folds)}
 """

@@ -3,6 +3,7 @@
 import hashlib
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -56,27 +57,6 @@ def dataset(
     Raises:
         InputError: if anything about the input is wrong, or ``output`` holds something or cannot be written.
     """
-    output = Path(output)
-    held = write_datalist(output, images, labels, label_map, patients, folds, seed)
-    written, following = output / "datalist.json", output.with_name(f"{output.absolute().name}_augmented")
-    print(f"wrote {written} ({held}) and {output / 'data_card.md'}")
-    command = ["--datalist", str(written), "--fold", "0", "--output", str(following)]
-    print(f"next: python -m tools augment {shlex.join(command)}")
-
-
-def write_datalist(
-    output: Path,
-    images: Path,
-    labels: Path,
-    label_map: Path | dict | None,
-    patients: Path | None,
-    folds: int,
-    seed: int,
-) -> str:
-    """Check the cases, write datalist.json and the data card, and return how much there is.
-
-    The arguments are those of ``dataset``.
-    """
     output = check_new_directory(output)
     scheme = tissue_labels()
     named_values = scheme | {UNLABELLED: unlabelled_value()}
@@ -121,11 +101,10 @@ def write_datalist(
                 converted.append(case)
         refuse(problems)
 
-        tissues: dict[str, set[str]] = {}
-        sizes: dict[str, int] = {}
+        sizes = Counter(item["patient"] for item in items.values())
+        tissues: dict[str, set[str]] = {patient: set() for patient in sizes}
         for case, item in items.items():
-            tissues[item["patient"]] = tissues.get(item["patient"], set()) | statistics.tissues(case)
-            sizes[item["patient"]] = sizes.get(item["patient"], 0) + 1
+            tissues[item["patient"]] |= statistics.tissues(case)
         if "fold" in next(iter(items.values())):
             fold_of = {item["patient"]: item["fold"] for item in items.values()}
             folds = max(fold_of.values()) + 1
@@ -163,7 +142,11 @@ def write_datalist(
 
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    return f"{len(items)} cases, {len(tissues)} patients, {folds} folds"
+    written, following = output / "datalist.json", output.with_name(f"{name}_augmented")
+    held = f"{len(items)} cases, {len(tissues)} patients, {folds} folds"
+    print(f"wrote {written} ({held}) and {output / 'data_card.md'}")
+    command = ["--datalist", str(written), "--fold", "0", "--output", str(following)]
+    print(f"next: python -m tools augment {shlex.join(command)}")
 
 
 def named(things: Iterable[str], shown: int = 5) -> str:

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from tools.data.datalist import Case, read_datalist, split
+from tools.data.datalist import read_datalist, split
 from tools.io.files import InputError, check_new_directory, new_directory, write_json
 from tools.io.volume import SYNTHETIC_MARK, check_same_geometry, save_nifti
 from tools.tissues import unlabelled_value
@@ -28,15 +28,18 @@ def export_nnunet(datalist: Path, output: Path) -> None:
         InputError: if the datalist cannot be used, two cases would have one name, or it is not known which patients
             synthetic cases were made of.
     """
-    output = check_dataset_name(output)
+    output = Path(output)
+    if not re.fullmatch(r"Dataset\d{3}_\w+", output.name):
+        raise InputError(f"output {output} must be named as nnU-Net wants it, nnunet_raw/Dataset001_lung for one")
+    check_new_directory(output)
     content = read_datalist(datalist)
     names: dict[str, Path] = {}  # case in nnU-Net's dataset to image
     synthetic: list[str] = []
     for case in content["training"]:
-        name = case.name
-        if is_synthetic(case, datalist):
-            name = f"synthetic_{name}"
-            synthetic.append(name)
+        if not case.synthetic and description_of(nib.load(case.image)).startswith(SYNTHETIC_MARK):
+            raise InputError(f"{case.image} says {SYNTHETIC_MARK} in its header, but its item in {datalist} does not")
+        name = f"synthetic_{case.name}" if case.synthetic else case.name
+        synthetic += [name] if case.synthetic else []
         if name in names:
             raise InputError(f"{datalist}: {names[name]} and {case.image} would both be named {name}")
         names[name] = case.image
@@ -55,21 +58,6 @@ def export_nnunet(datalist: Path, output: Path) -> None:
     print(f"wrote {output} ({len(names)} cases, {len(synthetic)} of them synthetic); next, where nnU-Net is installed:")
     print(f"  export nnUNet_raw={output.absolute().parent} nnUNet_preprocessed=… nnUNet_results=…")
     print(f"  nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity && nnUNetv2_train {number} 2d 0")
-
-
-def check_dataset_name(output: Path) -> Path:
-    """Return a folder that can be created; InputError if its name is not one of nnU-Net's, or it holds something."""
-    output = Path(output)
-    if not re.fullmatch(r"Dataset\d{3}_\w+", output.name):
-        raise InputError(f"output {output} must be named as nnU-Net wants it, nnunet_raw/Dataset001_lung for one")
-    return check_new_directory(output)
-
-
-def is_synthetic(case: Case, datalist: Path) -> bool:
-    """Return whether a datalist's case is synthetic; InputError if its CT is marked so, but its item is not."""
-    if not case.synthetic and description_of(nib.load(case.image)).startswith(SYNTHETIC_MARK):
-        raise InputError(f"{case.image} says {SYNTHETIC_MARK} in its header, but its item in {datalist} does not")
-    return case.synthetic
 
 
 def description_of(image: nib.Nifti1Image) -> str:

@@ -42,30 +42,25 @@ def check_painted(
         hu, label, target = (canonical(array, image.affine) for array in arrays)
         measured = gate.measure(case, planned.source.name, hu, target, target != label, answers.get(case))
         checks[case] = gate.judge(measured)
-    accepted: dict[str, set[str]] = {}
-    for case, tissues in checks.items():
-        for name, tissue in tissues.items():
-            if tissue["accepted"]:
-                accepted.setdefault(name, set()).add(case)
-    limits = {name: {key: list(pair) for key, pair in limits.items()} for name, limits in gate.limits.items()}
-    judge = {"sha256": sha256(segmenter), "cases": card["cases"]} if segmenter else None
-    write_json(output / GATE_CARD, {"cases": cases_read(training), "limits": limits, "segmenter": judge})
-    cards = {"tissues": gate.card(accepted), "unfiltered": gate.card()}
-    quality = {
-        kind: {name: quality_measures(card) for name, card in tissues.items()} for kind, tissues in cards.items()
+    accepted = {
+        name: {case for case, tissues in checks.items() if name in tissues and tissues[name]["accepted"]}
+        for name in labels
     }
+    judge = {"sha256": sha256(segmenter), "cases": card["cases"]} if segmenter else None
+    write_json(output / GATE_CARD, {"cases": cases_read(training), "limits": gate.limits, "segmenter": judge})
+    cards = {"tissues": gate.card(accepted), "unfiltered": gate.card()}
+    quality = {kind: {name: quality_measures(card) for name, card in some.items()} for kind, some in cards.items()}
     write_json(output / "quality.json", {"schema": 1} | quality)
     return checks
 
 
 def quality_measures(card: dict) -> dict:
     """Return a card of ``tissue.card`` measure by measure, painted beside what real tissue scores: its floor."""
-    painted, real = card["painted"], card["real"]
-    found = {"painted_cases": painted["cases"], "real_cases": real["cases"]}
-    for name in ("hu_wasserstein", "texture_distance"):
-        unit = "HU" if name == "hu_wasserstein" else ""
-        found[name] = {"painted": card[name], "floor": card[f"{name}_floor"], "unit": unit}
-    for name in [name for name in real if name not in ("cases", "voxels")]:
-        unit = "HU" if "hu" in name.split("_") else ""
-        found[name] = {"painted": painted.get(name), "floor": real[name], "unit": unit}
-    return found
+    distances = ("hu_wasserstein", "texture_distance")
+    painted = {name: card[name] for name in distances} | card["painted"]
+    floors = {name: card[f"{name}_floor"] for name in distances} | card["real"]
+    return {"painted_cases": painted["cases"], "real_cases": floors["cases"]} | {
+        name: {"painted": painted.get(name), "floor": floor, "unit": "HU" if "hu" in name.split("_") else ""}
+        for name, floor in floors.items()
+        if name not in ("cases", "voxels")
+    }

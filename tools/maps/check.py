@@ -1,12 +1,12 @@
 """Is a tissue map that a user drew or edited usable for the CT it is named after, and is it plausible?"""
 
 import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas
 from tqdm import tqdm
 
 from tools.data.datalist import Case, read_datalist, read_fold
@@ -21,7 +21,7 @@ COMPARED = {
     "depth_mm": ("distance to the pleura", " mm"),
     "height": ("height in lung", ""),
 }
-Ranges = dict[str, dict[str, tuple[float, float]]]
+Ranges = dict[str, dict[str, list[float]]]  # tissue to measure to least and greatest value
 
 
 @dataclass
@@ -50,16 +50,10 @@ def find_source(path: Path, cases: list[Case]) -> Case | None:
     return max(found, key=lambda case: len(case.name), default=None)
 
 
-def ranges(lesions: Iterable[Lesion]) -> Ranges:
+def ranges(lesions: dict[str, list[Lesion]]) -> Ranges:
     """Return the least and greatest value of each measure in ``COMPARED`` per tissue."""
-    values: dict[str, dict[str, list[float]]] = {}
-    for lesion in lesions:
-        for name in COMPARED:
-            values.setdefault(lesion.tissue, {}).setdefault(name, []).append(lesion.measures[name])
-    return {
-        tissue: {name: (min(numbers), max(numbers)) for name, numbers in by_name.items()}
-        for tissue, by_name in values.items()
-    }
+    tables = {tissue: pandas.DataFrame([lesion.measures for lesion in some]) for tissue, some in lesions.items()}
+    return {tissue: table[[*COMPARED]].agg(["min", "max"]).to_dict("list") for tissue, table in tables.items()}
 
 
 def check_map(path: Path, cases: list[Case], known: Ranges | None = None) -> Finding:
@@ -71,7 +65,10 @@ def check_map(path: Path, cases: list[Case], known: Ranges | None = None) -> Fin
     """
     case = find_source(path, cases)
     if case is None:
-        return Finding(path, None, [_no_source(path, cases)])
+        close = difflib.get_close_matches(case_name(path), [case.name for case in cases], n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        wanted = f"the {len(cases)} CTs it may be for; name it CASE.nii.gz or CASE_anything.nii.gz{hint}"
+        return Finding(path, None, [f"is named after none of {wanted}"])
     finding = Finding(path, case)
     try:
         target, target_image = load_labels(path, tissue_labels())
@@ -96,14 +93,6 @@ def check_map(path: Path, cases: list[Case], known: Ranges | None = None) -> Fin
     if known is not None and not finding.errors:
         finding.warnings += _implausible(canonical(new, image.affine), canonical_spacing(image), known)
     return finding
-
-
-def _no_source(path: Path, cases: list[Case]) -> str:
-    close = difflib.get_close_matches(case_name(path), [case.name for case in cases], n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    return (
-        f"is named after none of the {len(cases)} CTs it may be for; name it CASE.nii.gz or CASE_anything.nii.gz{hint}"
-    )
 
 
 def _changes(label: np.ndarray, target: np.ndarray) -> list[str]:
@@ -154,8 +143,7 @@ def check_maps(maps: Path, datalist: Path, fold: int | None = None) -> None:
     """
     cases = read_datalist(datalist)["training"] if fold is None else read_fold(datalist, fold)[0]
     paths = list_maps(Path(maps))
-    lesions, _ = lesion_bank(cases)
-    known = ranges(lesion for some in lesions.values() for lesion in some)
+    known = ranges(lesion_bank(cases)[0])
     findings = [check_map(path, cases, known) for path in tqdm(paths, desc="checking maps", unit="map")]
     for finding in findings:
         lines = [f"error: {text}" for text in finding.errors] + [f"warning: {text}" for text in finding.warnings]

@@ -6,6 +6,7 @@ import numpy as np
 import pandas
 from scipy.stats import wasserstein_distance
 
+from tools.data.card import markdown_table
 from tools.maps.lesions import Lesion
 from tools.plotting import INK, QUIET, calm, new_figure, png_bytes
 from tools.tissues import pathological_tissues, tissue_colours, tissue_labels, words
@@ -83,21 +84,18 @@ def table_of(data: pandas.DataFrame, bank: pandas.DataFrame) -> list[dict]:
 
 def markdown(table: pandas.DataFrame) -> str:
     """Return the table of :func:`compare_lesions` in Markdown."""
-    lines = [
-        "| tissue | measure | data: median (quartiles) | bank: median (quartiles) | distance | floor |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    head, lines = "tissue | measure | data: median (quartiles) | bank: median (quartiles) | distance | floor", []
     for row in table.to_dict("records"):
         sides = [f"{row[f'{s}_median']:.3g} ({row[f'{s}_q1']:.3g}, {row[f'{s}_q3']:.3g})" for s in ("data", "bank")]
         numbers = [f"{row[key]:.3g}" for key in ("distance", "floor")]
         tissue = f"{words(row['tissue'])} ({row['data_lesions']}, {row['bank_lesions']})"
-        lines.append(f"| {' | '.join([tissue, MEASURES[row['measure']], *sides, *numbers])} |")
+        lines.append([tissue, MEASURES[row["measure"]], *sides, *numbers])
     note = (
         "In brackets after the tissue: lesions of the training patients, new lesions of the bank. Distance: "
         "Wasserstein-1 of both. Floor: the same of one half of the training patients and the other, mean of "
         f"{HALVINGS} halvings."
     )
-    return "\n".join([*lines, "", note, ""])
+    return f"{markdown_table(head.split(' | '), lines)}\n\n{note}\n"
 
 
 def figure(data: pandas.DataFrame, bank: pandas.DataFrame) -> bytes:

@@ -4,6 +4,7 @@ Coordinates are mm in the patient: x grows to the left, y to the back, z to the 
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -81,10 +82,7 @@ def mediastinum_mm(x, y, z, build: Build):
             50,
         ),
     ]
-    result = parts[0]
-    for part in parts[1:]:
-        result = np.minimum(result, part)
-    return result
+    return functools.reduce(np.minimum, parts)
 
 
 def outside_lung_mm(x, y, z, build: Build):

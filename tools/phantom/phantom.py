@@ -171,7 +171,7 @@ def _check_size(size: tuple) -> tuple[int, int, int]:
     try:
         numbers = tuple(int(str(word)) for word in words)
     except (TypeError, ValueError):
-        raise InputError(f"size must be three integers such as 160,160,24, not {size}") from None
+        numbers = ()
     if len(numbers) != 3:
         raise InputError(f"size must be three integers such as 160,160,24, not {size}")
     if any(number < smallest for number, smallest in zip(numbers, SMALLEST_SIZE)):
@@ -179,12 +179,6 @@ def _check_size(size: tuple) -> tuple[int, int, int]:
             f"size must be at least {','.join(map(str, SMALLEST_SIZE))}, not {','.join(map(str, numbers))}"
         )
     return numbers
-
-
-def _check_whole(name: str, value: int, smallest: int) -> None:
-    """Raise InputError if ``value`` is not an integer of at least ``smallest``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
-        raise InputError(f"{name} must be an integer of at least {smallest}, not {value}")
 
 
 def phantom(output: Path, patients: int = 24, seed: int = 0, size: tuple = (160, 160, 24)) -> None:
@@ -204,8 +198,9 @@ def phantom(output: Path, patients: int = 24, seed: int = 0, size: tuple = (160,
         InputError: if a value is out of range or ``output`` is not empty.
     """
     size = _check_size(size)
-    _check_whole("patients", patients, 1)
-    _check_whole("seed", seed, 0)
+    for name, value, smallest in (("patients", patients, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+            raise InputError(f"{name} must be an integer of at least {smallest}, not {value}")
     labels = tissue_labels()
     rows = ["case,patient,age,severity,history,kernel"]
     with new_directory(output) as folder:

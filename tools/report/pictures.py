@@ -94,8 +94,8 @@ def _choose(tissue: str, folders: list[dict], made: list[tuple]) -> Iterator[tup
                 accepted.append((volume, number, line))
             elif there and not (line.get("checks") or {}).get(tissue, {}).get("accepted", False):
                 rejected.append((volume, number, line))
-    accepted.sort(key=lambda entry: (-entry[0], entry[1], entry[2]["case"]))
-    rejected.sort(key=lambda entry: (-entry[0], entry[1], entry[2]["case"]))
+    for cases in (accepted, rejected):
+        cases.sort(key=lambda entry: (-entry[0], entry[1], entry[2]["case"]))
     places = {"largest": 0, "median": len(accepted) // 2, "smallest": len(accepted) - 1}
     if rejected:
         del places["smallest"]

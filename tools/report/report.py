@@ -1,10 +1,10 @@
 """``python -m tools report``: one HTML page: what was compared, how sure the answer is, what it looks like."""
 
 import base64
-import csv
 from pathlib import Path
 
 from tools.comparison.arms import REFERENCE, arm_title, is_painted
+from tools.comparison.results import SCHEMA, read_results
 from tools.comparison.verdicts import summarise
 from tools.io.files import InputError, check_writable, read_json, write_text
 from tools.plotting import LUNG_WINDOW_HU
@@ -14,10 +14,8 @@ from tools.report.sweeps import tissue_mean
 from tools.tissues import tissue_colours, words
 
 TEMPLATE = "report.html.j2"
-SCHEMA = 2  # of summary.json
 SUMMARY_KEYS = ("settings", "labels", "arms", "folds", "seeds", "fractions", "runs", "rows")
 MEASURE_TITLES = {"surface_dice": "Normalised surface Dice", "volume_error": "Error of the volume fraction"}
-RESULT_COLUMNS = ("test", "fraction", "fold", "seed", "arm", "patient", "tissue", "dice")
 
 
 def report(directory: Path, output: Path | None = None) -> None:
@@ -119,27 +117,13 @@ def load(directory: Path) -> tuple[dict, list[dict]]:
     summary = read_json(path)
     version = summary.get("schema", 1) if isinstance(summary, dict) else None
     if version != SCHEMA:
-        older = isinstance(version, int) and version < SCHEMA
-        age = "an older" if older else "another"
+        age = "an older" if isinstance(version, int) and version < SCHEMA else "another"
         raise InputError(f"{path} was made by {age} version (schema {version}, not {SCHEMA}); run compare again")
     missing = [key for key in SUMMARY_KEYS if not summary.get(key)]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}; run compare again")
     summary = {"measures": {}, "curve": [], "external": []} | summary
-    path, largest = directory / "results.csv", max(summary["fractions"])
-    records = []
-    with open(path, newline="") as stream:
-        try:
-            for record in csv.DictReader(stream):
-                fraction = float(record["fraction"])
-                if record["test"] != "own" or abs(fraction - largest) > 1e-9:
-                    continue
-                dice = float(record["dice"]) if record["dice"] else None
-                kept = {key: record[key] for key in RESULT_COLUMNS if key not in ("test", "fraction")}
-                records.append(kept | {"fold": int(record["fold"]), "seed": int(record["seed"]), "dice": dice})
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} is damaged ({error}); run compare again") from None
-    return summary, records
+    return summary, read_results(directory, max(summary["fractions"]))
 
 
 def png(data: bytes) -> str:
@@ -221,13 +205,8 @@ def answers(rows: list[dict], pathological: list[str]) -> list[tuple[str, str]]:
                 figure = minus(f" ({row['difference']:+.3f})") if verdict in ("gain", "loss") else ""
                 name = "healthy lung" if row["tissue"] == "healthy" else words(row["tissue"])
                 groups.setdefault(verdict, []).append(name + figure)
-        titles = {
-            "too few patients": "too few patients to tell for",
-            "one seed only": "one seed only, so no verdict for",
-        }
-        parts = [
-            f"{titles.get(verdict, verdict + ' for')} {_join(names)}" for verdict, names in groups.items() if names
-        ]
+        ends = {"too few patients": " to tell", "one seed only": ", so no verdict"}
+        parts = [f"{verdict}{ends.get(verdict, '')} for {_join(names)}" for verdict, names in groups.items() if names]
         sentences.append((arm, "; ".join(parts) + "."))
     return sentences
 

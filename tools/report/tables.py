@@ -51,9 +51,7 @@ def augmented_folders(directory: Path) -> list[dict]:
             if place:
                 fold, percent = place[1], float(place[2] or 100)
                 manifest = read_manifest(path / "manifest.jsonl")
-                found.append(
-                    {"method": method, "fold": fold, "percent": percent, "path": path, "manifest": manifest}
-                )  # fmt: skip
+                found.append(dict(method=method, fold=fold, percent=percent, path=path, manifest=manifest))
     found.sort(key=lambda folder: (METHODS.index(folder["method"]), int(folder["fold"]), -folder["percent"]))
     return found
 
@@ -139,25 +137,18 @@ def quality(folders: list[dict]) -> dict | None:
     seen: dict[str, tuple[str, str]] = {}
     for tissue in dict.fromkeys(name for tissues in every for name in tissues):
         own = [tissues[tissue] for tissues in every if tissue in tissues]
-        measures = [
-            name for card in own for name, value in card.items() if isinstance(value, dict) and "painted" in value
-        ]
-        for name in dict.fromkeys(measures):
-            entries = [card[name] for card in own if isinstance(card.get(name), dict)]
-            values = [
-                _mean([tissues.get(tissue, {}).get(name, {}).get("painted") for tissues in method])
-                for method in cards.values()
-            ]
+        methods = [[tissues.get(tissue, {}) for tissues in method] for method in cards.values()]
+        rows = table[tissue] = []
+        for name in dict.fromkeys(name for card in own for name in card if not name.endswith("_cases")):
+            entries = [card[name] for card in own if name in card]
             seen[name] = MEASURES.get(name, (words(name), ""))
             unit = next((entry["unit"] for entry in entries if entry.get("unit")), "")
             floor = _mean([entry.get("floor") for entry in entries])
-            table.setdefault(tissue, []).append(
-                {"title": seen[name][0], "unit": unit, "floor": floor, "values": values}
-            )  # fmt: skip
-        counts = [sum(tissues.get(tissue, {}).get("painted_cases") or 0 for tissues in m) for m in cards.values()]
-        real = max((card.get("real_cases") or 0 for card in own), default=0)
-        row = {"title": "cases", "unit": "", "floor": real, "values": counts}
-        table.setdefault(tissue, []).append(row)
+            values = [_mean([card.get(name, {}).get("painted") for card in method]) for method in methods]
+            rows.append({"title": seen[name][0], "unit": unit, "floor": floor, "values": values})
+        counts = [sum(card.get("painted_cases") or 0 for card in method) for method in methods]
+        real = max(card.get("real_cases") or 0 for card in own)
+        rows.append({"title": "cases", "unit": "", "floor": real, "values": counts})
     explained = [pair for pair in seen.values() if pair[1]]
     return {"methods": [ARM_TITLES[method] for method in cards], "explained": explained, "tissues": table}
 
