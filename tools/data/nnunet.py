@@ -39,7 +39,8 @@ def export_nnunet(datalist: Path, output: Path) -> None:
         if not case.synthetic and description_of(nib.load(case.image)).startswith(SYNTHETIC_MARK):
             raise InputError(f"{case.image} says {SYNTHETIC_MARK} in its header, but its item in {datalist} does not")
         name = f"synthetic_{case.name}" if case.synthetic else case.name
-        synthetic += [name] if case.synthetic else []
+        if case.synthetic:
+            synthetic.append(name)
         if name in names:
             raise InputError(f"{datalist}: {names[name]} and {case.image} would both be named {name}")
         names[name] = case.image
