@@ -53,7 +53,7 @@ def read_card(weights: Path, held_out: list[Case], stage: str) -> dict:
     """Return the card beside weights, if it shows that no held-out patient was trained on, under whatever name.
 
     Raises:
-        InputError: if there are no such weights (called ``stage``), their card does not say whom they know, or it names
+        InputError: if there are no such weights (named ``stage``), their card does not say whom they know, or it names
             a held-out patient or CT.
     """
     weights = Path(weights)

@@ -23,7 +23,7 @@ class Receiver:
     """A CT that receives lesions, in canonical orientation."""
 
     label: np.ndarray  # tissue map, shape (W, H, D)
-    hu: np.ndarray | None  # the same shape; None if nothing shall be pasted
+    hu: np.ndarray | None  # CT in HU, the same shape; None if nothing shall be pasted
     spacing: np.ndarray  # voxel size in mm
     healthy: int  # value of healthy tissue
     target: np.ndarray = field(init=False)  # the map with the placed lesions

@@ -71,7 +71,7 @@ def location_scores(voxels: LungVoxels, history: str) -> dict[str, np.ndarray]:
     """Return how much each pathological tissue likes each voxel of the lung, shape (n,), in the order of placing.
 
     Consolidation and ground glass like the lower back, fibrosis the pleura and the bases, emphysema the core and apex;
-    what the history (smoker, exposure, post-infection or none) is counts too.
+    the history is smoker, exposure, post-infection or none.
     """
     noise, level = voxels.noise, voxels.level
     back = voxels.points[:, 1] / 80.0
