@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -20,16 +21,22 @@ from tools.io.files import InputError, RunError, read_json
 LOG_PREFIX = re.compile(r"^[-0-9]+ [:,0-9]+ - [A-Z]+ - ", re.MULTILINE)  # of lines that NVFlare logs
 
 
-def check_overrides(bundle: str, config_files: list[str], overrides: dict) -> None:
+def check_overrides(
+    bundle: str, config_files: list[str], overrides: dict, reserved: Iterable[str] = (), command: str = ""
+) -> None:
     """Raise InputError for an override whose id the configs do not have; MONAI itself would silently ignore it.
 
     Args:
         bundle: Folder name below ``bundles/``.
         config_files: Names below the bundle's ``configs/``; a later one overlays the earlier ones.
         overrides: Config id to value; nested ids are written with ``::``.
+        reserved: Ids that the command decides itself.
+        command: Name of the command, for the message.
     """
     parser = read_bundle(bundle, *config_files)
     for key in overrides:
+        if key in reserved:
+            raise InputError(f"overrides may not hold {key!r}: {command} sets it")
         try:
             parser[key]
         except (KeyError, ValueError, IndexError, TypeError):
@@ -68,18 +75,7 @@ def run_bundle(
         RunError: if the run fails; the message holds the error it began with.
     """
     check_overrides(bundle, config_files, overrides)
-    root = BUNDLES / bundle
-    files = [str(root / "configs" / name) for name in config_files]
-    command = [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", str(root)]
-    command += ["--config_file", files[0] if len(files) == 1 else str(files)]
-    command += [
-        "--meta_file",
-        str(root / "configs/metadata.json"),
-        "--logging_file",
-        str(root / "configs/logging.conf"),
-    ]
-    for key, value in overrides.items():
-        command += [f"--{key}", value if isinstance(value, str) else repr(value)]
+    command = [sys.executable, "-m", "monai.bundle", "run", *run_words(BUNDLES / bundle, config_files, overrides)]
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     # idle OpenMP threads sleep instead of spinning: as fast alone, and far faster beside other work
     environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | (variables or {}) | {"PYTHONUNBUFFERED": "1"}
@@ -100,6 +96,16 @@ def run_bundle(
     if returncode:
         cause = first_error(Path(log).read_text(errors="replace"))
         raise RunError(f"{bundle}/{config_files[0]} failed (exit {returncode}): {cause}; its log is {log}")
+
+
+def run_words(root: Path, config_files: list[str], overrides: dict) -> list[str]:
+    """Return the words after ``python -m monai.bundle run`` for a bundle in a folder; see :func:`run_bundle`."""
+    files = [str(root / "configs" / name) for name in config_files]
+    words = ["--bundle_root", str(root), "--config_file", files[0] if len(files) == 1 else str(files)]
+    words += ["--meta_file", str(root / "configs/metadata.json"), "--logging_file", str(root / "configs/logging.conf")]
+    for key, value in overrides.items():
+        words += [f"--{key}", str(value) if isinstance(value, str | Path) else repr(value)]
+    return words
 
 
 def run_measured(bundle: str, overrides: dict, log: Path) -> tuple[float, float]:
