@@ -37,8 +37,8 @@ def time_inference(
 ) -> tuple[ConfigParser, dict]:
     """Return the config of a bundle's inference, and the seconds and memory of a process that runs it on a folder.
 
-    The weights, ``model.pt`` in ``folder``, are random, on which the time does not depend. The seconds hold the start,
-    reading and writing. ``places`` says where the weights are in the words of the bundle.
+    Its weights, ``folder/model.pt``, are random, on which the time does not depend; ``places`` names them as the bundle
+    does. The seconds hold the start, reading and writing.
     """
     parser = read_bundle(bundle, "inference.json")
     torch.save(parser.get_parsed_content("network_def").state_dict(), folder / "model.pt")

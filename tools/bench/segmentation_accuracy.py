@@ -130,13 +130,9 @@ def run_segmenter(
 
 
 def score(test: list[Case], folder: Path, names: dict[Path, str], labels: dict[str, int]) -> list[dict]:
-    """Return patient, tissue and Dice, the mean of the patient's cases that hold the tissue.
-
-    ``names`` has the name of the label map of an image; that of others is their place in ``test``. RunError if a map is
-    missing or has another shape.
-    """
+    """Return patient, tissue and mean Dice of the cases that hold it; RunError for a missing or misshapen map."""
     found: dict[tuple[str, str], list[float]] = {}
-    for number, case in enumerate(test):
+    for number, case in enumerate(test):  # a map is named by its place where it has no name
         name = names.get(case.image, f"{number:04d}_tissues")
         if not (folder / f"{name}.nii.gz").is_file():
             raise RunError(f"{folder} lacks {name}.nii.gz, the labels of {case.image}")

@@ -66,9 +66,7 @@ def measure_networks(device: torch.device, patch: int, batch: int, repeats: int,
     """Measure a training step and a forward pass of the three networks on square patches.
 
     ``patch`` is a multiple of 32 pixels (the reference halves it five times); ``overrides`` are ids of train.json and
-    their values. Returned are a row per network (gigaflops are of the forward pass of a batch), the seconds of the
-    others over those of the shipped one, and the seconds of a painted patch: forward passes times their number, not
-    measured.
+    their values. The seconds of a painted patch are computed: forward passes times their number.
     """
     unet = networks.reference_class()
     torch.manual_seed(0)

@@ -90,7 +90,17 @@ def conditions(
         segment(probes, output, Path(segmenter), segmenter_overrides)
     rows, summary = evaluate(probes, surveyed, output / "work", bool(segmenter), hu_window)
     summary = {"settings": settings, "paintings": len(probes), "skipped": skipped} | summary
-    write(rows, summary, output)
+    files.write_table(output / "conditions.csv", pandas.DataFrame(rows, columns=COLUMNS, dtype=object))
+    files.write_bytes(output / "conditions.png", draw_conditions(rows, summary, tissue_labels()))
+    table = format_table(summary)
+    files.write_text(output / "summary.md", table + "\n")
+    files.write_json(output / "summary.json", summary)  # the last one, since it marks the run as finished
+    print(
+        f"\n{table}\n\n"
+        f"obeyed: the means of the {LEVELS} levels rank as asked (above {measures.OBEYED_ABOVE:g}, so without a swap;\n"
+        "by chance 1 in 120), or each history lies on its real patients' side of the mean (four: by chance 1 in 14)\n"
+        f"wrote conditions.csv, conditions.png, summary.json and summary.md in {output}; work/ holds the paintings"
+    )
 
 
 def paint(probes: list[Probe], output: Path, settings: dict) -> None:
@@ -148,21 +158,6 @@ def evaluate(probes: list[Probe], surveyed: list[dict], work: Path, segmented: b
             lungs[probe.condition].append((probe.scene, painted))
     unknown = measures.judge_unknown(lungs, rows, hu_window)
     return rows, {"judgements": measures.judge(rows, surveyed), "unknown": unknown, "map": measures.judge_map(maps)}
-
-
-def write(rows: list[dict], summary: dict, output: Path) -> None:
-    """Write all results, the summary last, since it marks the run as finished, and print the table."""
-    files.write_table(output / "conditions.csv", pandas.DataFrame(rows, columns=COLUMNS, dtype=object))
-    files.write_bytes(output / "conditions.png", draw_conditions(rows, summary, tissue_labels()))
-    table = format_table(summary)
-    files.write_text(output / "summary.md", table + "\n")
-    files.write_json(output / "summary.json", summary)
-    print(f"\n{table}\n")
-    print(
-        f"obeyed: the means of the {LEVELS} levels rank as asked (above {measures.OBEYED_ABOVE:g}, so without a swap;"
-    )
-    print("by chance 1 in 120), or each history lies on its real patients' side of the mean (four: by chance 1 in 14)")
-    print(f"wrote conditions.csv, conditions.png, summary.json and summary.md in {output}; work/ holds the paintings")
 
 
 def format_table(summary: dict) -> str:

@@ -32,9 +32,8 @@ def curve(
 ) -> None:
     """Score the synthesizer over the number of network evaluations, per sampler and tissue, beside the real floor.
 
-    Each number is one run of the bundle's evaluation on the fold's held-out patients. A run that is finished is not
-    repeated: start the command again to go on, or with more numbers or samplers to add them.
-    The seconds of a run hold its start.
+    Each number is one run of the bundle's evaluation on the fold's held-out patients; its seconds hold its start.
+    Start the command again to go on after the finished runs, or with more numbers or samplers to add them.
 
     Args:
         datalist: The datalist.json as `dataset` writes it.
@@ -54,7 +53,12 @@ def curve(
     overrides, samplers = dict(overrides or {}), [str(name) for name in listed(samplers)]
     evaluations = listed(evaluations)
     configs = config_files(variant)
-    check(evaluations, samplers, cases)
+    whole = [value for value in evaluations if isinstance(value, int) and not isinstance(value, bool) and value > 0]
+    if not evaluations or whole != evaluations:
+        raise InputError(f"evaluations must be whole numbers of at least 1 such as 1,2,4, not {evaluations}")
+    if not samplers:
+        raise InputError("samplers must name at least one, such as euler")
+    check_numbers({} if cases is None else {"cases": cases})
     check_overrides(SYNTHESIZER, configs, overrides, RESERVED, "curve")
     training, held_out = read_fold(datalist, fold)
     of_card = card_settings(checkpoint, held_out)
@@ -96,16 +100,6 @@ def config_files(variant: str | None) -> list[str]:
     if variant is not None and variant not in overlays:
         raise InputError(f"there is no variant {variant!r}; there are {', '.join(overlays)}")
     return ["train.json", *([f"{variant}.yaml"] if variant else []), "evaluate.json"]
-
-
-def check(evaluations: list, samplers: list[str], cases: int | None) -> None:
-    """Raise InputError for an argument that cannot be used."""
-    whole = [value for value in evaluations if isinstance(value, int) and not isinstance(value, bool) and value > 0]
-    if not evaluations or whole != evaluations:
-        raise InputError(f"evaluations must be whole numbers of at least 1 such as 1,2,4, not {evaluations}")
-    if not samplers:
-        raise InputError("samplers must name at least one, such as euler")
-    check_numbers({} if cases is None else {"cases": cases})
 
 
 def read_quality(folder: Path) -> dict[str, dict[str, float | None]]:

@@ -89,10 +89,8 @@ def probe_rows(probe: Probe, painted: np.ndarray, segmented: np.ndarray | None) 
         kept = ("mean_hu", "abnormal_share", "non_healthy_share")
         found = {name: value for name, value in found.items() if (name in kept) == (probe.condition == "severity")}
     head = {"condition": probe.condition, "tissue": probe.tissue, "requested": probe.requested}
-    return [
-        head | {"measure": name, "measured": value, "case": scene.site.case.name, "painting": probe.case}
-        for name, value in found.items()
-    ]
+    head |= {"case": scene.site.case.name, "painting": probe.case}
+    return [head | {"measure": name, "measured": value} for name, value in found.items()]
 
 
 def trend(x: list[float], y: list[float]) -> dict[str, float | None]:

@@ -39,10 +39,7 @@ def build(site: dict, settings: dict) -> MonaiAlgo:
 
 
 def train_round(algo: MonaiAlgo, received: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict | None]:
-    """Validate the weights of all sites on this site's held-out cases, go on from them, and return what it led to.
-
-    Beside this site's weights stand the finite metrics of the received ones, or None before the first step.
-    """
+    """Validate the shared weights here, train on from them; return the new ones, and metrics or, at first, None."""
     metrics = None
     if algo.trainer.state.iteration:
         found = algo.evaluate(ExchangeObject(weights=received)).metrics

@@ -152,14 +152,10 @@ def infer_architecture(weights: Mapping[str, torch.Tensor], source: Path) -> dic
 
 def check_groups(shape: Mapping) -> None:
     """Raise InputError if the two settings that the user gives do not divide the widths."""
-    divided = {
-        "norm_num_groups": shape["channels"],
-        "num_head_channels": [
-            *(width for width, attends in zip(shape["channels"], shape["attention_levels"]) if attends),
-            shape["channels"][-1],  # the middle block always attends
-        ],
-    }
-    for name, widths in divided.items():
+    channels = shape["channels"]
+    attending = [width for width, attends in zip(channels, shape["attention_levels"]) if attends]
+    attending.append(channels[-1])  # the middle block always attends
+    for name, widths in {"norm_num_groups": channels, "num_head_channels": attending}.items():
         value = shape[name]
         if isinstance(value, bool) or not isinstance(value, int) or value < 1 or any(w % value for w in widths):
             raise InputError(f"{name} must divide the channels {', '.join(map(str, widths))}, but {value} does not")

@@ -24,15 +24,7 @@ LOG_PREFIX = re.compile(r"^[-0-9]+ [:,0-9]+ - [A-Z]+ - ", re.MULTILINE)  # of li
 def check_overrides(
     bundle: str, config_files: list[str], overrides: dict, reserved: Iterable[str] = (), command: str = ""
 ) -> None:
-    """Raise InputError for an override whose id the configs do not have; MONAI itself would silently ignore it.
-
-    Args:
-        bundle: Folder name below ``bundles/``.
-        config_files: Names below the bundle's ``configs/``; a later one overlays the earlier ones.
-        overrides: Config id to value; nested ids are written with ``::``.
-        reserved: Ids that the command decides itself.
-        command: Name of the command, for the message.
-    """
+    """Raise InputError for an override that ``command`` sets itself, or whose id the configs lack: MONAI is silent."""
     parser = read_bundle(bundle, *config_files)
     for key in overrides:
         if key in reserved:
@@ -44,12 +36,7 @@ def check_overrides(
 
 
 def read_bundle(bundle: str, *config_files: str) -> ConfigParser:
-    """Return a bundle's config, from which its components can be built in this process, beside those of other bundles.
-
-    Args:
-        bundle: Folder name below ``bundles/``.
-        config_files: Names below the bundle's ``configs/``; a later one overlays the earlier ones.
-    """
+    """Return a bundle's config, from which this process can build components, beside those of other bundles."""
     root = BUNDLES / bundle
     config = ConfigParser.load_config_files([str(root / "configs" / name) for name in config_files])
     parser = ConfigParser()
@@ -155,14 +142,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def check_python(flag: str, python: Path, modules: str, remedy: str) -> None:
-    """Raise InputError unless the interpreter of another environment can import what is needed there.
-
-    Args:
-        flag: Flag that named it.
-        python: The interpreter.
-        modules: Names of the modules, with commas; the first one gives the environment its name.
-        remedy: What to do where one is missing.
-    """
+    """Raise InputError, with the remedy, unless the interpreter that a flag named can import modules, with commas."""
     name = modules.partition(",")[0]
     words = [python, "-c", f"import {modules}"]
     try:
@@ -175,18 +155,7 @@ def check_python(flag: str, python: Path, modules: str, remedy: str) -> None:
 
 
 def run_worker(what: str, python: Path, worker: Path, job: Path, log: Path) -> None:
-    """Run one of our worker scripts, which import nothing of this project, in another environment.
-
-    Args:
-        what: What it does, for the message.
-        python: Interpreter of the environment.
-        worker: The script.
-        job: JSON file that says what to do.
-        log: File that receives everything it prints.
-
-    Raises:
-        RunError: if it fails; the message holds the error it began with.
-    """
+    """Run one of our scripts that import nothing of this project in another environment; RunError if it fails."""
     with open(log, "w") as stream:
         words = [python, str(worker), str(job)]
         failed = subprocess.run(words, stdout=stream, stderr=subprocess.STDOUT, env=clean_environment()).returncode
