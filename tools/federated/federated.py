@@ -136,8 +136,7 @@ def table(sites: Path) -> pandas.DataFrame:
     """Return a row per round and site: its steps, the weights received and sent, and the scores of those received."""
     lines = [line for site in sorted(sites.iterdir()) for line in (site / "rounds.jsonl").read_text().splitlines()]
     rows = [json.loads(line) for line in lines]
-    flat = [row | (row.pop("metrics") or {}) for row in rows]
-    return pandas.DataFrame(flat).sort_values(["round", "site"])
+    return pandas.DataFrame([row | (row.pop("metrics") or {}) for row in rows]).sort_values(["round", "site"])
 
 
 def card(job: dict, sites: dict[str, dict], fold: int) -> dict:
