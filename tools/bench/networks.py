@@ -16,21 +16,14 @@ from tools.workflows.synthesizer import SYNTHESIZER
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """One network with all it takes to train it.
+    """One network with all it takes to train it."""
 
-    Attributes:
-        name: Name in the table.
-        network: The network, whose parameters are counted.
-        predict: Turns images (B, channels, H, W) and times in [0, 1], shape (B,), into a prediction (B, 1, H, W).
-        optimizer: Optimizer of the network.
-        images: Batch on which it is measured.
-    """
-
-    name: str
-    network: nn.Module
+    name: str  # in the table
+    network: nn.Module  # whose parameters are counted
+    # images (B, channels, H, W) and times in [0, 1], shape (B,), to a prediction (B, 1, H, W)
     predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     optimizer: torch.optim.Optimizer
-    images: torch.Tensor
+    images: torch.Tensor  # the batch on which it is measured
 
     @property
     def parameters(self) -> int:
@@ -67,11 +60,7 @@ def plain_contender(shipped: Contender) -> Contender:
 
 
 def reference_class() -> type[nn.Module]:
-    """Return diffusers' UNet2DModel.
-
-    Raises:
-        InputError: if it cannot be imported.
-    """
+    """Return diffusers' UNet2DModel; InputError if it cannot be imported."""
     try:
         from diffusers import UNet2DModel
     except (ImportError, RuntimeError) as error:  # diffusers tells RuntimeError when one of its own needs is missing

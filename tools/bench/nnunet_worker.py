@@ -19,13 +19,7 @@ def prepare(folder: Path, voxels_per_step: int | None) -> dict:
     """Plan and preprocess as nnU-Net does, for a memory at which a step sees about as many voxels as is allowed.
 
     nnU-Net adapts the patch, then the batch to the memory, and a batch has two patches at least. None leaves the plan
-    as it is.
-
-    Returns:
-        Of the plan for 2D: ``patch_size``, ``batch_size``, ``spacing`` and ``architecture``.
-
-    Raises:
-        ValueError: if so few voxels are allowed that no patch can be planned.
+    as it is. Returned is the plan for 2D; ValueError if so few voxels are allowed that no patch can be planned.
     """
     least = 2 * SMALLEST_PATCH**2
     if voxels_per_step is not None and voxels_per_step < least:

@@ -63,40 +63,11 @@ def bench_accuracy(
         RunError: if a training fails.
     """
     chosen = choose_device(device)
-    output = Path(output)
+    output, python = Path(output), Path(nnunet)
     check_writable(output.parent)
-    given = (Path(datalist), output.with_suffix(""), Path(nnunet), listed(folds), steps, seed, chosen.type)
-    result = {"machine": machine(chosen)} | train_and_score(*given)
-    print(lines(result))
-    write_json(output, result)
-    print(f"wrote {output}")
-
-
-def train_and_score(
-    datalist: Path, folder: Path, python: Path, folds: list[int], steps: int, seed: int, device: str
-) -> dict:
-    """Train and test every method on every fold; what an earlier call has finished is taken as it is.
-
-    Args:
-        datalist: The datalist, with folds, of real cases only.
-        folder: Folder for all that is trained and labelled.
-        python: Interpreter of the environment in which nnunetv2 is installed.
-        folds: Folds to hold out one after another; all if empty.
-        steps: Optimizer steps of each training.
-        seed: Seed of each training.
-        device: The device, cpu or cuda.
-
-    Returns:
-        ``settings``; ``nnunet_plan``; ``seconds``: method to mean over folds of training and labelling;
-        ``tissues``: see :func:`summarise`; ``rows``: Dice per method, patient and tissue.
-
-    Raises:
-        InputError: if the datalist cannot be used, the folder holds another measurement, or nnunetv2 is missing.
-        RunError: if a training fails.
-    """
     real = read_datalist(datalist)
     every = sorted({case.fold for case in real["training"]})
-    folds = folds or every
+    folds = listed(folds) or every
     check_real(real, datalist, folds)
     if real["labels"] != tissue_labels():
         raise InputError(f"{datalist} has labels {real['labels']}, but the segmenter has {tissue_labels()}")
@@ -106,38 +77,42 @@ def train_and_score(
     config = read_json(BUNDLES / SEGMENTER / "configs/train.json")
     voxels = config["batch_size"] * config["patch_size"] ** 2
     settings = {"steps": steps, "voxels_per_step": voxels, "seed": seed}
-    folder = open_run(folder, settings | {"datalist_sha256": sha256(datalist)}).resolve()
+    folder = open_run(output.with_suffix(""), settings | {"datalist_sha256": sha256(datalist)}).resolve()
     plan = nnunet_runs.prepare(folder, python, real, every, voxels)
     rows, seconds = [], {method: [] for method in METHODS}
     for fold in folds:
-        _, test = split(real, fold)
+        training, test = split(real, fold)
         for method in METHODS:
             directory = folder / f"fold{fold}" / method.replace(" ", "_")
             if not (directory / "result.json").is_file():
                 print(f"fold {fold}: {method}", flush=True)
                 shutil.rmtree(directory, ignore_errors=True)  # what a killed run left
                 start = time.monotonic()
+                common = {"seed": seed, "device": chosen.type}
                 if method == NNUNET:
-                    job = {"fold": every.index(fold), "steps": steps, "seed": seed, "device": device}
-                    nnunet_runs.run_job(python, directory, {"task": "train", "folder": str(folder)} | job)
+                    job = {"task": "train", "folder": str(folder), "fold": every.index(fold), "steps": steps}
+                    nnunet_runs.run_job(python, directory, job | common)
                 else:
-                    chosen = {"seed": seed, "device": device, "fold": fold}
-                    chosen |= PLAIN_SETTINGS if method == PLAIN else {}
-                    run_segmenter(directory, datalist, median_spacing_mm(split(real, fold)[0]), steps, test, chosen)
+                    own = common | {"fold": fold} | (PLAIN_SETTINGS if method == PLAIN else {})
+                    run_segmenter(directory, datalist, median_spacing_mm(training), steps, test, own)
                 spent = time.monotonic() - start
                 names = case_numbers(real) if method == NNUNET else {}
                 scored = score(test, directory / "labels", names, real["labels"])
                 write_json(directory / "result.json", {"seconds": spent, "dice": scored})
-            result = read_json(directory / "result.json")
-            seconds[method].append(result["seconds"])
-            rows += [{"method": method, "fold": fold} | row for row in result["dice"]]
-    return {
+            found = read_json(directory / "result.json")
+            seconds[method].append(found["seconds"])
+            rows += [{"method": method, "fold": fold} | row for row in found["dice"]]
+    result = {
+        "machine": machine(chosen),
         "settings": settings | {"folds": folds},
         "nnunet_plan": plan,
         "seconds": {method: float(np.mean(values)) for method, values in seconds.items()},
         "tissues": summarise(rows),
         "rows": rows,
     }
+    print(lines(result))
+    write_json(output, result)
+    print(f"wrote {output}")
 
 
 def run_segmenter(
@@ -155,19 +130,9 @@ def run_segmenter(
 
 
 def score(test: list[Case], folder: Path, names: dict[Path, str], labels: dict[str, int]) -> list[dict]:
-    """Return patient, tissue and Dice, the mean of the patient's cases that hold the tissue.
-
-    Args:
-        test: Cases of the fold.
-        folder: Folder of the label maps.
-        names: Image path to the name of its label map; the place in ``test`` where there is none.
-        labels: Tissue name to value.
-
-    Raises:
-        RunError: if a map is missing or has another shape.
-    """
+    """Return patient, tissue and mean Dice of the cases that hold it; RunError for a missing or misshapen map."""
     found: dict[tuple[str, str], list[float]] = {}
-    for number, case in enumerate(test):
+    for number, case in enumerate(test):  # a map is named by its place where it has no name
         name = names.get(case.image, f"{number:04d}_tissues")
         if not (folder / f"{name}.nii.gz").is_file():
             raise RunError(f"{folder} lacks {name}.nii.gz, the labels of {case.image}")
@@ -203,11 +168,8 @@ def summarise(rows: list[dict]) -> list[dict]:
 def interval(values: np.ndarray, seed: int = 0) -> list[float]:
     """Return the mean over tissues of the means over patients, and its 95 % percentile interval.
 
-    Patients are resampled with all their tissues. A single one has no interval: its ends are the mean.
-
-    Args:
-        values: Numbers of shape (patients, tissues), NaN where a patient lacks a tissue.
-        seed: Seed of the resampling.
+    Patients are resampled with all their tissues. A single one has no interval: its ends are the mean. ``values`` has
+    the shape (patients, tissues), NaN where a patient lacks a tissue.
 
     Example:
         >>> interval(np.array([[0.1, np.nan], [0.1, 0.3]]))[0]

@@ -12,14 +12,13 @@ from torch import nn
 from tqdm import tqdm
 
 from tools.bench import nnunet_runs
-from tools.bench.machine import choose_device, machine
+from tools.bench.machine import choose_device, machine, time_inference
 from tools.bench.networks import count
 from tools.data.datalist import Case
 from tools.io.files import InputError, check_writable, read_json, write_json
 from tools.io.volume import load_ct, save_nifti
 from tools.phantom.phantom import DESCRIPTION, describe_patient, draw_patient
 from tools.tissues import tissue_labels
-from tools.workflows.run import read_bundle, run_measured
 from tools.workflows.segmenter import SEGMENTER
 
 CT_SIZE = (512, 512, 300)
@@ -58,11 +57,7 @@ def bench_segmentation(
 
 
 def peer_class() -> type[nn.Module]:
-    """Return lungmask's U-Net.
-
-    Raises:
-        InputError: if it cannot be imported.
-    """
+    """Return lungmask's U-Net; InputError if it cannot be imported."""
     try:
         from lungmask.resunet import UNet
     except ImportError as error:
@@ -71,23 +66,7 @@ def peer_class() -> type[nn.Module]:
 
 
 def time_labelling(device: torch.device, ct: Path | None, size: tuple[int, int, int], python: Path | None) -> dict:
-    """Label a CT with the segmenter's inference in a process of its own, then give its slices to lungmask's network.
-
-    Args:
-        device: Device of both.
-        ct: The CT; one is drawn if None.
-        size: Voxels of the drawn one.
-        python: Interpreter with nnunetv2; None leaves nnU-Net out.
-
-    Returns:
-        size, seconds and peak_memory_gb of the segmenter (start, reading and writing included), peer_seconds (forward
-        passes alone), peer_parameters, parameters, and ratio: peer_seconds over seconds; nnunet_seconds_per_slice, or
-        None.
-
-    Raises:
-        InputError: if lungmask is not installed or the CT cannot be read.
-        RunError: if the bundle fails.
-    """
+    """Time the segmenter's inference on a CT, drawn if None, then lungmask's network and nnU-Net on its slices."""
     unet = peer_class()
     if python is not None:
         nnunet_runs.check(python)
@@ -102,19 +81,14 @@ def time_labelling(device: torch.device, ct: Path | None, size: tuple[int, int, 
             path = path.with_name(Path(ct).name)
             path.symlink_to(Path(ct).absolute())
         hu, file = load_ct(path)
-        parser = read_bundle(SEGMENTER, "inference.json")
-        network = parser.get_parsed_content("network_def")
-        torch.save(network.state_dict(), folder / "model.pt")
-        overrides = {"dataset_dir": str(path.parent), "output_dir": str(folder / "labels")}
-        overrides |= {"model_dir": str(folder), "device": str(device)}
-        seconds, peak = run_measured(SEGMENTER, overrides, folder / "inference.log")
+        parser, spent = time_inference(SEGMENTER, path.parent, folder, device, model_dir=str(folder))
     peer = unet(n_classes=3, padding=True, depth=5, up_mode="upsample", batch_norm=True, residual=False)  # as R231
     peer_seconds = forward(peer.eval().to(device), slices_of(hu), device)
     per_slice = None if python is None else nnunet_seconds(python, hu, file.affine, device)
-    return {
-        "size": list(hu.shape), "nnunet_seconds_per_slice": per_slice,
-        "seconds": seconds, "peak_memory_gb": peak, "parameters": count(network),
-        "peer_parameters": count(peer), "peer_seconds": peer_seconds, "ratio": peer_seconds / seconds,
+    parameters = count(parser.get_parsed_content("network_def"))
+    result = {"size": list(hu.shape), "nnunet_seconds_per_slice": per_slice} | spent | {"parameters": parameters}
+    return result | {
+        "peer_parameters": count(peer), "peer_seconds": peer_seconds, "ratio": peer_seconds / spent["seconds"],
     }  # fmt: skip
 
 
@@ -136,16 +110,7 @@ def forward(network: nn.Module, slices: torch.Tensor, device: torch.device) -> f
 
 
 def nnunet_seconds(python: Path, hu: np.ndarray, affine: np.ndarray, device: torch.device) -> float:
-    """Return the seconds that nnU-Net's predictor takes per slice, from array to array, with its plan for 512 x 512.
-
-    Its network and patch are what it plans for the CT itself; it mirrors, as it does by default.
-
-    Args:
-        python: Interpreter of the environment in which nnunetv2 is installed.
-        hu: CT in HU; the middle slices are labelled.
-        affine: Affine of the CT.
-        device: Device of the predictor.
-    """
+    """Return nnU-Net's seconds per slice, array to array and mirrored, with what it plans for this CT, in HU."""
     start = max(0, (hu.shape[2] - NNUNET_SLICES) // 2)
     part = hu[..., start : start + NNUNET_SLICES].astype(np.int16)
     lung = (part < -500).astype(np.uint8)  # its planning wants labels

@@ -11,22 +11,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from tools.bench.machine import choose_device, machine
-from tools.bench.networks import (
-    forward_pass,
-    gigaflops,
-    plain_contender,
-    reference_class,
-    reference_contender,
-    shipped_contender,
-    train_step,
-)
+from tools.bench import networks
+from tools.bench.machine import choose_device, machine, time_inference
 from tools.flags import check_numbers
 from tools.io.files import check_writable, write_json
 from tools.io.volume import save_nifti
 from tools.phantom.phantom import DESCRIPTION, describe_patient, draw_patient
 from tools.tissues import tissue_labels
-from tools.workflows.run import read_bundle, run_measured
+from tools.workflows.run import read_bundle
 from tools.workflows.synthesizer import SYNTHESIZER
 
 PATCH, BATCH = 64, 16
@@ -61,57 +53,45 @@ def bench_synthesis(output: Path, device: str | None = None, paint: bool = True,
     result = {"machine": machine(chosen)} | measure_networks(chosen, PATCH, BATCH, repeats)
     print(table(result), flush=True)
     result["painted_ct"] = measure_painting(chosen, CT_SIZE, LUNG_SHARE) if paint else None
-    if paint:
-        print(painting_line(result["painted_ct"]))
+    if painted := result["painted_ct"]:
+        print(
+            f"painting {painted['painted_voxels']} voxels on {painted['painted_slices']} slices of a CT of "
+            f"{' x '.join(map(str, painted['size']))}: {painted['seconds']:.0f} s, {painted['peak_memory_gb']:.1f} GB"
+        )
     write_json(Path(output), result)
     print(f"wrote {output}")
 
 
 def measure_networks(device: torch.device, patch: int, batch: int, repeats: int, **overrides: object) -> dict:
-    """Measure a training step and a forward pass of the three networks.
+    """Measure a training step and a forward pass of the three networks on square patches.
 
-    Args:
-        device: Device of the networks.
-        patch: Edge of the square patches in pixels, a multiple of 32 (the reference halves it five times).
-        batch: Patches per call.
-        repeats: Turns that are counted, after two that are not.
-        **overrides: Ids of train.json with the values to take instead.
-
-    Returns:
-        patch, batch, repeats; networks: one row each with name, parameters, gigaflops (of the forward pass of a batch),
-        step_seconds and forward_seconds; ratios: seconds of the other networks over those of the shipped one;
-        painted_patch_seconds: forward passes times their number, which is computed and not measured.
-
-    Raises:
-        InputError: if diffusers is not installed.
+    ``patch`` is a multiple of 32 pixels (the reference halves it five times); ``overrides`` are ids of train.json and
+    their values. The seconds of a painted patch are computed: forward passes times their number.
     """
-    unet = reference_class()
+    unet = networks.reference_class()
     torch.manual_seed(0)
-    shipped = shipped_contender(device, patch, batch, overrides)
-    contenders = [shipped, plain_contender(shipped), reference_contender(unet, shipped)]
+    shipped = networks.shipped_contender(device, patch, batch, overrides)
+    contenders = [shipped, networks.plain_contender(shipped), networks.reference_contender(unet, shipped)]
     target = torch.randn(batch, 1, patch, patch, device=device)
     times = torch.rand(batch, device=device)
-    seconds: dict[tuple[str, str], list[float]] = {}
-    for turn in tqdm(range(WARM_UP + repeats), desc="bench", unit="turn"):
-        for contender in contenders:
-            for kind, work in (("step", train_step), ("forward", forward_pass)):
-                spent = timed(lambda: work(contender, times, target), device)  # noqa: B023  called at once
-                if turn >= WARM_UP:
-                    seconds.setdefault((contender.name, kind), []).append(spent)
-    medians = {key: statistics.median(values) for key, values in seconds.items()}
-    rows = [
+    kinds = {"step": networks.train_step, "forward": networks.forward_pass}
+    turns = [
         {
-            "name": contender.name,
-            "parameters": contender.parameters,
-            "gigaflops": gigaflops(contender, times),
-            "step_seconds": medians[contender.name, "step"],
-            "forward_seconds": medians[contender.name, "forward"],
+            (contender.name, kind): timed(lambda: work(contender, times, target), device)  # noqa: B023  called at once
+            for contender in contenders
+            for kind, work in kinds.items()
         }
-        for contender in contenders
+        for _ in tqdm(range(WARM_UP + repeats), desc="bench", unit="turn")
     ]
+    rows = []
+    for contender in contenders:
+        row = {"name": contender.name, "parameters": contender.parameters}
+        row["gigaflops"] = networks.gigaflops(contender, times)
+        for kind in kinds:
+            row[f"{kind}_seconds"] = statistics.median(turn[contender.name, kind] for turn in turns[WARM_UP:])
+        rows.append(row)
     ratios = {
-        row["name"]: {kind: row[f"{kind}_seconds"] / rows[0][f"{kind}_seconds"] for kind in ("step", "forward")}
-        for row in rows[1:]
+        row["name"]: {kind: row[f"{kind}_seconds"] / rows[0][f"{kind}_seconds"] for kind in kinds} for row in rows[1:]
     }
     steps = sorted({8, 10, read_bundle(SYNTHESIZER, "inference.json")["num_steps"]})
     per_patch = {row["name"]: row["forward_seconds"] / batch for row in rows}
@@ -134,37 +114,17 @@ def timed(work: Callable[[], None], device: torch.device) -> float:
 
 
 def measure_painting(device: torch.device, size: tuple[int, int, int], share: float) -> dict:
-    """Paint a share of the lung of a drawn CT with the inference bundle in a process of its own.
-
-    The weights are random, on which the time does not depend.
-
-    Returns:
-        size, painted_voxels, painted_slices, num_steps, seconds (start of the process, reading and writing included)
-        and peak_memory_gb of the process.
-
-    Raises:
-        RunError: if the bundle fails.
-    """
+    """Paint a share of the lung of a drawn CT with the inference bundle in a process of its own."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         region = write_case(folder, size, share)
-        parser = read_bundle(SYNTHESIZER, "inference.json")
-        torch.save(parser.get_parsed_content("network_def").state_dict(), folder / "model.pt")
-        overrides = {
-            "dataset_dir": str(folder),
-            "output_dir": str(folder / "painted"),
-            "checkpoint": str(folder / "model.pt"),
-            "device": str(device),
-        }
-        seconds, peak = run_measured(SYNTHESIZER, overrides, folder / "inference.log")
+        parser, spent = time_inference(SYNTHESIZER, folder, folder, device, checkpoint=str(folder / "model.pt"))
     return {
         "size": list(size),
         "painted_voxels": int(region.sum()),
         "painted_slices": int(region.any(axis=(0, 1)).sum()),
         "num_steps": parser["num_steps"],
-        "seconds": seconds,
-        "peak_memory_gb": peak,
-    }
+    } | spent
 
 
 def write_case(folder: Path, size: tuple[int, int, int], share: float) -> np.ndarray:
@@ -197,11 +157,3 @@ def table(result: dict) -> str:
     lines.append(f"a painted patch of {result['patch']} x {result['patch']}, computed from the forward passes:")
     lines += [f"  {name:30s}{seconds:9.3f} s" for name, seconds in result["painted_patch_seconds"].items()]
     return "\n".join(lines)
-
-
-def painting_line(painted: dict) -> str:
-    """Return what painting a CT took, as one line."""
-    return (
-        f"painting {painted['painted_voxels']} voxels on {painted['painted_slices']} slices of a CT of "
-        f"{' x '.join(map(str, painted['size']))}: {painted['seconds']:.0f} s, {painted['peak_memory_gb']:.1f} GB"
-    )

@@ -14,17 +14,7 @@ from tools.evaluation import measures
 from tools.evaluation.figures import draw_conditions
 from tools.evaluation.probes import LEVELS, MAP, TOLD, UNKNOWN, Probe, find_sites, lay_out, plan, unreadable
 from tools.flags import check_numbers
-from tools.io.files import (
-    InputError,
-    RunError,
-    open_run,
-    read_json,
-    sha256,
-    write_bytes,
-    write_json,
-    write_table,
-    write_text,
-)
+from tools.io import files
 from tools.tissues import tissue_labels
 from tools.workflows.run import check_overrides, run_bundle
 from tools.workflows.segmenter import SEGMENTER, label_cts
@@ -75,22 +65,19 @@ def conditions(
     check_numbers({"steps": steps, "cases": cases, "slices": slices})
     of_card = card_settings(checkpoint, held_out)
     if segmenter is not None and not Path(segmenter).is_file():
-        raise InputError(f"segmenter {segmenter} does not exist")
+        raise files.InputError(f"segmenter {segmenter} does not exist")
     for bundle, given in ((SYNTHESIZER, overrides), (SEGMENTER, segmenter_overrides)):
-        for key in given:
-            if key in RESERVED:
-                raise InputError(f"overrides may not hold {key!r}: conditions sets it")
-        check_overrides(bundle, ["inference.json"], given)
+        check_overrides(bundle, ["inference.json"], given, RESERVED, "conditions")
     settings = {
-        "command": "conditions", "datalist_sha256": sha256(datalist), "fold": fold, "steps": steps, "cases": cases,
-        "slices": slices, "checkpoint_sha256": sha256(checkpoint), "overrides": overrides,
-        "segmenter_sha256": sha256(segmenter) if segmenter else None, "segmenter_overrides": segmenter_overrides,
+        "command": "conditions", "datalist_sha256": files.sha256(datalist), "fold": fold, "steps": steps,
+        "cases": cases, "slices": slices, "checkpoint_sha256": files.sha256(checkpoint), "overrides": overrides,
+        "segmenter_sha256": files.sha256(segmenter) if segmenter else None, "segmenter_overrides": segmenter_overrides,
     }  # fmt: skip
-    output = open_run(output, settings)
+    output = files.open_run(output, settings)
     if (output / "summary.json").is_file():
-        print(f"{format_table(read_json(output / 'summary.json'))}\n\n{output} is complete already")
+        print(f"{format_table(files.read_json(output / 'summary.json'))}\n\n{output} is complete already")
         return
-    config = read_json(BUNDLES / SYNTHESIZER / "configs/inference.json")
+    config = files.read_json(BUNDLES / SYNTHESIZER / "configs/inference.json")
     told = {key: value for key, value in of_card.items() if key in config} | {"num_steps": steps} | overrides
     hu_window, attributes = ((config | told)[key] for key in ("hu_window", "attributes"))
     training, held_out = ([case.told(attributes) for case in cases] for cases in (training, held_out))
@@ -103,7 +90,17 @@ def conditions(
         segment(probes, output, Path(segmenter), segmenter_overrides)
     rows, summary = evaluate(probes, surveyed, output / "work", bool(segmenter), hu_window)
     summary = {"settings": settings, "paintings": len(probes), "skipped": skipped} | summary
-    write(rows, summary, output)
+    files.write_table(output / "conditions.csv", pandas.DataFrame(rows, columns=COLUMNS, dtype=object))
+    files.write_bytes(output / "conditions.png", draw_conditions(rows, summary, tissue_labels()))
+    table = format_table(summary)
+    files.write_text(output / "summary.md", table + "\n")
+    files.write_json(output / "summary.json", summary)  # the last one, since it marks the run as finished
+    print(
+        f"\n{table}\n\n"
+        f"obeyed: the means of the {LEVELS} levels rank as asked (above {measures.OBEYED_ABOVE:g}, so without a swap;\n"
+        "by chance 1 in 120), or each history lies on its real patients' side of the mean (four: by chance 1 in 14)\n"
+        f"wrote conditions.csv, conditions.png, summary.json and summary.md in {output}; work/ holds the paintings"
+    )
 
 
 def paint(probes: list[Probe], output: Path, settings: dict) -> None:
@@ -123,7 +120,7 @@ def paint(probes: list[Probe], output: Path, settings: dict) -> None:
     run_bundle(SYNTHESIZER, ["inference.json"], run | settings, output / "paint.log")
     missing = unreadable(missing, work / "painted")
     if missing:
-        raise RunError(f"painting ended without {missing[0]} in {work / 'painted'}")
+        raise files.RunError(f"painting ended without {missing[0]} in {work / 'painted'}")
 
 
 def segment(probes: list[Probe], output: Path, weights: Path, overrides: dict) -> None:
@@ -140,20 +137,16 @@ def segment(probes: list[Probe], output: Path, weights: Path, overrides: dict) -
     label_cts(wanted | real, weights, work / "segmented", settings, output / "segment.log")
     missing = unreadable(wanted, work / "segmented")
     if missing:
-        raise RunError(f"segmenting ended without {missing[0]} in {work / 'segmented'}")
+        raise files.RunError(f"segmenting ended without {missing[0]} in {work / 'segmented'}")
 
 
 def evaluate(probes: list[Probe], surveyed: list[dict], work: Path, segmented: bool, hu_window) -> tuple:
-    """Return the rows of conditions.csv and the summary.
-
-    Raises:
-        RunError: if a painting changed the CT outside its region.
-    """
+    """Return the rows of conditions.csv and the summary; RunError if a CT changed outside the painted region."""
     rows, lungs, maps = [], {UNKNOWN: [], TOLD: []}, []
     for probe in tqdm(probes, desc="measuring", unit="painting"):
         painted = np.clip(nib.load(work / f"painted/{probe.case}.nii.gz").get_fdata(dtype=np.float32), *hu_window)
         if not np.array_equal(painted[~probe.scene.region], probe.scene.hu[~probe.scene.region]):
-            raise RunError(f"{probe.case} changed outside its painted region")
+            raise files.RunError(f"{probe.case} changed outside its painted region")
         tissues = None
         if segmented and probe.condition in SEGMENTED:
             tissues = np.asarray(nib.load(work / f"segmented/{probe.case}.nii.gz").dataobj)
@@ -165,21 +158,6 @@ def evaluate(probes: list[Probe], surveyed: list[dict], work: Path, segmented: b
             lungs[probe.condition].append((probe.scene, painted))
     unknown = measures.judge_unknown(lungs, rows, hu_window)
     return rows, {"judgements": measures.judge(rows, surveyed), "unknown": unknown, "map": measures.judge_map(maps)}
-
-
-def write(rows: list[dict], summary: dict, output: Path) -> None:
-    """Write all results, the summary last, since it marks the run as finished, and print the table."""
-    write_table(output / "conditions.csv", pandas.DataFrame(rows, columns=COLUMNS, dtype=object))
-    write_bytes(output / "conditions.png", draw_conditions(rows, summary, tissue_labels()))
-    table = format_table(summary)
-    write_text(output / "summary.md", table + "\n")
-    write_json(output / "summary.json", summary)
-    print(f"\n{table}\n")
-    print(
-        f"obeyed: the means of the {LEVELS} levels rank as asked (above {measures.OBEYED_ABOVE:g}, so without a swap;"
-    )
-    print("by chance 1 in 120), or each history lies on its real patients' side of the mean (four: by chance 1 in 14)")
-    print(f"wrote conditions.csv, conditions.png, summary.json and summary.md in {output}; work/ holds the paintings")
 
 
 def format_table(summary: dict) -> str:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas
 
 from tools.bundles import BUNDLES
-from tools.data.datalist import Case, read_fold
+from tools.data.datalist import read_fold
 from tools.evaluation.figures import draw_curve
-from tools.flags import listed
+from tools.flags import check_numbers, listed
 from tools.io.files import InputError, RunError, open_run, read_json, sha256, write_bytes, write_json, write_table
 from tools.tissues import tissue_labels
 from tools.workflows.run import check_overrides, run_bundle
@@ -32,9 +32,8 @@ def curve(
 ) -> None:
     """Score the synthesizer over the number of network evaluations, per sampler and tissue, beside the real floor.
 
-    Each number is one run of the bundle's evaluation on the fold's held-out patients. A run that is finished is not
-    repeated: start the command again to go on, or with more numbers or samplers to add them.
-    The seconds of a run hold its start.
+    Each number is one run of the bundle's evaluation on the fold's held-out patients; its seconds hold its start.
+    Start the command again to go on after the finished runs, or with more numbers or samplers to add them.
 
     Args:
         datalist: The datalist.json as `dataset` writes it.
@@ -54,11 +53,13 @@ def curve(
     overrides, samplers = dict(overrides or {}), [str(name) for name in listed(samplers)]
     evaluations = listed(evaluations)
     configs = config_files(variant)
-    check(evaluations, samplers, cases)
-    for key in overrides:
-        if key in RESERVED:
-            raise InputError(f"overrides may not hold {key!r}: curve sets it")
-    check_overrides(SYNTHESIZER, configs, overrides)
+    whole = [value for value in evaluations if isinstance(value, int) and not isinstance(value, bool) and value > 0]
+    if not evaluations or whole != evaluations:
+        raise InputError(f"evaluations must be whole numbers of at least 1 such as 1,2,4, not {evaluations}")
+    if not samplers:
+        raise InputError("samplers must name at least one, such as euler")
+    check_numbers({} if cases is None else {"cases": cases})
+    check_overrides(SYNTHESIZER, configs, overrides, RESERVED, "curve")
     training, held_out = read_fold(datalist, fold)
     of_card = card_settings(checkpoint, held_out)
     settings = {
@@ -72,7 +73,8 @@ def curve(
     attributes = (config | of_card | overrides)["attributes"]
     kept = [case.told(attributes) for case in held_out[:cases]]
     if [case.item() for case in kept] != [case.item() for case in held_out]:
-        datalist = write_datalist(training, kept, output)
+        datalist = output / "datalist.json"
+        write_json(datalist, {"training": [case.item(output) for case in training + kept]})
     runs = [(sampler, number) for sampler in samplers for number in evaluations]
     for place, (sampler, number) in enumerate(runs, 1):
         folder, title = output / f"{sampler}_{number}", f"run {place} of {len(runs)}: {sampler}, {number} evaluations"
@@ -93,40 +95,15 @@ def curve(
 
 
 def config_files(variant: str | None) -> list[str]:
-    """Return the configs of an evaluation, the overlay of a variant among them.
-
-    Raises:
-        InputError: if there is no such overlay.
-    """
+    """Return the configs of an evaluation, a variant's overlay among them; InputError if there is none."""
     overlays = sorted(path.stem for path in (BUNDLES / SYNTHESIZER / "configs").glob("*.yaml"))
     if variant is not None and variant not in overlays:
         raise InputError(f"there is no variant {variant!r}; there are {', '.join(overlays)}")
     return ["train.json", *([f"{variant}.yaml"] if variant else []), "evaluate.json"]
 
 
-def check(evaluations: list, samplers: list[str], cases: int | None) -> None:
-    """Raise InputError for an argument that cannot be used."""
-    whole = [value for value in evaluations if isinstance(value, int) and not isinstance(value, bool) and value > 0]
-    if not evaluations or whole != evaluations:
-        raise InputError(f"evaluations must be whole numbers of at least 1 such as 1,2,4, not {evaluations}")
-    if not samplers:
-        raise InputError("samplers must name at least one, such as euler")
-    if cases is not None and (not isinstance(cases, int) or cases < 1):
-        raise InputError(f"cases must be a whole number of at least 1, not {cases}")
-
-
-def write_datalist(training: list[Case], held_out: list[Case], output: Path) -> Path:
-    """Write a datalist of the training cases and some of the held-out ones, and return its path."""
-    write_json(output / "datalist.json", {"training": [case.item(output) for case in training + held_out]})
-    return output / "datalist.json"
-
-
 def read_quality(folder: Path) -> dict[str, dict[str, float | None]]:
-    """Return tissue to measure to value from the quality.csv of an evaluation.
-
-    Raises:
-        RunError: if there is none, or nothing about a tissue in it.
-    """
+    """Return tissue to measure to value from an evaluation's quality.csv; RunError if it says nothing."""
     if not (folder / "quality.csv").is_file():
         raise RunError(f"the evaluation ended without quality.csv in {folder}")
     table = pandas.read_csv(folder / "quality.csv", index_col="tissue", float_precision="round_trip").astype(float)
@@ -156,17 +133,12 @@ def gather(output: Path) -> list[dict]:
 def format_table(rows: list[dict]) -> str:
     """Return Wasserstein-1 in HU, one line per sampler and number, one column per tissue, and the floor last."""
     tissues = list(dict.fromkeys(row["tissue"] for row in rows))
-    lines = [("sampler", "evaluations", *tissues, "seconds")]
-    for sampler, number, seconds in dict.fromkeys((row["sampler"], row["evaluations"], row["seconds"]) for row in rows):
-        of_run = {row["tissue"]: row for row in rows if (row["sampler"], row["evaluations"]) == (sampler, number)}
-        cells = [_cell(of_run.get(tissue, {}).get("hu_wasserstein")) for tissue in tissues]
-        lines.append((sampler, str(number), *cells, f"{seconds:.0f}"))
-    floors = {row["tissue"]: row.get("hu_wasserstein_floor") for row in rows}
-    lines.append(("real tissue", "", *[_cell(floors[tissue]) for tissue in tissues], ""))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
-    return "\n".join(["Wasserstein-1 in HU between painted and real tissue", *text])
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
+    runs: dict[tuple, dict] = {}
+    for row in rows:
+        run = runs.setdefault((row["sampler"], row["evaluations"]), {"seconds": f"{row['seconds']:.0f}"})
+        run[row["tissue"]] = row.get("hu_wasserstein")
+    runs["real tissue", ""] = {row["tissue"]: row.get("hu_wasserstein_floor") for row in rows} | {"seconds": ""}
+    table = [dict(zip(("sampler", "evaluations"), place)) | run for place, run in runs.items()]
+    columns = ["sampler", "evaluations", *tissues, "seconds"]
+    text = pandas.DataFrame(table, columns=columns).to_string(index=False, na_rep="-", float_format="{:.1f}".format)
+    return f"Wasserstein-1 in HU between painted and real tissue\n{text}"

@@ -26,16 +26,7 @@ FLOORS = {"hu_wasserstein": "hu_wasserstein_floor", "texture_distance": "texture
 
 
 def draw_conditions(rows: list[dict], summary: dict, labels: dict[str, int]) -> bytes:
-    """Draw one panel per condition and measure: asked for across, painted upwards, and last the HU of whole lungs.
-
-    Args:
-        rows: Rows of conditions.csv.
-        summary: Content of summary.json.
-        labels: Tissue name to value.
-
-    Returns:
-        A PNG.
-    """
+    """Draw a panel per condition and measure, asked for across, painted upwards, and the HU of lungs, as a PNG."""
     judgements, colours = summary["judgements"], tissue_colours(labels)
     count = len(judgements) + 1
     columns = min(COLUMNS, count)
@@ -45,7 +36,7 @@ def draw_conditions(rows: list[dict], summary: dict, labels: dict[str, int]) -> 
         axes = figure.add_subplot(lines, columns, number)
         title = " ".join(filter(None, (judgement["condition"], words(judgement["tissue"]))))
         dress(axes, f"{title}\n{judgement['verdict']}", **SMALL, size=8)
-        name_axes(axes, *_names(judgement))
+        name_axes(axes, UNITS[judgement["condition"]], AXES.get(judgement["measure"], words(judgement["measure"])))
         colour = colours.get(judgement["tissue"], COLOUR)
         if judgement["condition"] == "history":
             _history(axes, judgement)
@@ -56,26 +47,18 @@ def draw_conditions(rows: list[dict], summary: dict, labels: dict[str, int]) -> 
     return png_bytes(figure)
 
 
-def _names(judgement: dict) -> tuple[str, str]:
-    """Return what runs across and upwards in the panel of a judgement."""
-    return UNITS[judgement["condition"]], AXES.get(judgement["measure"], words(judgement["measure"]))
-
-
 def _levels(axes, judgement: dict, rows: list[dict], colour: str) -> None:
     """Draw each host as a thin line, the means as dots, and what was to be expected as a dashed line."""
-    hosts: dict[str, list[tuple]] = {}
-    for row in rows:
-        hosts.setdefault(row["case"], []).append((row["requested"], row["measured"]))
-    for points in hosts.values():
+    for host in dict.fromkeys(row["case"] for row in rows):
+        points = [(row["requested"], row["measured"]) for row in rows if row["case"] == host]
         axes.plot(*zip(*points), color=QUIET, alpha=0.5, linewidth=0.7)
     x, y = list(judgement["levels"]), list(judgement["levels"].values())
     axes.plot(x, y, "o-", color=colour, markersize=5, linewidth=1.4, markeredgecolor="white")
-    slope = 1.0 if judgement["condition"] == "density" else judgement.get("real_slope")
-    if judgement["condition"] == "density":
-        axes.axline((x[0], x[0]), slope=1, color=INK, linewidth=0.9, linestyle="--")
-    elif slope is not None:  # only the slope of real lung: through the middle of the means
-        middle = sum(x) / len(x), sum(y) / len(y)
-        axes.axline(middle, slope=slope, color=INK, linewidth=0.9, linestyle="--")
+    expected = (x[0], x[0]), 1
+    if judgement["condition"] != "density":  # only the slope of real lung: through the middle of the means
+        expected = (sum(x) / len(x), sum(y) / len(y)), judgement.get("real_slope")
+    if expected[1] is not None:
+        axes.axline(expected[0], slope=expected[1], color=INK, linewidth=0.9, linestyle="--")
 
 
 def _history(axes, judgement: dict) -> None:
@@ -101,15 +84,7 @@ def _histograms(axes, unknown: dict) -> None:
 
 
 def draw_curve(rows: list[dict], labels: dict[str, int]) -> bytes:
-    """Draw quality over network evaluations: a column per tissue, a row per measure, a line per sampler.
-
-    Args:
-        rows: Rows of curve.csv.
-        labels: Tissue name to value.
-
-    Returns:
-        A PNG; the dashed line is what real tissue scores against real tissue.
-    """
+    """Draw quality over evaluations as a PNG: a row per measure, a line per sampler, dashed the floor."""
     colours = tissue_colours(labels)
     tissues = [name for name in colours if any(row["tissue"] == name for row in rows)]
     measures = [name for name in QUALITY_ROWS if any(row.get(name) is not None for row in rows)]
@@ -122,9 +97,8 @@ def draw_curve(rows: list[dict], labels: dict[str, int]) -> bytes:
             known = [row for row in rows if row["tissue"] == tissue and row.get(name) is not None]
             for sampler, style in zip(samplers, SAMPLER_STYLES * len(samplers)):
                 points = sorted((row["evaluations"], row[name]) for row in known if row["sampler"] == sampler)
-                axes.plot(
-                    *zip(*points), "o" + style, color=colours[tissue], markersize=4, label=sampler
-                ) if points else 0
+                if points:
+                    axes.plot(*zip(*points), "o" + style, color=colours[tissue], markersize=4, label=sampler)
             if not known:
                 axes.text(0.5, 0.5, "too little of it", transform=axes.transAxes, fontsize=8, color=QUIET, ha="center")
             floors = [row[FLOORS[name]] for row in known if row.get(FLOORS[name]) is not None]

@@ -26,17 +26,9 @@ DIRECTIONS = {
 
 
 def lung_measures(hu: np.ndarray, lung: np.ndarray, spacing: list[float], axis: int) -> dict[str, float]:
-    """Return what can be measured in lung without knowing its tissues.
+    """Return what can be measured in lung, a mask of the shape of ``hu`` (W, H, D), without knowing its tissues.
 
-    Args:
-        hu: CT in HU, shape (W, H, D).
-        lung: Mask of the lung, the same shape.
-        spacing: Voxel size in mm.
-        axis: The axial axis, along which nothing is smoothed.
-
-    Returns:
-        ``mean_hu``; ``abnormal_share``, of the smoothed voxels above DENSE_HU or below AIRY_HU; ``low_share`` and
-        ``high_share``, of the voxels below LOW_HU and above HIGH_HU.
+    ``abnormal_share`` is of voxels that were smoothed across ``axis``, the axial one. ``spacing`` is in mm.
     """
     sigma = [0 if side == axis else SMOOTHING_MM / size for side, size in enumerate(spacing)]
     weight = gaussian_filter(lung.astype(np.float32), sigma)
@@ -59,13 +51,7 @@ def tissue_shares(tissues: np.ndarray, lung: np.ndarray) -> dict[str, float]:
 
 
 def survey(training: list[Case], slices: int, hu_window: tuple[float, float]) -> list[dict]:
-    """Return what the training patients are like, one row per case: attributes, density of each tissue, lung measures.
-
-    Args:
-        training: Cases of the training patients.
-        slices: Number of slices in which the lung is measured, those that hold most of it; density is of the whole CT.
-        hu_window: HU to which the CT is clipped.
-    """
+    """Return a row per case of what the training patients are like: attributes, densities, and the lung's slices."""
     labels = tissue_labels()
     rows = []
     for case in tqdm(training, desc="surveying the training patients", unit="case"):
@@ -86,13 +72,7 @@ def survey(training: list[Case], slices: int, hu_window: tuple[float, float]) ->
 
 
 def probe_rows(probe: Probe, painted: np.ndarray, segmented: np.ndarray | None) -> list[dict]:
-    """Return the rows of conditions.csv that one painting gives.
-
-    Args:
-        probe: What was asked for.
-        painted: CT in HU, clipped to the window.
-        segmented: Tissues that the segmenter finds in it, if it was asked.
-    """
+    """Return the rows of conditions.csv that one painting gives, clipped to the window, with its tissues if known."""
     scene, region = probe.scene, probe.scene.region
     inside = painted[region]
     if probe.condition == "density":
@@ -109,10 +89,8 @@ def probe_rows(probe: Probe, painted: np.ndarray, segmented: np.ndarray | None) 
         kept = ("mean_hu", "abnormal_share", "non_healthy_share")
         found = {name: value for name, value in found.items() if (name in kept) == (probe.condition == "severity")}
     head = {"condition": probe.condition, "tissue": probe.tissue, "requested": probe.requested}
-    return [
-        head | {"measure": name, "measured": value, "case": scene.site.name, "painting": probe.case}
-        for name, value in found.items()
-    ]
+    head |= {"case": scene.site.case.name, "painting": probe.case}
+    return [head | {"measure": name, "measured": value} for name, value in found.items()]
 
 
 def trend(x: list[float], y: list[float]) -> dict[str, float | None]:
@@ -125,18 +103,14 @@ def trend(x: list[float], y: list[float]) -> dict[str, float | None]:
     if len(set(x)) < 2 or len(set(y)) < 2:
         return {"rank_correlation": None, "p": None, "slope": 0.0 if len(set(x)) > 1 else None}
     rank = spearmanr(x, y)
-    p = float(rank.pvalue) if np.isfinite(rank.pvalue) else None
-    return {
-        "rank_correlation": float(rank.statistic), "p": p, "slope": round(float(np.polyfit(x, y, 1)[0]), 9),
-    }  # fmt: skip
+    p, slope = float(rank.pvalue) if np.isfinite(rank.pvalue) else None, round(float(np.polyfit(x, y, 1)[0]), 9)
+    return {"rank_correlation": float(rank.statistic), "p": p, "slope": slope}
 
 
 def level_means(rows: list[dict]) -> dict:
     """Return what was requested, to the mean over the hosts of what was measured."""
-    values: dict = {}
-    for row in rows:
-        values.setdefault(row["requested"], []).append(row["measured"])
-    return {level: float(np.mean(measured)) for level, measured in values.items()}
+    levels = dict.fromkeys(row["requested"] for row in rows)
+    return {level: float(np.mean([r["measured"] for r in rows if r["requested"] == level])) for level in levels}
 
 
 def within_hosts(rows: list[dict]) -> list[float]:
@@ -146,12 +120,7 @@ def within_hosts(rows: list[dict]) -> list[float]:
 
 
 def judge(rows: list[dict], surveyed: list[dict]) -> list[dict]:
-    """Return one judgement per condition, tissue and measure: trends, the real trend beside it, and a verdict.
-
-    Args:
-        rows: Rows of :func:`probe_rows`.
-        surveyed: Rows of :func:`survey`.
-    """
+    """Return one judgement per condition, tissue and measure: trends, the real trend beside it, and a verdict."""
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         if row["condition"] not in (UNKNOWN, TOLD):
@@ -202,14 +171,8 @@ def judge_history(head: dict, rows: list[dict], surveyed: list[dict]) -> dict:
 def judge_unknown(scenes: dict[str, list[tuple[Scene, np.ndarray]]], rows: list[dict], hu_window) -> dict:
     """Return how far painted lung lies from the real lung of the same hosts, nothing told and everything told.
 
-    Args:
-        scenes: Condition, unknown or told, to its scenes and paintings.
-        rows: Rows of :func:`probe_rows`.
-        hu_window: HU that the histograms span.
-
-    Returns:
-        Wasserstein-1 in HU: of all hosts together, the mean of each with itself, the mean between the real lungs of two
-        hosts; and histograms (shares per bin).
+    ``scenes`` has the scenes and paintings of both. Wasserstein-1 in HU is of all hosts together, the mean of each with
+    itself, and the mean between the real lungs of two hosts; the histograms, over ``hu_window``, are shares per bin.
     """
     edges = np.arange(hu_window[0], hu_window[1] + BIN_HU, BIN_HU)
     real = [scene.hu[scene.region] for scene, _ in scenes[UNKNOWN]]
@@ -227,8 +190,7 @@ def judge_unknown(scenes: dict[str, list[tuple[Scene, np.ndarray]]], rows: list[
 def judge_map(scenes: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict[str, dict[str, float]]:
     """Return the Dice of each tissue that the segmenter finds in painted lung, and in the real lung of the same slices.
 
-    Args:
-        scenes: Tissue map, tissues found in the painting that was made from it, and tissues found in the real CT.
+    A scene is its tissue map, the tissues found in the painting made from it, and those found in the real CT.
     """
     found = {}
     for name, value in tissue_labels().items():

@@ -24,47 +24,25 @@ FEWEST_VOXELS = 100  # of a tissue in the slices of a site
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """A held-out patient, and the axial slices that hold most of what is needed.
-
-    Attributes:
-        case: The patient's case.
-        axis: The axial axis of the stored voxels.
-        window: The slices.
-        voxels: Number of voxels of what is needed in them.
-    """
+    """A held-out patient, and the axial slices that hold most of what is needed."""
 
     case: Case
-    axis: int
-    window: slice
-    voxels: int
-
-    @property
-    def name(self) -> str:
-        """Name of the case."""
-        return self.case.name
+    axis: int  # the axial one of the stored voxels
+    window: slice  # the slices
+    voxels: int  # of what is needed in them
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A site's slices and the maps that say what is repainted in them; several probes may share it.
+    """A site's slices and the maps that say what is repainted in them; several probes may share it."""
 
-    Attributes:
-        name: Name of its files.
-        site: Site whose slices these are.
-        image: The CT, cut.
-        hu: Voxels of the CT, clipped to the window of the synthesizer.
-        truth: Tissue map.
-        label: Tissue map that differs from ``target`` where something is to be painted.
-        target: Tissue map that is wanted.
-    """
-
-    name: str
+    name: str  # of its files
     site: Site
-    image: nib.Nifti1Image
-    hu: np.ndarray
-    truth: np.ndarray
-    label: np.ndarray
-    target: np.ndarray
+    image: nib.Nifti1Image  # the CT, cut
+    hu: np.ndarray  # its voxels, clipped to the window of the synthesizer
+    truth: np.ndarray  # tissue map
+    label: np.ndarray  # tissue map that differs from the target where something is to be painted
+    target: np.ndarray  # tissue map that is wanted
 
     @property
     def region(self) -> np.ndarray:
@@ -74,23 +52,14 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """One painting.
+    """One painting."""
 
-    Attributes:
-        case: Name of the painting.
-        condition: What is asked for: density, severity, age, history, unknown, told or map.
-        tissue: Tissue whose density is asked for, otherwise empty.
-        requested: Value or word asked for; None where nothing or everything is told.
-        scene: Scene that is painted.
-        told: Columns of conditions.csv and their values.
-    """
-
-    case: str
-    condition: str
-    tissue: str
-    requested: float | str | None
+    case: str  # name of the painting
+    condition: str  # what is asked for: density, severity, age, history, unknown, told or map
+    tissue: str  # whose density is asked for, otherwise empty
+    requested: float | str | None  # None where nothing or everything is told
     scene: Scene
-    told: dict[str, object]
+    told: dict[str, object]  # columns of conditions.csv and their values
 
 
 def best_slices(mask: np.ndarray, axis: int, slices: int) -> slice:
@@ -112,13 +81,7 @@ def cut(array: np.ndarray, axis: int, window: slice) -> np.ndarray:
 
 
 def find_sites(held_out: list[Case], cases: int, slices: int) -> dict[str, list[Site]]:
-    """Return, for each tissue and for ``lung``, the held-out patients whose slices hold most of it, most first.
-
-    Args:
-        held_out: Cases of the held-out patients; of the cases of a patient the one that holds most is taken.
-        cases: Number of patients at most.
-        slices: Number of neighbouring axial slices of each.
-    """
+    """Return, per tissue and for ``lung``, the patients whose slices hold most of it, most first, ``cases`` at most."""
     labels = {name: value for name, value in tissue_labels().items() if value}
     found: dict[str, list[Site]] = {name: [] for name in (*labels, LUNG)}
     for case in tqdm(held_out, desc="looking for hosts", unit="case"):
@@ -142,10 +105,8 @@ def find_sites(held_out: list[Case], cases: int, slices: int) -> dict[str, list[
 def work_maps(kind: str, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the map for ``labels/`` and the one for ``targets/``, which differ wherever is to be painted.
 
-    Args:
-        kind: Name of a tissue, which is painted anew where it is; ``all_healthy``, a lung of healthy tissue alone;
-            ``unknown``, a lung of which no tissue is known; ``told``, the lung as it is.
-        truth: Tissue map.
+    ``kind`` is a tissue, which is painted anew where it is; ``all_healthy``, a lung of healthy tissue alone;
+    ``unknown``, a lung of which no tissue is known; or ``told``, the lung as it is.
     """
     labels, lung = tissue_labels(), truth > 0
     healthy, other = labels["healthy"], labels[pathological_tissues()[0]]
@@ -164,7 +125,7 @@ def set_scene(kind: str, site: Site, hu_window: tuple[float, float]) -> Scene:
     image, truth = image.slicer[window], truth[window]
     hu = np.clip(image.get_fdata(dtype=np.float32), *hu_window)
     label, target = work_maps(kind, truth)
-    return Scene(f"{kind}-{site.name}-{site.window.start}", site, image, hu, truth, label, target)
+    return Scene(f"{kind}-{site.case.name}-{site.window.start}", site, image, hu, truth, label, target)
 
 
 def spread(values: list[float], quantiles: tuple[float, float], digits: int) -> list[float]:
@@ -178,16 +139,7 @@ def spread(values: list[float], quantiles: tuple[float, float], digits: int) -> 
 
 
 def plan(survey: list[dict], sites: dict[str, list[Site]], hu_window) -> tuple[list[Probe], dict[str, str]]:
-    """Return all paintings, and why a condition cannot be probed.
-
-    Args:
-        survey: Rows of ``measures.survey``, which tell what the training patients are like.
-        sites: Sites of :func:`find_sites`.
-        hu_window: HU that the synthesizer can paint.
-
-    Raises:
-        InputError: if no held-out patient has lung.
-    """
+    """Return all paintings, and why a condition cannot be probed; InputError if no held-out patient has lung."""
     if not sites[LUNG]:
         raise InputError(f"no held-out patient has {FEWEST_VOXELS} voxels of lung, so there is nothing to paint")
     asked, skipped = requests(survey)
@@ -195,24 +147,23 @@ def plan(survey: list[dict], sites: dict[str, list[Site]], hu_window) -> tuple[l
     for condition, tissue, kind, levels in asked:
         chosen = sites[tissue or LUNG]
         if condition == MAP:  # patients who between them have every tissue
-            chosen = list({(h.name, h.window.start): h for ill in pathological_tissues() for h in sites[ill]}.values())
+            chosen = list(
+                {(h.case.name, h.window.start): h for ill in pathological_tissues() for h in sites[ill]}.values()
+            )
         if not chosen:
             skipped[f"{condition} {tissue}"] = f"no held-out patient has {FEWEST_VOXELS} voxels of it in the slices"
+        name = "_".join(filter(None, (condition, tissue)))
         for site in chosen:
-            place = (kind, site.name, site.window.start)
+            place = (kind, site.case.name, site.window.start)
             if place not in scenes:
                 scenes[place] = set_scene(kind, site, hu_window)
             scene = scenes[place]
-            name = "_".join(filter(None, (condition, tissue)))
             for number, level in enumerate(levels):
-                if condition == TOLD:
-                    told = attributes_of(scene) | densities_of(scene)
-                elif condition == MAP:  # set beside the same patient's real lung; told what `augment` tells
-                    told = attributes_of(scene)
-                else:
-                    told = {} if level is None else {name if tissue else condition: level}
+                told = {} if level is None else {name: level}
+                if condition in (TOLD, MAP):  # a map is set beside the same patient's real lung, told as `augment` does
+                    told = site.case.attributes | (densities_of(scene) if condition == TOLD else {})
                 number = site.window.start if condition == MAP else number
-                probes.append(Probe(f"{name}-{number}-{site.name}", condition, tissue, level, scene, told))
+                probes.append(Probe(f"{name}-{number}-{site.case.name}", condition, tissue, level, scene, told))
     return probes, skipped
 
 
@@ -225,27 +176,21 @@ def requests(survey: list[dict]) -> tuple[list[tuple[str, str, str, list]], dict
             skipped[f"density {tissue}"] = f"{len(known)} training cases hold it; its range needs two"
         else:
             asked.append(("density", tissue, tissue, spread(known, DENSITY_QUANTILES, 1)))
+    needed = "of the training patients are known to the synthesizer; two are needed"
     for name, kind, quantiles, digits in (
         ("severity", UNKNOWN, SEVERITY_QUANTILES, 4), ("age", ALL_HEALTHY, AGE_QUANTILES, 1),
     ):  # fmt: skip
         known = [float(row[name]) for row in survey if row[name] is not None]
         if len(set(known)) < 2:
-            skipped[name] = (
-                f"{len(set(known))} values of the training patients are known to the synthesizer; two are needed"
-            )
+            skipped[name] = f"{len(set(known))} values {needed}"
         else:
             asked.append((name, "", kind, spread(known, quantiles, digits)))
     words = sorted({row["history"] for row in survey if row["history"]})
     if len(words) < 2:
-        skipped["history"] = f"{len(words)} of the training patients are known to the synthesizer; two are needed"
+        skipped["history"] = f"{len(words)} {needed}"
     else:
         asked.append(("history", "", UNKNOWN, words))
     return [*asked, *((kind, "", TOLD if kind == MAP else kind, [None]) for kind in (UNKNOWN, TOLD, MAP))], skipped
-
-
-def attributes_of(scene: Scene) -> dict[str, object]:
-    """Return what is known of a scene's patient."""
-    return scene.site.case.attributes
 
 
 def densities_of(scene: Scene) -> dict[str, float]:
@@ -266,7 +211,7 @@ def lay_out(probes: list[Probe], work: Path) -> None:
             source = (work / "scenes" / f"{probe.scene.name}-{kind}.nii.gz").absolute()
             (work / kind / f"{probe.case}.nii.gz").symlink_to(source)
     # the levels of a site share their noise
-    rows = [{"case": probe.case, "seed": probe.scene.site.name} | probe.told for probe in probes]
+    rows = [{"case": probe.case, "seed": probe.scene.site.case.name} | probe.told for probe in probes]
     columns = dict.fromkeys(key for row in rows for key in row)
     write_table(work / "conditions.csv", pandas.DataFrame(rows, columns=list(columns), dtype=object))
 

@@ -26,12 +26,7 @@ SETTINGS = Path(__file__).with_name("federated_settings.json")
 
 
 def build(site: dict, settings: dict) -> MonaiAlgo:
-    """Return MONAI's client for the site's copy of the bundle; what the site says comes before what the job says.
-
-    Args:
-        site: Content of the site's file.
-        settings: Settings of the job: configs, local_epochs and overrides.
-    """
+    """Return MONAI's client for the site's copy of the bundle; what the site says comes before what the job says."""
     sys.path.insert(0, site["bundle_root"])  # its configs name scripts
     overrides = settings["overrides"] | site["overrides"]
     algo = MonaiAlgo(
@@ -44,15 +39,7 @@ def build(site: dict, settings: dict) -> MonaiAlgo:
 
 
 def train_round(algo: MonaiAlgo, received: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict | None]:
-    """Validate the weights of all sites on this site's held-out cases, go on from them, and return what it led to.
-
-    Args:
-        algo: MONAI's client of this site.
-        received: Weights that all sites share.
-
-    Returns:
-        This site's weights; metrics of the received ones, name to number, or None before the first step.
-    """
+    """Validate the shared weights here, train on from them; return the new ones, and metrics or, at first, None."""
     metrics = None
     if algo.trainer.state.iteration:
         found = algo.evaluate(ExchangeObject(weights=received)).metrics
@@ -64,10 +51,7 @@ def train_round(algo: MonaiAlgo, received: dict[str, torch.Tensor]) -> tuple[dic
 
 def digest(weights: dict[str, torch.Tensor]) -> str:
     """Return the SHA-256 of weights."""
-    found = hashlib.sha256()
-    for name in sorted(weights):
-        found.update(weights[name].numpy().tobytes())
-    return found.hexdigest()
+    return hashlib.sha256(b"".join(weights[name].numpy().tobytes() for name in sorted(weights))).hexdigest()
 
 
 def main() -> None:

@@ -56,8 +56,7 @@ def federated(
         site_file: Place where each real site keeps its own file; needed for job/ alone.
 
     Raises:
-        InputError: if there are fewer than two sites, a file is missing or wrong, sites share a patient or a CT, the
-            bundle or an override is not known, or nvflare cannot be imported.
+        InputError: if there are fewer than two sites, they share a patient or a CT, or an argument cannot be used.
         RunError: if the federation fails.
     """
     overrides = dict(overrides or {})
@@ -83,11 +82,13 @@ def federated(
         write_json(folder / "site.json", {"bundle_root": str(root), "overrides": here})
         files[name] = str(folder / "site.json")
     configs = [f"configs/{name}" for name in CONFIGS]
+    # rounds without a step, with which the bundle begins
+    preparing = ConfigParser.load_config_file(str(root / configs[-1]))["preparing_rounds"]
     settings = output / "federated_settings.json"
     write_json(settings, {"configs": configs, "local_epochs": local_epochs, "overrides": overrides})
     job = {
         "name": bundle, "bundle_root": str(root), "configs": configs, "overrides": overrides,
-        "rounds": preparing_rounds(bundle) + rounds, "clients": len(sites),
+        "rounds": preparing + rounds, "clients": len(sites),
         "settings": str(settings), "site_files": files, "site_file": str(site_file),
         "start": str(output / "start.pt"), "weights": str(output / "model.pt"), "export": str(output / "job"),
         "workspace": str(output / "nvflare"),
@@ -95,18 +96,13 @@ def federated(
     print(f"training at {len(sites)} sites for {rounds} rounds; the log is {output / 'federated.log'}", flush=True)
     write_json(output / "job.json", job)
     run_worker("the federation", python, WORKER, output / "job.json", output / "federated.log")
-    write_text(output / "rounds.csv", table([Path(file).parent for file in files.values()]).to_csv(index=False))
+    write_text(output / "rounds.csv", table(output / "sites").to_csv(index=False))
     write_json(output / "card.json", card(job, sites, fold))
     print(f"wrote {output / 'model.pt'}, {output / 'rounds.csv'} and, for real sites, {output / 'job' / bundle}")
 
 
 def read_sites(datalists: str, fold: int) -> dict[str, dict]:
-    """Return site to its datalist, with its ``path``.
-
-    Raises:
-        InputError: if there are fewer than two, one cannot be used, or two have other labels, a patient or a CT in
-            common.
-    """
+    """Return site to its datalist, with its ``path``; InputError unless two or more can be trained on together."""
     paths = [Path(word) for word in datalists.split(",") if word]
     if len(paths) < 2:
         raise InputError(f"datalists is {datalists!r}, but a federation needs two sites at least, separated by a comma")
@@ -136,21 +132,11 @@ def check_apart(one: str, first: dict, other: str, second: dict) -> None:
             raise InputError(f"case {twin} of {one} and case {row['case']} of {other} are the same CT (SHA-256)")
 
 
-def preparing_rounds(bundle: str) -> int:
-    """Return how many rounds without a step the bundle begins with."""
-    return ConfigParser.load_config_file(str(BUNDLES / bundle / "configs/federated.yaml"))["preparing_rounds"]
-
-
-def table(sites: list[Path]) -> pandas.DataFrame:
-    """Return a row per round and site: its steps, the weights received and sent, and the scores of those received.
-
-    Args:
-        sites: Folder of each site.
-    """
-    lines = [line for folder in sites for line in (folder / "rounds.jsonl").read_text().splitlines()]
+def table(sites: Path) -> pandas.DataFrame:
+    """Return a row per round and site: its steps, the weights received and sent, and the scores of those received."""
+    lines = [line for site in sorted(sites.iterdir()) for line in (site / "rounds.jsonl").read_text().splitlines()]
     rows = [json.loads(line) for line in lines]
-    flat = [row | (row.pop("metrics") or {}) for row in rows]
-    return pandas.DataFrame(flat).sort_values(["round", "site"])
+    return pandas.DataFrame([row | (row.pop("metrics") or {}) for row in rows]).sort_values(["round", "site"])
 
 
 def card(job: dict, sites: dict[str, dict], fold: int) -> dict:

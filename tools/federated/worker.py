@@ -37,11 +37,8 @@ def shared(job: dict):
 def recipe(job: dict, python: str, site_files: dict[str, str] | str) -> FedAvgRecipe:
     """Return the federation as NVFlare wants it: FedAvg on the server, the client in a process of its own.
 
-    Args:
-        job: The job's name, rounds (those without steps among them), clients, start (weights) and settings (a file that
-            travels with the client).
-        python: Interpreter at the sites.
-        site_files: Site to the path of its own file, or one path that holds at every site.
+    ``python`` is the interpreter at the sites; ``site_files`` has the path of each site's own file, or is one path that
+    holds at every site. Rounds without steps count too, and the job's settings travel with the client.
     """
     common = isinstance(site_files, str)
     made = FedAvgRecipe(

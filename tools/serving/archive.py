@@ -22,19 +22,11 @@ def write_zip(root: Path, archive: Path) -> None:
 
 
 def unpack(archive: Path, output: Path, checksum: str | None = None) -> Path:
-    """Unpack a bundle's zip into a new or empty folder, after looking at every path in it.
+    """Unpack a zip into a new or empty folder, after looking at every path in it, and return the bundle's folder.
 
-    Args:
-        archive: The zip; everything in it lies below one folder, the bundle.
-        output: Folder to fill; nothing is left in it if the zip is refused.
-        checksum: SHA-1 that the zip must have, as model_info.json names it.
-
-    Returns:
-        The bundle's folder below ``output``.
-
-    Raises:
-        InputError: if the zip is missing, damaged or another than ``checksum`` says, holds a link or a path that leads
-            out of its folder, or more than one folder; if ``output`` is not empty.
+    InputError, and nothing is left in ``output``, if the zip is missing, damaged or another than ``checksum`` (its
+    SHA-1, as model_info.json names it) says, holds a link, a path that leads out of its folder, or more than one
+    folder.
     """
     archive = Path(archive)
     check_new_directory(output)

@@ -43,9 +43,7 @@ LARGE_BYTES = 25 * 1024 * 1024  # a larger file cannot lie in the Model Zoo's re
 def bundle_problems(root: Path, large_bytes: int = LARGE_BYTES) -> list[str]:
     """Return everything that is wrong with the files of a bundle, one sentence each; none is built or run.
 
-    Args:
-        root: The bundle's folder.
-        large_bytes: Size above which ``large_files.yml`` must name a file's address and hash.
+    Of a file above ``large_bytes``, ``large_files.yml`` must name address and hash.
     """
     root = Path(root)
     problems = [f"{name} is missing" for name in REQUIRED_FILES if not (root / name).is_file()]

@@ -17,22 +17,11 @@ SIDES = ("width", "height", "depth")
 def export(
     root: Path, folder: Path, kinds: Iterable[str] = tuple(KINDS), run: Callable[[str, list, Path], None] | None = None
 ) -> dict[str, Path]:
-    """Write a bundle's network with its weights as TorchScript and ONNX, each by a command in a process of its own.
+    """Write a bundle's network with its weights as TorchScript and ONNX, and return kind to file.
 
-    A bundle with configs/export.json exports itself, both kinds at once. Of others MONAI's own commands export
-    ``network_def``, which has one input.
-
-    Args:
-        root: Folder of the bundle.
-        folder: Where to write.
-        kinds: What is wanted, of ``KINDS``.
-        run: Runs a command of ``monai.bundle``: its name, its words, and the file that it writes.
-
-    Returns:
-        Kind to file.
-
-    Raises:
-        RunError: if an export fails.
+    Each is made by a command in a process of its own; RunError if one fails. A bundle with configs/export.json exports
+    itself, both kinds at once. Of others MONAI's own commands export ``network_def``, which has one input. ``run`` runs
+    a command of ``monai.bundle``, given its name, its words, and the file that it writes.
     """
     root, folder = Path(root).resolve(), Path(folder).resolve()
     run = run or (lambda name, words, makes: monai_bundle(root, words))

@@ -44,10 +44,8 @@ def package(
         bundle: The bundle's folder name below ``bundles/``.
         output: Folder to create.
         weights: State dict to ship as models/model.pt; the bundle's own by default.
-        targets: What to make: zoo (the Model Zoo's check of the network), torchscript, onnx, triton and deploy (the
-            segmenter only), with commas.
-        data_license: Text that replaces docs/data_license.txt: what the data behind the weights permit. It is needed
-            to publish.
+        targets: Any of zoo (the Model Zoo's check of the network), torchscript, onnx, triton, deploy (segmenter only).
+        data_license: Text for docs/data_license.txt: what the data behind the weights permit; publishing needs it.
         repository: The owner/name on GitHub or Hugging Face, for the addresses.
         publish: Place to upload to, huggingface, with the credentials in HF_TOKEN; a release on GitHub is made by gh.
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-import string
+import re
 from pathlib import Path
 
 from tools.bundles import BUNDLES
@@ -12,30 +12,17 @@ from tools.serving.archive import sha1
 TOKEN = "HF_TOKEN"  # the variable with the credentials
 UNNAMED = "OWNER/NAME"  # stands for the repository that the user has not named
 MODEL_INFO = "models/model_info.json"  # where MONAI looks for it in a repository
-NAME = set(string.ascii_letters + string.digits + "._-")  # of an owner or a repository
+NAME = r"[\w.-]*[A-Za-z0-9][\w.-]*"  # of an owner or a repository
 
 
 def model_info(archive: Path, repository: str) -> dict[str, dict[str, str]]:
-    """Return the entry of ``model_info.json`` from which MONAI lists and downloads a bundle.
-
-    The release bears the name of the zip without its ending, so each version has a release of its own.
-
-    Args:
-        archive: The zip, called NAME_vVERSION.zip.
-        repository: The owner/name on GitHub.
-    """
+    """Return the entry of model_info.json by which MONAI finds a bundle in its release, named as the zip."""
     source = f"https://github.com/{repository}/releases/download/{archive.stem}/{archive.name}"
     return {archive.stem: {"checksum": sha1(archive), "source": source}}
 
 
 def upload_plan(archive: Path, root: Path, repository: str) -> dict:
-    """Return what would be uploaded where.
-
-    Args:
-        archive: The zip, for a GitHub release.
-        root: The unpacked bundle, for Hugging Face, which keeps files and no zip.
-        repository: The owner/name at either.
-    """
+    """Return what would be uploaded where: the zip for a GitHub release, the unpacked files to Hugging Face."""
     name, version = archive.stem.rsplit("_v", 1)
     files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
     github = {"release": archive.stem, "files": [archive.name], "command": gh_command(Path(archive.name), repository)}
@@ -59,11 +46,7 @@ def gh_command(archive: Path, repository: str) -> str:
 
 
 def credentials(place: str | None, bundle: str, output: Path, repository: str | None) -> str | None:
-    """Return the token for Hugging Face, or None where nothing is published.
-
-    Raises:
-        InputError: if the place is another one, or there is no repository, or no token in the environment.
-    """
+    """Return the token for Hugging Face, or None where nothing is published; InputError unless all is there."""
     if place is None:
         return None
     if place == "github":
@@ -81,26 +64,14 @@ def credentials(place: str | None, bundle: str, output: Path, repository: str | 
 
 def check_repository(repository: str) -> None:
     """Raise InputError if a repository is not given as owner/name."""
-    parts = repository.split("/")
-    if len(parts) != 2 or not all(part.strip("._-") and set(part) <= NAME for part in parts):
+    if not re.fullmatch(f"{NAME}/{NAME}", repository, re.ASCII):
         raise InputError(f"repository is owner/name, not {repository!r}")
 
 
 def to_hugging_face(root: Path, version: str, repository: str, token: str) -> str:
-    """Upload the files of an unpacked bundle and tag them with the version, as MONAI downloads it.
+    """Upload an unpacked bundle, tag it with its version, as MONAI downloads it, and return the commit's address.
 
-    Args:
-        root: The bundle's folder, left as it is; its page becomes the model card, README.md.
-        version: Version of the bundle.
-        repository: The owner/name, made if it is not there.
-        token: Token of a user who may write there.
-
-    Returns:
-        The address of the commit.
-
-    Raises:
-        InputError: if the version is there, or huggingface_hub is not installed.
-        RunError: if a request fails.
+    InputError if the repository has the version, or huggingface_hub is not installed; RunError if a request fails.
     """
     try:
         from huggingface_hub import HfApi

@@ -54,16 +54,7 @@ def model_names(bundle_root: Path) -> list[str]:
 
 
 def configuration(name: str, kind: str, metadata: dict) -> str:
-    """Return the text of a model's ``config.pbtxt``.
-
-    Args:
-        name: Name of the model.
-        kind: Kind of model, of KINDS.
-        metadata: The bundle's metadata, whose ``network_data_format`` has the tensors.
-
-    Raises:
-        InputError: if a tensor is not float32.
-    """
+    """Return the text of the ``config.pbtxt`` of a model of one of the KINDS; InputError if a tensor is not float32."""
     backend, _ = KINDS[kind]
     tensors = metadata["network_data_format"]
     inputs = ",\n".join(_tensor(key, value) for key, value in tensors["inputs"].items())

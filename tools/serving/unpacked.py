@@ -19,7 +19,7 @@ from tools.io.files import RunError, sha256
 from tools.phantom.phantom import phantom
 from tools.serving import exports
 from tools.tissues import tissue_labels
-from tools.workflows.run import first_error
+from tools.workflows.run import first_error, run_words
 from tools.workflows.segmenter import SEGMENTER
 from tools.workflows.synthesizer import SYNTHESIZER
 
@@ -53,15 +53,8 @@ def draw_patients(folder: Path, bundle: str) -> tuple[Path, Path]:
 class Proof:
     """The commands of a bundle's page, run from its unpacked zip.
 
-    Args:
-        root: The bundle's folder.
-        work: Folder for everything that the runs write.
-        dataset_dir: Folder of the datalist for training and evaluation.
-        cases_dir: Folder that inference reads.
-        log: File that keeps what a failed step printed.
-
-    Attributes:
-        steps: Name, command, seconds and result (ok) of every command so far.
+    Training and evaluation read ``dataset_dir``, inference ``cases_dir``; all that the runs write goes into ``work``,
+    and what a failed step printed into ``log``. ``steps`` has name, command, seconds and result (ok) of every command.
     """
 
     def __init__(self, root: Path, work: Path, dataset_dir: Path, cases_dir: Path, log: Path) -> None:
@@ -71,11 +64,7 @@ class Proof:
         self.files = {path: sha256(path) for path in root.rglob("*") if path.is_file()}
 
     def workflows(self) -> None:
-        """Train two iterations into a folder of its own, evaluate and infer with the shipped weights.
-
-        Raises:
-            RunError: if a run fails or does not write what it should.
-        """
+        """Train two iterations into a folder of its own, evaluate and infer with the shipped weights."""
         name, work = self.root.name, self.work
         training = {"dataset_dir": self.dataset_dir, "model_dir": work / "models", "output_dir": work / "training"}
         self.run("train", "training", ["train.json"], training | TRAINING[name], work / "models/model.pt")
@@ -84,11 +73,7 @@ class Proof:
         self.infer("inference", [])
 
     def infer(self, name: str, overlays: list[str], **overrides: object) -> None:
-        """Run inference into a folder of the step's name; with overlays its answers must be those without.
-
-        Raises:
-            RunError: if it fails, writes nothing, or the answers differ in a voxel.
-        """
+        """Run inference into a folder of the step's name; the answers with overlays must be those without."""
         output = self.work / name
         places = {"dataset_dir": self.cases_dir, "output_dir": output}
         self.run(name, "inferring", ["inference.json", *overlays], places | overrides, output)
@@ -109,12 +94,7 @@ class Proof:
         self.call("verify_net_in_out", ["verify_net_in_out", "network_def", *words, "--device", "cpu"])
 
     def export(self, kinds: list[str], stem: Path) -> None:
-        """Export as ``tools.serving.exports`` does; a network with an overlay for it must then answer as before.
-
-        Args:
-            kinds: What to export, of ``exports.KINDS``.
-            stem: File to write, without its ending.
-        """
+        """Export some of ``exports.KINDS`` to ``stem``; a network with an overlay for it must then answer as before."""
         folder = self.work / "exported"
         made = exports.export(self.root, folder, kinds, self.call)
         for kind in kinds:
@@ -139,25 +119,13 @@ class Proof:
 
     def run(self, name: str, run_id: str, configs: list[str], overrides: dict, makes: Path) -> None:
         """Run a workflow from a folder that is not the bundle's."""
-        files = [str(self.root / "configs" / config) for config in configs]
-        words = ["run", run_id, "--bundle_root", self.root, "--config_file", files[0] if len(files) == 1 else files]
-        words += ["--meta_file", self.root / "configs/metadata.json"]
-        words += ["--logging_file", self.root / "configs/logging.conf"]
-        for key, value in ({"device": "cpu"} | overrides).items():
-            words += [f"--{key}", value]
-        self.call(name, words, makes, cwd=self.work)
+        words = run_words(self.root, configs, {"device": "cpu"} | overrides)
+        self.call(name, ["run", run_id, *words], makes, cwd=self.work)
 
     def call(self, name: str, words: Iterable, makes: Path | None = None, cwd: Path | None = None) -> None:
-        """Run ``python -m monai.bundle`` and note how it went.
+        """Run ``python -m monai.bundle`` and note how it went; RunError if it fails, or does not write what it must.
 
-        Args:
-            name: Name of the step.
-            words: Words of the command.
-            makes: File or folder that it must write.
-            cwd: Folder in which it runs; the bundle's if None, for commands that look for ``scripts`` there.
-
-        Raises:
-            RunError: if it fails, or does not write what it must.
+        It runs in the bundle's folder if ``cwd`` is None, for commands that look for ``scripts`` there.
         """
         words = [str(word) for word in words]
         start = time.perf_counter()

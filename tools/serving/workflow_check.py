@@ -21,14 +21,7 @@ WORKFLOWS = {
 
 
 def workflow_problems(root: Path, dataset_dir: Path, cases_dir: Path, output_dir: Path) -> list[str]:
-    """Build a bundle's workflows and load its weights, in a process of its own; return what is wrong.
-
-    Args:
-        root: The bundle's folder, weights included.
-        dataset_dir: Folder that training and evaluation read.
-        cases_dir: Folder that inference reads.
-        output_dir: Folder where the workflows may write.
-    """
+    """Build a bundle's workflows and load its weights, in a process of its own; return what is wrong."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_problems, root, dataset_dir, cases_dir, output_dir).result()
 
@@ -39,29 +32,18 @@ def _problems(root: Path, dataset_dir: Path, cases_dir: Path, output_dir: Path) 
     sys.path.insert(0, str(root))
     problems = []
     for name, (files, kind) in WORKFLOWS.items():
-        places = {"dataset_dir": str(cases_dir if kind == "infer" else dataset_dir), "output_dir": str(output_dir)}
-        problems += [f"{name} {problem}" for problem in _id_problems(root, files, kind, places)]
+        given = {"dataset_dir": str(cases_dir if kind == "infer" else dataset_dir), "output_dir": str(output_dir)}
+        given |= {"bundle_root": str(root), "logging_file": False, "device": "cpu"}
+        try:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                workflow = ConfigWorkflow([str(root / "configs" / file) for file in files], workflow_type=kind, **given)
+                workflow.initialize()
+                lacking = workflow.check_properties()
+        except Exception as error:  # whatever a config raises when it is built is wrong with it
+            problems.append(f"{name} cannot be built: {first_line(error)}")
+        else:
+            problems += [f"{name} lacks {id}, which consumers read" for id in lacking]
     return problems + weight_problems(root)
-
-
-def _id_problems(root: Path, files: list[str], kind: str, places: dict[str, str]) -> list[str]:
-    """Return the ids that consumers read and a workflow lacks, or what keeps it from being built."""
-    configs = [str(root / "configs" / name) for name in files]
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            workflow = ConfigWorkflow(
-                config_file=configs,
-                workflow_type=kind,
-                logging_file=False,
-                bundle_root=str(root),
-                device="cpu",
-                **places,
-            )
-            workflow.initialize()
-            lacking = workflow.check_properties()
-    except Exception as error:  # whatever a config raises when it is built is wrong with it
-        return [f"cannot be built: {first_line(error)}"]
-    return [f"lacks {name}, which consumers read" for name in lacking]
 
 
 def weight_problems(root: Path) -> list[str]:

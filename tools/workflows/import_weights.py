@@ -15,6 +15,7 @@ from tools.workflows.synthesizer import SYNTHESIZER
 
 NESTED = ("model", "state_dict", "unet_state_dict", "network", "unet")
 OBJECTIVES = ("ddpm", "flow")
+SETTINGS = ("num_res_blocks", "attention_levels", "num_head_channels", "norm_num_groups", "spatial_dims")
 TOLERANCE = 1e-5  # relative difference of the two networks' outputs in float32
 
 
@@ -23,29 +24,25 @@ def import_weights(
 ) -> None:
     """Turn a DiffusionModelUNet trained with monai-generative 0.2.3 into weights to start the synthesizer from.
 
-    Carried over: everything behind the first convolution, and what the first convolution does with the noisy image (its
-    channel 0). Not carried over: what it does with other input channels, since no condition of another project means
-    what ours mean; the region, the tissues and the densities start without influence, as do the attributes. The result
-    is a start for training and paints nothing useful before. monai-generative usually scales images to [0, 1], this
-    bundle scales HU to [-1, 1], which training has to learn too.
+    Carried over is all but what the first convolution does with input channels after the noisy image: no condition of
+    another project means what ours mean, so ours start without influence. The result is a start for training and paints
+    nothing useful before; training also has to learn our scale, [-1, 1] (monai-generative's is usually [0, 1]).
 
     Nothing is written unless monai-generative's network and the new one agree on random patches, the other channels at
-    zero, to 1e-5 of the output's norm. Widths, blocks, attention and dimension are read off the tensors; two settings
-    leave no trace in them and must be given as they were in training: a wrong one goes unnoticed.
+    zero, to 1e-5 of the output's norm. The tensors tell the shape of the network; two settings leave no trace in them
+    and must be given as they were in training: a wrong one goes unnoticed.
 
     Args:
-        source: Checkpoint, a state dict by itself or under model, state_dict, unet_state_dict, network or unet, with or
-            without a prefix such as ``module.``; a file that ends in .safetensors needs that package.
+        source: Checkpoint, a state dict by itself or under model, state_dict, unet_state_dict, network or unet, with
+            any prefix of its names; a file that ends in .safetensors needs that package.
         output: File to write, the state dict of the bundle's network.
         num_head_channels: Channels of an attention head, one number for all levels.
         norm_num_groups: Groups of the group normalisation.
-        objective: Objective of the training: ddpm goes on with the noise the checkpoint predicts, flow asks the
-            same weights for a velocity and so takes longer.
+        objective: ddpm goes on with the noise the checkpoint predicts; flow asks for a velocity and so takes longer.
 
     Raises:
-        InputError: if the file is missing, holds pickled objects, is no such U-Net or one that the bundle cannot hold
-            (conditioned by class or cross-attention, not one output channel, resampling in residual blocks), a setting
-            is impossible, the outputs differ, or ``output`` exists or cannot be written.
+        InputError: if the file is missing, holds pickled objects or no U-Net that the bundle can hold, a setting is
+            impossible, the outputs differ, or ``output`` exists or cannot be written.
     """
     output = Path(output)
     if objective not in OBJECTIVES:
@@ -54,10 +51,8 @@ def import_weights(
         raise InputError(f"output {output} exists; remove it or name another file")
     check_writable(output.parent)
     weights = find_state_dict(read_checkpoint(Path(source)), source)
-    shape = infer_architecture(weights, source) | {
-        "num_head_channels": num_head_channels,
-        "norm_num_groups": norm_num_groups,
-    }
+    shape = infer_architecture(weights, source)
+    shape |= {"num_head_channels": num_head_channels, "norm_num_groups": norm_num_groups}
     check_groups(shape)
     reference = build_reference(shape, weights, source)
     denoiser = build_denoiser(shape, objective)
@@ -70,11 +65,9 @@ def import_weights(
         )
     with atomic_file(output) as temporary:
         torch.save(denoiser.state_dict(), temporary)
-    settings = {name: shape[name] for name in ("num_res_blocks", "attention_levels", "num_head_channels")}
-    settings |= {"norm_num_groups": norm_num_groups, "spatial_dims": shape["spatial_dims"]}
     flags = [f"--objective {objective}", f"--network_channels '{shape['channels']}'"]
     flags += ["--tissue_prior False", "--data_scale 1.0"]
-    flags += [f"--network_def::{name} '{value}'" for name, value in settings.items()]
+    flags += [f"--network_def::{name} '{shape[name]}'" for name in SETTINGS]
     print(
         f"wrote {output}: {shape['spatial_dims']}D, the first of {shape['in_channels']} input channels carried over, "
         f"outputs agree to {difference:.1e}; the bundle's configs load it with {' '.join(flags)}"
@@ -82,11 +75,7 @@ def import_weights(
 
 
 def read_checkpoint(source: Path) -> object:
-    """Read a checkpoint without running any code that it may hold.
-
-    Raises:
-        InputError: if it is missing, is no checkpoint, or holds pickled objects.
-    """
+    """Read a checkpoint without running code that it may hold; InputError if it is none or holds pickled objects."""
     if not source.is_file():
         raise InputError(f"{source} does not exist")
     if source.suffix == ".safetensors":
@@ -100,28 +89,18 @@ def read_checkpoint(source: Path) -> object:
             raise InputError(f"{source} is not a safetensors file: {str(error).splitlines()[0]}") from None
     try:
         return torch.load(source, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
         if "Weights only load failed" in str(error) and "GLOBAL" in str(error):
             raise InputError(
                 f"{source} holds pickled objects, which could run code when loaded; save the network's state_dict()"
             ) from None
         raise InputError(f"{source} is not a PyTorch checkpoint") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, UnicodeDecodeError):
-        raise InputError(f"{source} is not a PyTorch checkpoint") from None
 
 
 def find_state_dict(checkpoint: object, source: Path) -> dict[str, torch.Tensor]:
-    """Return the U-Net's tensors in float32 by their own names, without nesting and common prefix.
-
-    Raises:
-        InputError: if there is no U-Net.
-    """
-    candidates = [checkpoint]
-    if isinstance(checkpoint, Mapping):
-        candidates += [checkpoint[name] for name in NESTED if isinstance(checkpoint.get(name), Mapping)]
-    for candidate in candidates:
-        if not isinstance(candidate, Mapping):
-            continue
+    """Return the U-Net's tensors in float32 by their own names, without nesting and prefix; InputError without one."""
+    nested = [checkpoint.get(name) for name in NESTED] if isinstance(checkpoint, Mapping) else []
+    for candidate in (found for found in (checkpoint, *nested) if isinstance(found, Mapping)):
         named = {str(name): value for name, value in candidate.items()}
         prefixes = [name.removesuffix("conv_in.conv.weight") for name in named if name.endswith("conv_in.conv.weight")]
         if len(prefixes) == 1:
@@ -137,14 +116,7 @@ def find_state_dict(checkpoint: object, source: Path) -> dict[str, torch.Tensor]
 
 
 def infer_architecture(weights: Mapping[str, torch.Tensor], source: Path) -> dict:
-    """Return the constructor's arguments that the tensors tell.
-
-    Returns:
-        spatial_dims, in_channels, out_channels, channels, num_res_blocks and attention_levels (one per level).
-
-    Raises:
-        InputError: if the network is of a kind that the bundle cannot hold.
-    """
+    """Return the constructor's arguments that the tensors tell; InputError if the bundle cannot hold such a network."""
     unfit = {
         r"class_embedding\.": "classes",
         r".*\.transformer_blocks\.": "cross-attention",
@@ -180,25 +152,17 @@ def infer_architecture(weights: Mapping[str, torch.Tensor], source: Path) -> dic
 
 def check_groups(shape: Mapping) -> None:
     """Raise InputError if the two settings that the user gives do not divide the widths."""
-    divided = {
-        "norm_num_groups": shape["channels"],
-        "num_head_channels": [
-            *(width for width, attends in zip(shape["channels"], shape["attention_levels"]) if attends),
-            shape["channels"][-1],  # the middle block always attends
-        ],
-    }
-    for name, widths in divided.items():
+    channels = shape["channels"]
+    attending = [width for width, attends in zip(channels, shape["attention_levels"]) if attends]
+    attending.append(channels[-1])  # the middle block always attends
+    for name, widths in {"norm_num_groups": channels, "num_head_channels": attending}.items():
         value = shape[name]
         if isinstance(value, bool) or not isinstance(value, int) or value < 1 or any(w % value for w in widths):
             raise InputError(f"{name} must divide the channels {', '.join(map(str, widths))}, but {value} does not")
 
 
 def build_reference(shape: Mapping, weights: Mapping[str, torch.Tensor], source: Path) -> nn.Module:
-    """Return monai-generative's network with the weights of the checkpoint, all of them.
-
-    Raises:
-        InputError: if a tensor is missing, unknown, or of another shape.
-    """
+    """Return monai-generative's network with all the weights of the checkpoint; InputError unless they fit."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the archived package uses torch.cuda.amp
         from generative.networks.nets import DiffusionModelUNet
@@ -225,7 +189,7 @@ def build_denoiser(shape: Mapping, objective: str) -> nn.Module:
     parser = read_bundle(SYNTHESIZER, "train.json")
     parser["objective"], parser["network_channels"], parser["amp"] = objective, shape["channels"], False
     parser["tissue_prior"], parser["data_scale"] = False, 1.0  # the checkpoint's network had neither
-    for name in ("spatial_dims", "num_res_blocks", "attention_levels", "num_head_channels", "norm_num_groups"):
+    for name in SETTINGS:
         parser[f"network_def::{name}"] = shape[name]
     return parser.get_parsed_content("network_def").eval()
 
@@ -256,9 +220,7 @@ def relative_difference(reference: nn.Module, denoiser: nn.Module, source: Path)
     """Return how far apart the two outputs are, over the norm of the reference's.
 
     The patches are random; conditions are zero. The two times are ones that t times 1000 gives back without rounding.
-
-    Raises:
-        InputError: if the reference's output is zero everywhere, which proves nothing, or not finite.
+    InputError if the reference's output is zero everywhere, which proves nothing, or not finite.
     """
     generator = torch.Generator().manual_seed(0)
     edge = 2 * denoiser.stride

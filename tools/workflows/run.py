@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -20,16 +21,14 @@ from tools.io.files import InputError, RunError, read_json
 LOG_PREFIX = re.compile(r"^[-0-9]+ [:,0-9]+ - [A-Z]+ - ", re.MULTILINE)  # of lines that NVFlare logs
 
 
-def check_overrides(bundle: str, config_files: list[str], overrides: dict) -> None:
-    """Raise InputError for an override whose id the configs do not have; MONAI itself would silently ignore it.
-
-    Args:
-        bundle: Folder name below ``bundles/``.
-        config_files: Names below the bundle's ``configs/``; a later one overlays the earlier ones.
-        overrides: Config id to value; nested ids are written with ``::``.
-    """
+def check_overrides(
+    bundle: str, config_files: list[str], overrides: dict, reserved: Iterable[str] = (), command: str = ""
+) -> None:
+    """Raise InputError for an override that ``command`` sets itself, or whose id the configs lack: MONAI is silent."""
     parser = read_bundle(bundle, *config_files)
     for key in overrides:
+        if key in reserved:
+            raise InputError(f"overrides may not hold {key!r}: {command} sets it")
         try:
             parser[key]
         except (KeyError, ValueError, IndexError, TypeError):
@@ -37,12 +36,7 @@ def check_overrides(bundle: str, config_files: list[str], overrides: dict) -> No
 
 
 def read_bundle(bundle: str, *config_files: str) -> ConfigParser:
-    """Return a bundle's config, from which its components can be built in this process, beside those of other bundles.
-
-    Args:
-        bundle: Folder name below ``bundles/``.
-        config_files: Names below the bundle's ``configs/``; a later one overlays the earlier ones.
-    """
+    """Return a bundle's config, from which this process can build components, beside those of other bundles."""
     root = BUNDLES / bundle
     config = ConfigParser.load_config_files([str(root / "configs" / name) for name in config_files])
     parser = ConfigParser()
@@ -68,18 +62,7 @@ def run_bundle(
         RunError: if the run fails; the message holds the error it began with.
     """
     check_overrides(bundle, config_files, overrides)
-    root = BUNDLES / bundle
-    files = [str(root / "configs" / name) for name in config_files]
-    command = [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", str(root)]
-    command += ["--config_file", files[0] if len(files) == 1 else str(files)]
-    command += [
-        "--meta_file",
-        str(root / "configs/metadata.json"),
-        "--logging_file",
-        str(root / "configs/logging.conf"),
-    ]
-    for key, value in overrides.items():
-        command += [f"--{key}", value if isinstance(value, str) else repr(value)]
+    command = [sys.executable, "-m", "monai.bundle", "run", *run_words(BUNDLES / bundle, config_files, overrides)]
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     # idle OpenMP threads sleep instead of spinning: as fast alone, and far faster beside other work
     environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | (variables or {}) | {"PYTHONUNBUFFERED": "1"}
@@ -100,6 +83,16 @@ def run_bundle(
     if returncode:
         cause = first_error(Path(log).read_text(errors="replace"))
         raise RunError(f"{bundle}/{config_files[0]} failed (exit {returncode}): {cause}; its log is {log}")
+
+
+def run_words(root: Path, config_files: list[str], overrides: dict) -> list[str]:
+    """Return the words after ``python -m monai.bundle run`` for a bundle in a folder; see :func:`run_bundle`."""
+    files = [str(root / "configs" / name) for name in config_files]
+    words = ["--bundle_root", str(root), "--config_file", files[0] if len(files) == 1 else str(files)]
+    words += ["--meta_file", str(root / "configs/metadata.json"), "--logging_file", str(root / "configs/logging.conf")]
+    for key, value in overrides.items():
+        words += [f"--{key}", str(value) if isinstance(value, str | Path) else repr(value)]
+    return words
 
 
 def run_measured(bundle: str, overrides: dict, log: Path) -> tuple[float, float]:
@@ -149,14 +142,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def check_python(flag: str, python: Path, modules: str, remedy: str) -> None:
-    """Raise InputError unless the interpreter of another environment can import what is needed there.
-
-    Args:
-        flag: Flag that named it.
-        python: The interpreter.
-        modules: Names of the modules, with commas; the first one gives the environment its name.
-        remedy: What to do where one is missing.
-    """
+    """Raise InputError, with the remedy, unless the interpreter that a flag named can import modules, with commas."""
     name = modules.partition(",")[0]
     words = [python, "-c", f"import {modules}"]
     try:
@@ -169,18 +155,7 @@ def check_python(flag: str, python: Path, modules: str, remedy: str) -> None:
 
 
 def run_worker(what: str, python: Path, worker: Path, job: Path, log: Path) -> None:
-    """Run one of our worker scripts, which import nothing of this project, in another environment.
-
-    Args:
-        what: What it does, for the message.
-        python: Interpreter of the environment.
-        worker: The script.
-        job: JSON file that says what to do.
-        log: File that receives everything it prints.
-
-    Raises:
-        RunError: if it fails; the message holds the error it began with.
-    """
+    """Run one of our scripts that import nothing of this project in another environment; RunError if it fails."""
     with open(log, "w") as stream:
         words = [python, str(worker), str(job)]
         failed = subprocess.run(words, stdout=stream, stderr=subprocess.STDOUT, env=clean_environment()).returncode
