@@ -19,6 +19,7 @@ from tools.io.files import InputError, RunError
 COMMANDS = {
     "demo": "demo",
     "phantom": "phantom.phantom",
+    "draw_into_ct": "phantom.draw_into_ct",
     "dataset": "data.dataset",
     "maps": "maps.maps",
     "check_maps": "maps.check",

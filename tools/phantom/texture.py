@@ -1,11 +1,11 @@
-"""What diseased lung looks like: densities and textures that differ from patient to patient and from lesion to lesion."""
+"""What diseased lung looks like: densities and textures that differ between patients and between lesions."""
 
 import dataclasses
 
 import numpy as np
 
-from tools import anatomy
-from tools.parenchyma import BROAD_MM, GRAIN_MM, LOBULE_MM, PATCH_MM, nearest_cells
+from tools.phantom import anatomy
+from tools.phantom.parenchyma import BROAD_MM, GRAIN_MM, LOBULE_MM, PATCH_MM, nearest_cells
 
 CELL_DRAWS = 2  # sizes of cysts and of holes that one patient has; each lesion takes one of them
 

@@ -8,17 +8,19 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from tools.ct_disease import EXISTING_DENSE_HU, EXISTING_DENSE_SHARE, KINDS, describe_case, draw_disease
-from tools.ct_lungs import lung_mask
-from tools.ct_publication import change_look
-from tools.files import InputError, new_directory, sha256, write_json, write_text
-from tools.folds import assign_folds
-from tools.nifti import SYNTHETIC_MARK, check_same_geometry, list_cts, list_nifti, load_ct, save_nifti
-from tools.patients import read_patients
-from tools.phantom import HU_RANGE, involved_fraction
-from tools.scheme import tissue_labels
+from tools.data.folds import assign_folds
+from tools.data.patients import read_patients
+from tools.io.files import InputError, new_directory, sha256, write_json, write_text
+from tools.io.volume import SYNTHETIC_MARK, check_same_geometry, list_cts, list_nifti, load_ct, save_nifti
+from tools.phantom.disease import EXISTING_DENSE_HU, EXISTING_DENSE_SHARE, KINDS, describe_case, draw_disease
+from tools.phantom.lungs import lung_mask
+from tools.phantom.phantom import HU_RANGE, involved_fraction
+from tools.phantom.publication import change_look
+from tools.phantom.real_patches import Patches, read_patches, set_patches
+from tools.tissues import tissue_labels
 
 DESCRIPTION = f"{SYNTHETIC_MARK}: disease drawn by python -m tools draw_into_ct"
+SEGMENTER = "bundles/lung_tissue_seg"
 LEAST_LUNG_ML = 100.0
 FOLDS = 5
 TO_LPS = "LPS"  # axes towards left, back and head, as the phantom's
@@ -58,6 +60,8 @@ def draw_into_ct(
     framed: float = 0.6,
     windowed: float = 0.5,
     kind: str | None = None,
+    patches: Path | None = None,
+    patches_share: float = 1.0,
     seed: int = 0,
 ) -> None:
     """Draw lung disease into real CT of normal lungs.
@@ -78,6 +82,8 @@ def draw_into_ct(
             count as 1 mm.
         windowed: Probability that a case is clipped to a window of 255 greys.
         kind: What to draw into every case: none, smoker, exposure or post-infection. All of them by turns if absent.
+        patches: File of real patches of emphysema and normal lung, npz, to set into the healthy lung of half the cases.
+        patches_share: Share of each class of patches that is used, from the beginning of the file.
         seed: Seed for all random draws, 0 or more.
 
     Raises:
@@ -94,6 +100,7 @@ def draw_into_ct(
     if problems:
         raise InputError("; ".join(problems))
     labels = tissue_labels()
+    real = None if patches is None else read_patches(patches, patches_share)
     rows, records = [], []
     with new_directory(output) as folder:
         for name in tqdm(cts, desc="drawing", unit="CT"):
@@ -102,13 +109,13 @@ def draw_into_ct(
             for number in range(cases_per_ct):
                 rng = np.random.default_rng([seed, number, *name.encode()])
                 case = f"{name}_drawn{number:03d}"
-                row, record = _draw_case(rng, host, folder, case, slices, framed, windowed, kind, labels)
+                row, record = _draw_case(rng, host, folder, case, slices, framed, windowed, kind, real, labels)
                 rows.append(row | {"patient": owners[name]["patient"]})
                 records.append({"case": case, "source": host.path.name, "sha256": digest, "seed": seed} | record)
         _write_tables(folder, rows, records, labels)
     print(
-        f"wrote {len(rows)} cases drawn into {len(cts)} CTs to {output}; next: python -m monai.bundle run --config_file "
-        f"bundles/lung_tissue_seg/configs/train.json --bundle_root bundles/lung_tissue_seg --dataset_dir {output}"
+        f"wrote {len(rows)} cases drawn into {len(cts)} CTs to {output}; next: python -m monai.bundle run --bundle_root "
+        f"{SEGMENTER} --config_file {SEGMENTER}/configs/train.json --dataset_dir {output}"
     )
 
 
@@ -156,8 +163,8 @@ def read_host(name: str, path: Path, mask_path: Path | None = None) -> Host:
     dense = float((hu[lung] > EXISTING_DENSE_HU).mean())
     if dense > EXISTING_DENSE_SHARE:
         print(
-            f"warning: {path} is dense (above {EXISTING_DENSE_HU:g} HU) in {100 * dense:.0f} % of its lung; it seems to "
-            "hold disease already, which will be labelled healthy where nothing is drawn over it",
+            f"warning: {path} is dense (above {EXISTING_DENSE_HU:g} HU) in {100 * dense:.0f} % of its lung; "
+            "disease that it holds already will be labelled healthy where nothing is drawn over it",
             file=sys.stderr,
         )
     return Host(name, Path(path), hu, lung, image.affine)
@@ -187,7 +194,7 @@ def _pick_slices(rng: np.random.Generator, lung: np.ndarray, count: int) -> slic
 
 def _draw_case(
     rng: np.random.Generator, host: Host, folder: Path, case: str, slices: int, framed: float, windowed: float,
-    kind: str | None, labels: dict[str, int],
+    kind: str | None, patches: Patches | None, labels: dict[str, int],
 ) -> tuple[dict, dict]:  # fmt: skip
     """Draw and write one case, and return its row of patients.csv and its provenance."""
     part = _pick_slices(rng, host.lung, slices)
@@ -196,6 +203,9 @@ def _draw_case(
     voxel_mm = (*host.voxel_mm[:2], host.voxel_mm[2] * step)
     described = describe_case(rng, kind)
     hu, label = draw_disease(rng, hu, lung, voxel_mm, described, labels)
+    count = 0
+    if patches is not None and rng.random() < 0.5:
+        count = set_patches(rng, hu, label, voxel_mm, patches, labels)
     hu, label, keep, new_mm, look = change_look(rng, hu, label, voxel_mm, framed, windowed)
     affine = host.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ [keep[0].start, keep[1].start, part.start]
@@ -208,7 +218,7 @@ def _draw_case(
         like.header.set_xyzt_units("mm")
         save_nifti(np.ascontiguousarray(array), like, folder / kind_folder / f"{case}.nii.gz", DESCRIPTION)
     row = {"case": case, "severity": round(involved_fraction(label, labels), 4), "history": described.kind}
-    record = {"slices": [part.start, part.stop, step], "drawn": dataclasses.asdict(described)}
+    record = {"slices": [part.start, part.stop, step], "drawn": dataclasses.asdict(described), "patches": count}
     return row, record | {"look": dataclasses.asdict(look)}
 
 

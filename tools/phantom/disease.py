@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 from scipy import ndimage
 
-from tools import ct_texture
-from tools.parenchyma import LungVoxels, location_scores, place_tissues
+from tools.phantom import texture
+from tools.phantom.parenchyma import LungVoxels, location_scores, place_tissues
 
 FINE_MM = 1.2  # what is finer belongs to kernel and noise and is added back
 BASE_MM = 5.0  # width of the mean that tells the lung's own density, vessels left out
@@ -88,8 +88,8 @@ def draw_disease(
         axis=2,
     ).astype(np.float32)
     points = np.stack([np.broadcast_to(a, part_lung.shape)[part_lung] for a in np.ix_(*axes)], axis=1)
-    noise = ct_texture.draw_noise(rng, axes, part_lung)
-    field = ct_texture.Field(points, depth_mm[part_lung], noise, float(voxel_mm[0]))
+    noise = texture.draw_noise(rng, axes, part_lung)
+    field = texture.Field(points, depth_mm[part_lung], noise, float(voxel_mm[0]))
     scores = _scores(rng, field, case.kind)
     shares = {tissue: share * case.severity for tissue, share in case.mixture.items()}
     values, margins = place_tissues({t: s for t, s in scores.items() if t in shares}, shares, labels)
@@ -97,9 +97,7 @@ def draw_disease(
     part_label[part_lung] = values
     lesions = _number_lesions(part_label, labels)
     tissue = np.zeros(part_lung.shape, np.float32)
-    tissue[part_lung] = ct_texture.draw_lesions(
-        rng, field, values, margins, lesions[part_lung], labels, base[part_lung]
-    )
+    tissue[part_lung] = texture.draw_lesions(rng, field, values, margins, lesions[part_lung], labels, base[part_lung])
     mixed = _composite(rng, part_hu, smooth, base, vessel, tissue, part_label, labels, scale)
     answer[grown] = mixed
     label[grown] = part_label
@@ -131,7 +129,7 @@ def _base_and_vessels(smooth: np.ndarray, lung: np.ndarray, scale: tuple) -> tup
     return base, np.where(lung, vessel, 0).astype(np.float32)
 
 
-def _scores(rng: np.random.Generator, field: ct_texture.Field, kind: str) -> dict[str, np.ndarray]:
+def _scores(rng: np.random.Generator, field: texture.Field, kind: str) -> dict[str, np.ndarray]:
     """Return the phantom's preferences of place, bent by a random slope so that no place is always spared."""
     noise = {name: field.noise[name] for name in field.noise if name[:-1] in ("broad", "patch", "lobule")}
     height_mm = max(float(field.points[:, 2].max()), 1.0)
