@@ -114,8 +114,8 @@ def draw_into_ct(
                 records.append({"case": case, "source": host.path.name, "sha256": digest, "seed": seed} | record)
         _write_tables(folder, rows, records, labels)
     print(
-        f"wrote {len(rows)} cases drawn into {len(cts)} CTs to {output}; next: python -m monai.bundle run --bundle_root "
-        f"{SEGMENTER} --config_file {SEGMENTER}/configs/train.json --dataset_dir {output}"
+        f"wrote {len(rows)} cases, drawn into {len(cts)} CTs, to {output}; next: python -m monai.bundle run "
+        f"--bundle_root {SEGMENTER} --config_file {SEGMENTER}/configs/train.json --dataset_dir {output}"
     )
 
 
