@@ -21,8 +21,9 @@ KINDS = {
     "none": ({"ground_glass": 0.7, "fibrosis": 0.3}, (0.0, 0.03)),
     "smoker": ({"ground_glass": 0.15, "fibrosis": 0.10, "emphysema": 0.75}, (0.10, 0.75)),
     "exposure": ({"ground_glass": 0.35, "fibrosis": 0.60, "emphysema": 0.05}, (0.10, 0.65)),
-    "post-infection": ({"ground_glass": 0.52, "consolidation": 0.40, "fibrosis": 0.08}, (0.10, 0.75)),
+    "post-infection": ({"ground_glass": 0.47, "consolidation": 0.46, "fibrosis": 0.07}, (0.10, 0.85)),
 }
+DEPENDENT = 0.35  # how often consolidation fills the lungs from the back, where the patient lies
 KIND_SHARES = (0.12, 0.20, 0.20, 0.48)  # how often each kind is drawn
 
 
@@ -136,6 +137,8 @@ def _scores(rng: np.random.Generator, field: texture.Field, kind: str) -> dict[s
     voxels = LungVoxels(field.points, field.depth_mm, field.points[:, 2] / height_mm, noise)
     scores = location_scores(voxels, kind)
     position = np.stack([field.points[:, 0] / 90, field.points[:, 1] / 80, 2 * voxels.level - 1], axis=1)
+    if rng.random() < DEPENDENT:
+        scores["consolidation"] = scores["consolidation"] + rng.uniform(2, 6) * position[:, 1]
     return {
         tissue: score * rng.uniform(0.5, 1.2)
         + position @ rng.normal(0, (0.7, 0.7, 0.9))
@@ -168,6 +171,7 @@ def _composite(
     edge_mm = rng.uniform(0.4, 1.1)
     cover = _blur(drawn, edge_mm, scale)
     spread = _blur(tissue * drawn, edge_mm, scale) / np.maximum(cover, 1e-3)  # goes on a little beyond its border
+    cover /= np.maximum(_blur((label > 0).astype(np.float32), edge_mm, scale), 1e-3)  # the pleura is no border of it
     inside = np.where(drawn > 0, _blur_within(tissue, label > 0, rng.uniform(0.25, 0.6), scale), spread)
     kept = vessel * (1 - 0.9 * _blur(solid, 1.0, scale)) * np.where(label == labels["emphysema"], 0.7, 1.0)
     fine = hu - smooth
