@@ -34,6 +34,7 @@ COMMANDS = {
     "bench_segmentation": "bench.segmentation_speed",
     "bench_accuracy": "bench.segmentation_accuracy",
     "export_nnunet": "data.nnunet",
+    "weights": "workflows.weights",
     "import_weights": "workflows.import_weights",
     "federated": "federated.federated",
     "triton": "serving.triton",
