@@ -167,7 +167,6 @@ def _composite(
     """Return the host's HU with the drawn tissue under its vessels and its noise."""
     solid = (label == labels["consolidation"]).astype(np.float32)
     drawn = (label > labels["healthy"]).astype(np.float32)
-    sampling = [1 / s if s else 1e3 for s in scale]
     edge_mm = rng.uniform(0.4, 1.1)
     cover = _blur(drawn, edge_mm, scale)
     spread = _blur(tissue * drawn, edge_mm, scale) / np.maximum(cover, 1e-3)  # goes on a little beyond its border
@@ -180,11 +179,10 @@ def _composite(
     new += kept * np.maximum(smooth - new, 0)
     if rng.random() < 0.75:
         new = _bronchograms(rng, new, vessel, solid, scale)
-    wall_mm = ndimage.distance_transform_edt(label > 0, sampling=sampling)
-    outside_mm = ndimage.distance_transform_edt(label == 0, sampling=sampling)
     dense = _blur(solid, 1.0, scale)
+    inner = _blur((label > 0).astype(np.float32), RIM_MM / 2, scale)  # 1/2 at the pleura
     # a sharp kernel's overshoot along the pleura would betray where dense lung ends; noise from beside replaces it
-    border = np.clip(3 * dense, 0, 1) * np.clip(1.5 - np.maximum(wall_mm, outside_mm) / RIM_MM, 0, 1)
+    border = np.clip(3 * dense, 0, 1) * np.clip(2 - 4 * np.abs(inner - 0.5), 0, 1)
     noise = np.clip(np.roll(fine, NOISE_SHIFT, (0, 1)), -150, 150)
     fine = fine + border * (noise - fine)
     new += fine * np.where(vessel > 0.3, 1 - 0.8 * solid, 1.0)
@@ -192,7 +190,7 @@ def _composite(
     wall = _blur_within(hu, (label == 0) & (smooth > WALL_HU), 1.5, scale)
     level = _blur(tissue * solid, 1.0, scale) / np.maximum(dense, 1e-3)
     rim = (label == 0) & (border > 0)
-    part = np.clip(outside_mm / RIM_MM, 0, 1)
+    part = np.clip(1 - 2 * inner, 0, 1)
     wall = np.where(wall > WALL_HU, part * wall + (1 - part) * level, level)
     mixed[rim] += (border * (wall + noise - mixed))[rim]
     return mixed

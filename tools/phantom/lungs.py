@@ -76,15 +76,19 @@ def _walled_lumens(smooth: np.ndarray, air: np.ndarray, pixel_mm: tuple, pixel_m
 
 def _with_vessels(lung: np.ndarray, smooth: np.ndarray, pixel_mm: tuple) -> np.ndarray:
     """Return one slice of the lungs closed over the vessels, each half of the chest for itself."""
-    columns = np.flatnonzero(lung.any(1))
-    middle = (columns[0] + columns[-1]) // 2
-    closed = np.zeros(lung.shape, bool)
-    for half in (slice(0, middle), slice(middle, lung.shape[0])):
-        part = np.zeros(lung.shape, bool)
-        part[half] = lung[half]
+    margins = [round(2 * VESSEL_MM / size) + 1 for size in pixel_mm]
+    box = tuple(
+        slice(max(0, part.start - margin), part.stop + margin)
+        for part, margin in zip(ndimage.find_objects(lung.view(np.uint8))[0], margins)
+    )
+    inner = lung[box]
+    closed = np.zeros(inner.shape, bool)
+    for half in (slice(0, inner.shape[0] // 2), slice(inner.shape[0] // 2, None)):
+        part = np.zeros(inner.shape, bool)
+        part[half] = inner[half]
         if part.any():
             near = ndimage.distance_transform_edt(~part, sampling=pixel_mm) < VESSEL_MM
-            filled = ndimage.binary_fill_holes(ndimage.distance_transform_edt(near, sampling=pixel_mm) >= VESSEL_MM)
-            holes, _ = ndimage.label((filled | part) & ~lung)
-            closed |= filled | part
-    return lung | (closed & (smooth > AIR_HU) & (smooth < 300))
+            closed |= ndimage.binary_fill_holes(ndimage.distance_transform_edt(near, sampling=pixel_mm) >= VESSEL_MM)
+    answer = lung.copy()
+    answer[box] |= closed & (smooth[box] > AIR_HU) & (smooth[box] < 300)
+    return answer

@@ -3,9 +3,10 @@
 import dataclasses
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from tools.phantom import anatomy
-from tools.phantom.parenchyma import BROAD_MM, GRAIN_MM, LOBULE_MM, PATCH_MM, nearest_cells
+from tools.phantom.parenchyma import BROAD_MM, GRAIN_MM, LOBULE_MM, PATCH_MM
 
 CELL_DRAWS = 2  # sizes of cysts and of holes that one patient has; each lesion takes one of them
 
@@ -99,7 +100,7 @@ def fibrosis(rng: np.random.Generator, field: Field, margin: np.ndarray, cell_mm
     between = rng.uniform(-850, -680) + rng.uniform(15, 60) * noise["patch0"] + rng.uniform(10, 35) * noise["lobule0"]
     hu = between + rng.uniform(220, 480) * _lines(rng, field)
     if rng.random() < 0.6:
-        distance, cell = nearest_cells(rng, field.points, cell_mm)
+        distance, cell = _cells(rng, field.points, cell_mm)
         half_mm = max(rng.uniform(0.5, 1.3), 0.45 * field.pixel_mm)
         wall = np.exp(-(((distance[:, 1] - distance[:, 0]) / (2 * half_mm)) ** 2))
         luck = _luck(cell)
@@ -122,7 +123,7 @@ def emphysema(
         healthy: as above.
         cell_mm: distance between the centres of holes.
     """
-    distance, cell = nearest_cells(rng, field.points, cell_mm)
+    distance, cell = _cells(rng, field.points, cell_mm)
     spread = cell_mm * (rng.uniform(0.22, 0.38) + rng.uniform(0.15, 0.45) * _luck(cell) ** 2)
     spread += cell_mm * rng.uniform(0.0, 0.3) * np.clip(margin, 0, 1.5)
     if rng.random() < 0.25:
@@ -185,6 +186,22 @@ def _lines(rng: np.random.Generator, field: Field) -> np.ndarray:
     name = rng.choice(["lobule0", "lobule1", "lobule2", "grain1"], p=[0.3, 0.3, 0.25, 0.15])
     mesh = np.abs(field.noise[name] + rng.uniform(0.1, 0.4) * field.noise["grain0"])
     return np.exp(-((mesh / rng.uniform(0.18, 0.42)) ** 2))
+
+
+def _cells(rng: np.random.Generator, points: np.ndarray, cell_mm: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return how far each point (n, 3) in mm lies from the two nearest of centres scattered round a lesion.
+
+    As the phantom's nearest_cells (Worley 1996), but the centres fill the lesion's own box: a patient has many lesions.
+
+    Returns:
+        Distances in mm, shape (n, 2), and the index of the nearest centre, shape (n,).
+    """
+    low = points.min(axis=0) - 2 * cell_mm
+    counts = np.ceil((points.max(axis=0) + 2 * cell_mm - low) / cell_mm).astype(int)
+    grid = np.stack(np.meshgrid(*[np.arange(count) for count in counts], indexing="ij"), axis=-1).reshape(-1, 3)
+    centres = low + (grid + 0.5 + rng.uniform(-0.48, 0.48, grid.shape)) * cell_mm
+    distance, index = cKDTree(centres[rng.random(len(centres)) < 0.7]).query(points, k=2)
+    return distance, index[:, 0]
 
 
 def _luck(cell: np.ndarray) -> np.ndarray:
