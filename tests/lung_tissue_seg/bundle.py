@@ -26,6 +26,7 @@ WORKFLOWS = {
     "tensorrt": ["inference", "inference_trt"],
     "triton": ["inference", "inference_triton"],
     "volume": ["train", "volume"],
+    "whole_slices": ["train", "whole_slices"],
     "multi_gpu_train": ["train", "multi_gpu_train"],
     "multi_gpu_evaluate": ["train", "evaluate", "multi_gpu_evaluate"],
 }

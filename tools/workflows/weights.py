@@ -26,6 +26,7 @@ def weights(
     cases_per_ct: int = 16,
     phantoms: int = 12,
     steps: int = 6000,
+    start: Path | None = None,
     seed: int = 0,
     device: str | None = None,
 ) -> None:
@@ -45,6 +46,7 @@ def weights(
         cases_per_ct: Number of cases drawn into each CT.
         phantoms: Number of wholly drawn patients beside them, at least 3.
         steps: Number of optimizer steps.
+        start: Weights to start from, as earlier ones of this command; from chance if absent.
         seed: Seed for all random draws.
         device: Device to train on, such as cpu or cuda; the bundle's own choice if absent.
 
@@ -57,7 +59,7 @@ def weights(
     if steps < 1:
         raise InputError(f"steps must be at least 1, not {steps}")
     out = [] if keep_out is None else [name.strip() for name in keep_out.split(",")]
-    given = {"ct": ct, "lung_dir": lung_dir, "patients": patients, "patches": patches}
+    given = {"ct": ct, "lung_dir": lung_dir, "patients": patients, "patches": patches, "start": start}
     settings = {name: None if path is None else str(path) for name, path in given.items()}
     settings |= {"patches_share": patches_share, "keep_out": out, "cases_per_ct": cases_per_ct}
     settings |= {"phantoms": phantoms, "steps": steps, "seed": seed}
@@ -75,6 +77,8 @@ def weights(
     overrides = {"dataset_dir": str(output), "fold": HELD_OUT, "seed": seed, "max_epochs": number}
     overrides |= {"epoch_length": length, "val_interval": number, "model_dir": str(training)}
     overrides |= {"output_dir": str(training / "eval"), "resume": (training / "training.pt").is_file()}
+    if start is not None:
+        overrides["start"] = str(Path(start).absolute())
     if device is not None:
         overrides["device"] = device
     run_bundle(SEGMENTER, CONFIGS, overrides, training / "train.log")
@@ -119,7 +123,7 @@ def _card(output: Path, settings: dict) -> dict:
     """Return where the weights come from; no path of this machine is in it."""
     records = read_json(output / "drawn/provenance.json")
     sources = {record["source"]: record["sha256"] for record in records}
-    patches = settings["patches"]
+    patches, start = settings["patches"], settings["start"]
     made = {name: settings[name] for name in ("patches_share", "keep_out", "cases_per_ct", "phantoms", "steps", "seed")}
     return {
         "model_sha256": sha256(output / "model.pt"),
@@ -127,6 +131,7 @@ def _card(output: Path, settings: dict) -> dict:
         "configs": CONFIGS,
         "sources": sources,
         "patches": None if patches is None else {"file": Path(patches).name, "sha256": sha256(patches)},
+        "start": None if start is None else {"file": Path(start).name, "sha256": sha256(start)},
         "cases": len(records),
         **made,
     }

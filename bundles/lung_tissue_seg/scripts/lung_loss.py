@@ -1,4 +1,4 @@
-"""A loss that asks two questions apart: is this lung, and which tissue is it; voxels that nobody labelled teach nothing."""
+"""A loss that asks apart: is this lung, and which tissue is it; voxels that nobody labelled teach nothing."""
 
 from collections.abc import Sequence
 
@@ -17,13 +17,18 @@ class LungTissueLoss(torch.nn.Module):
     Args:
         weight: weight of each label in the order of the network's channels; the first, of the background, is not used.
         lung_weight: weight of the question whether a voxel is lung.
+        dense: value of the tissue that is as dense as the chest wall, such as consolidation; None for none.
+        dense_weight: weight of its voxels in that question, to which they are a rare and hard part.
         ignore: value of voxels that nobody labelled.
     """
 
-    def __init__(self, weight: Sequence[float] | torch.Tensor, lung_weight: float = 1.0, ignore: int = 255) -> None:
+    def __init__(
+        self, weight: Sequence[float] | torch.Tensor, lung_weight: float = 1.0, dense: int | None = None,
+        dense_weight: float = 1.0, ignore: int = 255,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.register_buffer("weight", torch.as_tensor(weight, dtype=torch.float32)[1:].clone(), persistent=False)
-        self.lung_weight, self.ignore = lung_weight, ignore
+        self.lung_weight, self.dense, self.dense_weight, self.ignore = lung_weight, dense, dense_weight, ignore
         self.dice = DiceLoss(batch=True, weight=self.weight)
         self.lung_dice = DiceLoss(batch=True)
 
@@ -38,8 +43,11 @@ class LungTissueLoss(torch.nn.Module):
         labelled = target != self.ignore
         lung = ((target > 0) & labelled).float()
         lung_logit = logits[:, 1:].logsumexp(1, keepdim=True) - logits[:, :1]
-        lung_part = F.binary_cross_entropy_with_logits(lung_logit, lung, reduction="none") * labelled
-        lung_part = lung_part.sum() / labelled.sum().clamp(min=1)
+        counted = labelled.float()
+        if self.dense is not None:
+            counted = counted + (self.dense_weight - 1) * (target == self.dense)
+        lung_part = F.binary_cross_entropy_with_logits(lung_logit, lung, weight=counted, reduction="sum")
+        lung_part = lung_part / counted.sum().clamp(min=1)
         lung_part = lung_part + self.lung_dice(lung_logit.sigmoid() * labelled, lung)
         known = target.where(labelled & (target > 0), self.ignore + 1) - 1
         tissue = F.cross_entropy(logits[:, 1:], known[:, 0], self.weight, ignore_index=self.ignore)
