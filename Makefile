@@ -1,15 +1,19 @@
 # make demo: the whole chain on drawn patients.  make test: everything but integrations.  make check: the quick part.
 # make test-integrations: install MONAI Label, MONAI Deploy, Triton's client, NVFlare and nnU-Net, and prove each.
+# make weights CT=FOLDER: the segmenter from normal CTs, hours on two cores; started again, it goes on.
 PYTHON ?= python3
 BIN := .venv/bin
 
 # each is installed in a .venv-NAME of its own from tests/integrations/requirements-NAME.txt
 INTEGRATIONS := label deploy triton federated nnunet
 
-.PHONY: demo test check lint clean test-integrations
+.PHONY: demo weights test check lint clean test-integrations
 
 demo: .venv/.run
 	$(BIN)/python -m tools demo --output demo
+
+weights: .venv/.run
+	$(BIN)/python -m tools weights --ct $(CT) --output made
 
 test: .venv/.dev lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not integration"

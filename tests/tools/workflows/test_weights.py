@@ -1,5 +1,6 @@
 """Weights from normal CT: what is trained on, what is kept out, and that an interrupted making goes on."""
 
+import contextlib
 import json
 import shutil
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from tests.tools.phantom.test_draw_into_ct import chest, write_ct
-from tools.io.files import InputError, RunError, read_json
+from tools.io.files import InputError, RunError, read_json, sha256
 from tools.workflows import weights as module
 from tools.workflows.weights import weights, write_weights
 
@@ -63,6 +64,16 @@ def test_interrupted_making_goes_on_and_writes_weights_with_their_origin(hosts, 
     card = json.loads((tmp_path / "out/card.json").read_text())
     assert set(card["sources"]) == {"host0.nii.gz", "host1.nii.gz"} and card["keep_out"] == ["host1"]
     assert str(tmp_path) not in json.dumps(card)
+
+
+def test_weights_to_start_from_reach_the_training_and_the_card(hosts, tmp_path, trained):
+    (tmp_path / "earlier.pt").write_bytes(b"earlier")
+    for _ in range(2):
+        with contextlib.suppress(RunError):
+            make(hosts, tmp_path / "out", start=tmp_path / "earlier.pt")
+    assert trained[-1]["start"] == str(tmp_path / "earlier.pt")
+    card = read_json(tmp_path / "out/card.json")
+    assert card["start"] == {"file": "earlier.pt", "sha256": sha256(tmp_path / "earlier.pt")}
 
 
 def test_other_settings_are_refused(hosts, tmp_path, trained):
