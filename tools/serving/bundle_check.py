@@ -16,7 +16,7 @@ FILES = {
     ".": ("LICENSE", "large_files.yml"),
     "configs": ("*.json", "*.yaml", "logging.conf"),
     "docs": ("README.md", "data_license.txt", "*.png", "*.ctbl"),
-    "models": ("model.pt",),
+    "models": ("model.pt", "card.json"),
     "scripts": ("*.py",),
 }
 REQUIRED_FILES = (
