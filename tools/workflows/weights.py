@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import torch
+from monai.bundle import ConfigParser
 
+from tools.bundles import BUNDLES
 from tools.io.files import InputError, atomic_file, open_run, read_json, sha256, write_json
 from tools.phantom.draw_into_ct import draw_into_ct
 from tools.phantom.phantom import phantom
 from tools.workflows.run import run_bundle
-from tools.workflows.segmenter import SEGMENTER, epochs
+from tools.workflows.segmenter import SEGMENTER, epochs, of_inference
 
 CONFIGS = ["train.json", "whole_slices.yaml"]
 ALWAYS_TRAINED, HELD_OUT = -1, 0
@@ -119,6 +121,13 @@ def write_weights(trained: Path, path: Path) -> None:
         torch.save(halved, temporary)
 
 
+def _of_inference() -> dict:
+    """Return the ids of the overlay that inference must share: ``spacing_mm``, and ``overrides`` for the others."""
+    overlay = ConfigParser.load_config_file(str(BUNDLES / SEGMENTER / "configs" / CONFIGS[-1]))
+    shared = of_inference(overlay)
+    return {"spacing_mm": shared.pop("spacing_mm"), "overrides": shared}
+
+
 def _card(output: Path, settings: dict) -> dict:
     """Return where the weights come from; no path of this machine is in it."""
     records = read_json(output / "drawn/provenance.json")
@@ -129,6 +138,7 @@ def _card(output: Path, settings: dict) -> dict:
         "model_sha256": sha256(output / "model.pt"),
         "trained_on": "disease drawn into real CT of normal lungs, and drawn patients; no human label",
         "configs": CONFIGS,
+        **_of_inference(),
         "sources": sources,
         "patches": None if patches is None else {"file": Path(patches).name, "sha256": sha256(patches)},
         "start": None if start is None else {"file": Path(start).name, "sha256": sha256(start)},

@@ -63,6 +63,7 @@ def test_interrupted_making_goes_on_and_writes_weights_with_their_origin(hosts, 
     assert state["a.weight"].dtype == torch.float16 and state["a.batches"].dtype == torch.int64
     card = json.loads((tmp_path / "out/card.json").read_text())
     assert set(card["sources"]) == {"host0.nii.gz", "host1.nii.gz"} and card["keep_out"] == ["host1"]
+    assert card["spacing_mm"] == [2.0, 2.0, -1] and len(card["overrides"]["network_channels"]) == 6
     assert str(tmp_path) not in json.dumps(card)
 
 
