@@ -83,7 +83,7 @@ def weights(
         overrides["start"] = str(Path(start).absolute())
     if device is not None:
         overrides["device"] = device
-    run_bundle(SEGMENTER, CONFIGS, overrides, training / "train.log")
+    run_bundle(SEGMENTER, CONFIGS + ["fine_tune.yaml"] * (start is not None), overrides, training / "train.log")
     write_weights(training / "model.pt", output / "model.pt")
     write_json(output / "card.json", _card(output, settings))
     print(f"wrote {output / 'model.pt'} and {output / 'card.json'}; next: copy both to bundles/{SEGMENTER}/models")

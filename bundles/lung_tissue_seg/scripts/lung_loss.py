@@ -15,11 +15,11 @@ class LungTissueLoss(torch.nn.Module):
     the tissues have no say in where the lung ends: a weighted cross-entropy over all labels moves that border.
 
     Args:
-        weight: weight of each label in the order of the network's channels; the first, of the background, is not used.
-        lung_weight: weight of the question whether a voxel is lung.
-        dense: value of the tissue that is as dense as the chest wall, such as consolidation; None for none.
-        dense_weight: weight of its voxels in that question, to which they are a rare and hard part.
-        ignore: value of voxels that nobody labelled.
+        weight: Weight of each label in the order of the network's channels; the first, of the background, is not used.
+        lung_weight: Weight of the question whether a voxel is lung.
+        dense: Value of the tissue that is as dense as the chest wall, such as consolidation; None for none.
+        dense_weight: Weight of its voxels in that question, to which they are a rare and hard part.
+        ignore: Value of voxels that nobody labelled.
     """
 
     def __init__(
