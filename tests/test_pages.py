@@ -92,7 +92,12 @@ def test_every_command_has_a_section_with_an_example_that_gives_what_it_needs():
         examples = re.findall(rf"-m tools {name}\b([^\n]*)", section.replace("\\\n", " "))
         assert examples, name
         parameters = inspect.signature(command_function(name)).parameters
-        needed = {flag for flag, parameter in parameters.items() if parameter.default is parameter.empty}
+        needed = {
+            flag
+            for flag, parameter in parameters.items()
+            if parameter.default is parameter.empty
+            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY)  # named by no flag
+        }
         assert needed <= set(re.findall(r"--(\w+)", examples[0])), name
         told = set(re.findall(r"(?<![\w-])--(\w+)", re.sub(r"```.*?```", "", section, flags=re.DOTALL)))
         assert told <= set(parameters), name

@@ -4,6 +4,7 @@ import ast
 import difflib
 import importlib
 import inspect
+import os
 import sys
 import types
 import typing
@@ -30,6 +31,8 @@ COMMANDS = {
     "conditions": "evaluation.conditions",
     "curve": "evaluation.curve",
     "quantify": "quantify.quantify",
+    "segment": "segmenting.segment",
+    "paint": "painting.paint",
     "bench_synthesis": "bench.synthesis_speed",
     "bench_segmentation": "bench.segmentation_speed",
     "bench_accuracy": "bench.segmentation_accuracy",
@@ -74,7 +77,12 @@ def _number(text: str, kind: type) -> bool:
     return True
 
 
-def check_flags(command: str, function: Callable, arguments: list[str]) -> None:
+def _positional(parameter: inspect.Parameter) -> bool:
+    """Return whether a parameter's value follows the command itself: ``*ct`` takes several, ``ct, /`` takes one."""
+    return parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY)
+
+
+def check_flags(command: str, function: Callable, arguments: list[str]) -> list[str]:
     """Check the words of a command before anything runs (fire would run first and complain afterwards).
 
     Args:
@@ -82,19 +90,28 @@ def check_flags(command: str, function: Callable, arguments: list[str]) -> None:
         function: the function behind it.
         arguments: the words after the command's name.
 
+    Returns:
+        The words as fire takes them: values without a flag first, then ``--flag=value``.
+
     Raises:
         InputError: if a word names a flag that the command does not have, or follows none; if a flag is given twice,
             has no value, or no number where a number is needed; if something needed is missing.
     """
-    flags = _flags(function)
-    given: set[str] = set()
+    every = _flags(function)
+    flags = {name: parameter for name, parameter in every.items() if not _positional(parameter)}
+    free = [parameter for parameter in every.values() if _positional(parameter)]
+    placed: list[str] = []
+    given: dict[str, str] = {}
     words = list(arguments)
     while words:
         word = words.pop(0)
-        if not word.startswith("-"):
-            raise InputError(
-                f"{command} cannot place {word!r}; each value follows its flag, as in --{next(iter(flags))} VALUE"
-            )
+        if word and not word.startswith("-"):
+            if len(placed) == len(free) and not any(one.kind is one.VAR_POSITIONAL for one in free):
+                raise InputError(
+                    f"{command} cannot place {word!r}; each value follows its flag, as in --{next(iter(flags))} VALUE"
+                )
+            placed.append(word)
+            continue
         if not word.startswith("--"):
             raise InputError(f"{command} has no flag {word}; flags begin with two dashes")
         flag, equals, value = word[2:].partition("=")
@@ -110,6 +127,8 @@ def check_flags(command: str, function: Callable, arguments: list[str]) -> None:
         kinds = _types(flags[flag])
         if not equals:
             follows = words and not (words[0].startswith("-") and not _number(words[0], float))
+            if bool in kinds and free:  # what follows a switch may be a value of its own
+                follows = words and words[0] in ("True", "False")
             value = words.pop(0) if follows else "True" if bool in kinds else ""
         if not value:
             raise InputError(f"{command} got no value for --{flag}")
@@ -119,10 +138,12 @@ def check_flags(command: str, function: Callable, arguments: list[str]) -> None:
             raise InputError(f"{command} --{flag} needs a whole number, not {value!r}")
         if float in kinds and str not in kinds and not _number(value, float) and value != "None":
             raise InputError(f"{command} --{flag} needs a number, not {value!r}")
-        given.add(flag)
-    missing = [f"--{name}" for name, flag in flags.items() if flag.default is flag.empty and name not in given]
+        given[flag] = value
+    missing = [one.name.upper() for one in free[len(placed) :]]
+    missing += [f"--{name}" for name, flag in flags.items() if flag.default is flag.empty and name not in given]
     if missing:
         raise InputError(f"{command} needs {', '.join(missing)}; python -m tools {command} --help explains")
+    return placed + [f"--{flag}={value}" for flag, value in given.items()]
 
 
 def usage() -> str:
@@ -139,10 +160,20 @@ def command_usage(command: str, function: Callable) -> str:
     """Return how a command is called, and its documentation."""
     words = [f"usage: python -m tools {command}"]
     for name, flag in _flags(function).items():
+        if _positional(flag):
+            words.append(name.upper() + (" ..." if flag.kind is flag.VAR_POSITIONAL else ""))
+            continue
         value = name.upper() if flag.default in (flag.empty, None) else flag.default
         word = f"--{name}" if bool in _types(flag) else f"--{name} {value}"
         words.append(word if flag.default is flag.empty else f"[{word}]")
     return f"{' '.join(words)}\n\n{inspect.getdoc(function)}"
+
+
+def _parser(kinds: set) -> Callable[[str], object]:
+    """Return what makes a flag's value of its text."""
+    if not kinds & {Path, str}:
+        return parser.DefaultParseValue
+    return _text_or_dict if dict in kinds else str
 
 
 def _text_or_dict(text: str) -> object:
@@ -171,20 +202,23 @@ def main(arguments: list[str]) -> int:
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
         print(f"tools has no command {command}; {hint}", file=sys.stderr)
         return 2
+    # read when torch is loaded: idle OpenMP threads sleep instead of spinning, as fast alone, far faster beside others
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     function = command_function(command)
     if {"-h", "--help"} & set(rest):
         print(command_usage(command, function))
         return 0
     try:
-        check_flags(command, function, rest)
+        rest = check_flags(command, function, rest)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
     try:
         kinds = {name: set(_types(flag)) for name, flag in _flags(function).items()}
         # a folder named 12 stays a path, and a text with commas stays a text
-        texts = {name: _text_or_dict if dict in kind else str for name, kind in kinds.items() if kind & {Path, str}}
-        fire.Fire(decorators.SetParseFns(**texts)(function), command=rest, name=f"tools {command}")
+        parsers = {name: _parser(kind) for name, kind in kinds.items()}
+        decorators.SetParseFn(str)(function)  # of values without a flag
+        fire.Fire(decorators.SetParseFns(**parsers)(function), command=rest, name=f"tools {command}")
     except (InputError, RunError) as error:
         print(f"{command}: {error}", file=sys.stderr)
         return 1

@@ -1,3 +1,3 @@
 """These run where another program is installed; pytest must not import them to look for examples."""
 
-collect_ignore = ["serving/deploy_app.py", "federated/client.py", "federated/worker.py"]
+collect_ignore = ["io/dicom_seg.py", "serving/deploy_app.py", "federated/client.py", "federated/worker.py"]

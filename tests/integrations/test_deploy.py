@@ -229,7 +229,7 @@ def test_what_dicom_seg_cannot_hold_is_refused_before_anything_runs(app, cohort,
     done = run(python_of("deploy"), "-c", REFUSALS, app, *(tmp_path / name for name in wanted))
     lines = [line for line in done.stdout.splitlines() if line.startswith(("refused", "accepted"))]
     of_labels = [
-        "label nodule has no code in the app, which knows healthy, ground_glass",
+        "label nodule has no DICOM code; there are codes for healthy, ground_glass",
         "segments are numbered 1, 2, 3",
     ]
     for line, message in zip(lines, [*wanted.values(), *of_labels], strict=True):

@@ -170,6 +170,61 @@ def test_texts_numbers_switches_and_lists_keep_their_kind(toy):
     assert toy == {"name": "-5", "rate": 0.5, "quick": False, "seeds": None}
 
 
+@pytest.fixture
+def free(monkeypatch) -> list:
+    """Replace dataset by a command that takes values without a flag, and maps by one that takes one."""
+    recorded = []
+
+    def dataset(*ct: Path, output: Path, quick: bool = False, share: float = 0.5) -> None:
+        """Record."""
+        recorded.append((ct, output, quick, share))
+
+    def maps(ct: Path, /, *, output: Path, density: float | None = None) -> None:
+        """Record."""
+        recorded.append((ct, output, density))
+
+    monkeypatch.setattr(dataset_module, "dataset", dataset)
+    monkeypatch.setattr("tools.maps.maps.maps", maps)
+    return recorded
+
+
+def test_values_without_a_flag_stay_text_wherever_they_stand(free):
+    assert cli.main(["dataset", "12", "[1]", "--output", "3", "--share", "1", "a,b"]) == 0
+    assert cli.main(["dataset", "--output", "out", "--quick", "007"]) == 0
+    assert cli.main(["dataset", "--output", "out", "--quick", "False", "x y"]) == 0
+    assert free == [(("12", "[1]", "a,b"), "3", False, 1), (("007",), "out", True, 0.5), (("x y",), "out", False, 0.5)]
+    assert cli.main(["maps", "1e3", "--output", "o", "--density", "-600"]) == 0
+    assert free[-1] == ("1e3", "o", -600)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["dataset", "--output", "o"], "dataset needs CT; python -m tools dataset --help explains"),
+        (["dataset", "a"], "dataset needs --output;"),
+        (["dataset", "--ct", "a", "--output", "o"], "dataset has no flag --ct; it has --output, --quick, --share"),
+        (
+            ["maps", "a", "b", "--output", "o"],
+            "maps cannot place 'b'; each value follows its flag, as in --output VALU",
+        ),
+        (["maps", "a", "-", "--output", "o"], "maps has no flag -; flags begin with two dashes"),
+        (["maps", "", "--output", "o"], "maps has no flag ; flags begin with two dashes"),
+    ],
+)
+def test_missing_and_surplus_values_without_a_flag_are_refused(words, told, free, capsys):
+    assert cli.main(words) == 2
+    assert told in capsys.readouterr().err
+    assert free == []
+
+
+def test_help_shows_values_without_a_flag(free, capsys):
+    cli.main(["dataset", "--help"])
+    cli.main(["maps", "--help"])
+    text = capsys.readouterr().out
+    assert "usage: python -m tools dataset CT ... --output OUTPUT [--quick] [--share 0.5]" in text
+    assert "usage: python -m tools maps CT --output OUTPUT [--density DENSITY]" in text
+
+
 def test_wrong_input_and_interruption_end_with_1_and_a_sentence(monkeypatch, capsys):
     def fail(error: BaseException):
         def dataset() -> None:

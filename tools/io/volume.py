@@ -169,6 +169,29 @@ def load_labels(
     return mapped, file
 
 
+def load_mask(path: Path, like: nib.Nifti1Image, like_path: Path) -> np.ndarray:
+    """Load a mask on the grid of a CT: where the file holds anything above 0.
+
+    Args:
+        path: NIfTI file; its axes may be in another order or direction than the CT's.
+        like: The CT.
+        like_path: Its file, for messages.
+
+    Returns:
+        bool, shape of the CT.
+
+    Raises:
+        InputError: if the file cannot be read, lies on another grid, or is empty.
+    """
+    _, file = _load(path)
+    file = turned(file, like)
+    check_same_geometry(like, file, like_path, path)
+    mask = np.asarray(file.dataobj) > 0
+    if not mask.any():
+        raise InputError(f"{path} is empty: nothing in it lies above 0")
+    return mask
+
+
 def turned(image: nib.Nifti1Image, like: nib.Nifti1Image) -> nib.Nifti1Image:
     """Return an image with its axes in the order and directions of another's; every voxel stays where it was."""
     own, wanted = (nib.io_orientation(file.affine) for file in (image, like))

@@ -16,8 +16,10 @@ from tools.maps.shape import ELLIPSOID, measures
 
 TRIES = 12  # shapes looked at per lesion; the one most like the drawn measures is kept
 PLACES = (2000, 40)  # healthy voxels looked at per lesion, and those like the drawn place among them
+LIKE_VOLUME = 8  # lesions drawn where one of a given volume is wanted
 TRY_VOXELS = 20000  # a try is made on a grid of at most about so many voxels
 REACH = 3.2  # half the size of the box a lesion may fill, in its standard deviations
+WIDER = (1.7, 3.0)  # where a lesion of given measures fills its box to the sides, the box is made so much wider
 LEAST_SPREAD = 0.05  # of a measure in the model's space, where the training lesions (or the only one) agree
 LIKENESS = ("depth_mm", "depth_spread_mm", "height", "elongation", "flatness", "fullness")
 
@@ -55,7 +57,20 @@ class LesionModel:
     """
 
     def __init__(self, lesions: list[Lesion]) -> None:
-        rows = [lesion.measures for lesion in lesions]
+        self._learn([lesion.measures for lesion in lesions])
+
+    @classmethod
+    def from_measures(cls, rows: list[dict[str, float]]) -> "LesionModel":
+        """Return the model of lesions of which only the measures are known.
+
+        Args:
+            rows: Of one tissue, each as ``shape.measures`` returns them, at least one.
+        """
+        model = cls.__new__(cls)
+        model._learn(rows)
+        return model
+
+    def _learn(self, rows: list[dict[str, float]]) -> None:
         self.names = list(rows[0])
         self.points = np.array([[_to_model(name, row[name]) for name in self.names] for row in rows])
         count, size = self.points.shape
@@ -75,12 +90,20 @@ class LesionModel:
         drawn = np.clip(drawn, *self.limits)
         return {name: _from_model(name, value) for name, value in zip(self.names, drawn)}
 
-    def grow(self, receiver: Receiver, value: int, rng: np.random.Generator) -> int:
+    def draw_of_volume(self, volume_ml: float, rng: np.random.Generator) -> dict[str, float]:
+        """Return the measures of one new lesion of a given volume: of several drawn, those of the nearest volume."""
+        drawn = [self.draw(rng) for _ in range(LIKE_VOLUME)]
+        nearest = min(drawn, key=lambda measured: abs(math.log(measured["volume_ml"] / volume_ml)))
+        return nearest | {"volume_ml": volume_ml}
+
+    def grow(
+        self, receiver: Receiver, value: int, rng: np.random.Generator, wanted: dict[str, float] | None = None
+    ) -> int:
         """Grow one lesion in a receiver's healthy lung and enter it with a label value into the receiver's map.
 
-        Returns the voxels painted, 0 if no place was found.
+        Its measures are drawn unless they are given. Returns the voxels painted, 0 if no place was found.
         """
-        wanted = self.draw(rng)
+        given, wanted = wanted is not None, wanted or self.draw(rng)
         voxels = round(1000 * wanted["volume_ml"] / float(np.prod(receiver.spacing)))
         voxels = max(voxels, MIN_LESION_VOXELS)
         likely = receiver.likely_places(wanted["height"], wanted["depth_mm"], rng, *PLACES)
@@ -101,6 +124,11 @@ class LesionModel:
             return 0
         box = cut_box(receiver, value, best[0], best[1].spread, None)
         mask = fill(box, best[1], voxels)
+        for wider in WIDER if given else ():  # in a thin lung the box's sides would be the lesion's border
+            if mask is None or not _reaches_sides(mask):
+                break
+            box = cut_box(receiver, value, best[0], wider * best[1].spread, None)
+            mask = fill(box, best[1], voxels)
         if mask is None or np.count_nonzero(mask) < MIN_LESION_VOXELS:
             return 0
         inside = tuple(slice(places[0], places[-1] + 1) for places in box.places)
@@ -200,6 +228,11 @@ def fill(box: Box, shape: Shape, voxels: int) -> np.ndarray | None:
         part = _part(late <= order[last - 1], box.centre)
     dearest = np.partition(late[part], voxels - 1)[voxels - 1]
     return _part(part & (late <= dearest), box.centre)
+
+
+def _reaches_sides(mask: np.ndarray) -> bool:
+    """Return whether a lesion lies on the sides of its box within the axial plane."""
+    return bool(mask[[0, -1]].any() or mask[:, [0, -1]].any())
 
 
 def _part(mask: np.ndarray, centre: tuple[int, ...]) -> np.ndarray:

@@ -8,6 +8,7 @@ from tools.quantify import extents
 from tools.serving.exports import export
 
 HERE = Path(__file__).parent
+DICOM_SEG = HERE.parent / "io/dicom_seg.py"  # needs highdicom, which is not installed here
 
 
 def write_app(bundle_root: Path, output: Path) -> None:
@@ -31,6 +32,7 @@ def write_app(bundle_root: Path, output: Path) -> None:
     with new_directory(output) as folder:
         shutil.copy(HERE / "deploy_app.py", folder / "__main__.py")
         shutil.copy(extents.__file__, folder)
+        shutil.copy(DICOM_SEG, folder)
         shutil.copy(bundle_root / "LICENSE", folder)
         shutil.copytree(bundle_root / "scripts", folder / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
         # pinned: pip would take holoscan-cli 5.0, which cannot make a MAP any more

@@ -1,8 +1,9 @@
 """The app for MONAI Deploy: a CT as a DICOM series in; its tissues as DICOM SEG, their extents as DICOM SR and CSV out.
 
 ``tools/serving/deploy.py`` copies this file as ``__main__.py`` into a folder that also holds what it imports, the
-bundle's ``scripts`` and ``extents.py``. Python puts that folder on its path, where the bundle's ``inferer`` finds
-``scripts`` too. It runs in the environment of MONAI Deploy and is never imported by the tools. Research use only.
+bundle's ``scripts``, ``extents.py`` and ``dicom_seg.py``. Python puts that folder on its path, where the bundle's
+``inferer`` finds ``scripts`` too. It runs in the environment of MONAI Deploy and is never imported by the tools.
+Research use only.
 """
 
 import sys
@@ -11,8 +12,8 @@ from pathlib import Path
 import highdicom as hd
 import nibabel as nib
 import numpy as np
+from dicom_seg import DESCRIPTION, FINDINGS, MAKER, MODEL, check_repeated, describe, instance, segmentation
 from extents import region_extents, write_rows
-from highdicom.color import CIELabColor
 from monai.deploy.conditions import CountCondition
 from monai.deploy.core import AppContext, Application, Image, IOType, Operator
 from monai.deploy.operators.dicom_data_loader_operator import DICOMDataLoaderOperator
@@ -30,19 +31,6 @@ from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 from scripts.dicom import check_series, dicom_files
 
-MODEL, MAKER = "lung_tissue_seg", "The DiffLung bundle developers"
-DESCRIPTION = "Lung tissue, research use only"
-REPEATED = ("FrameOfReferenceUID", "StudyInstanceUID", "StudyID", "StudyDate", "StudyTime", "AccessionNumber")
-REPEATED += ("PatientID", "PatientName", "PatientBirthDate", "PatientSex")
-# What a tissue's segment is, and its colour in the tools' figures. pydicom's dictionary (DICOM PS3.16) has no emphysema
-# and no consolidation of the lung: these are SNOMED CT's disorders.
-FINDINGS = {
-    "healthy": (codes.SCT.Lung, "#8a8a8a"),
-    "ground_glass": (codes.DCM.GroundGlassOpacity, "#56b4e9"),
-    "fibrosis": (codes.SCT.Fibrosis, "#e69f00"),
-    "emphysema": (Code("87433001", "SCT", "Pulmonary emphysema"), "#009e73"),
-    "consolidation": (Code("95436008", "SCT", "Lung consolidation"), "#cc79a7"),
-}
 SITES = {
     "whole": {"anatomic_location": codes.SCT.Lung},
     "right": {"anatomic_location": codes.SCT.Lung, "laterality": codes.SCT.Right},
@@ -73,10 +61,7 @@ def find_series(root: Path) -> Path:
         raise ValueError(f"{root} holds {len(held)} folders with DICOM files{names}; the app labels one series")
     folder, files = held.popitem()
     check_series(folder)
-    header = dcmread(files[0], stop_before_pixels=True)
-    missing = [tag for tag in REPEATED if tag not in header]
-    if missing:
-        raise ValueError(f"{files[0]} lacks {', '.join(missing)}, which a DICOM SEG repeats")
+    check_repeated(dcmread(files[0], stop_before_pixels=True), files[0])
     return folder
 
 
@@ -86,70 +71,6 @@ def find_model(path: Path) -> Path:
     if len(found) != 1:
         raise ValueError(f"{path} holds {len(found)} TorchScript files (.ts), not one; name one by -m")
     return found[0]
-
-
-def describe(labels: dict[str, int], version: str) -> list[hd.seg.SegmentDescription]:
-    """Return a description of each tissue as a segment, in the order of their values.
-
-    Raises:
-        ValueError: if a tissue has no code here, or their values are not 1, 2, 3, ...
-    """
-    tissues = sorted((name for name, value in labels.items() if value), key=labels.get)
-    unknown = [name for name in tissues if name not in FINDINGS]
-    if unknown:
-        raise ValueError(f"the model's label {unknown[0]} has no code in the app, which knows {', '.join(FINDINGS)}")
-    if [labels[name] for name in tissues] != list(range(1, len(tissues) + 1)):
-        raise ValueError(f"the model's labels are {labels}; segments are numbered 1, 2, 3, ...")
-    algorithm = hd.AlgorithmIdentificationSequence(MODEL, codes.DCM.ArtificialIntelligence, version)
-    segments = []
-    for number, name in enumerate(tissues, 1):
-        ill = name != "healthy"
-        finding, colour = FINDINGS[name]
-        segment = hd.seg.SegmentDescription(
-            number,
-            segment_label=name.replace("_", " "),
-            segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure if ill else codes.SCT.Tissue,
-            segmented_property_type=finding,
-            algorithm_type="AUTOMATIC",
-            algorithm_identification=algorithm,
-            anatomic_regions=[codes.SCT.Lung],
-            display_color=CIELabColor.from_string(colour),
-        )
-        if not ill:
-            normal = hd.sr.CodedConcept.from_code(codes.SCT.Normal)
-            segment.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [normal]
-        segments.append(segment)
-    return segments
-
-
-def _instance(series_number: int) -> dict:
-    """Return what every new DICOM object has: identities of its own, and its maker."""
-    own = {"series_instance_uid": hd.UID(), "sop_instance_uid": hd.UID()}
-    return own | {"series_number": series_number, "instance_number": 1, "manufacturer": MAKER}
-
-
-def segmentation(tissues: np.ndarray, slices: list[Dataset], labels: dict[str, int], version: str) -> Dataset:
-    """Return tissues as DICOM SEG in the geometry of the CT.
-
-    Args:
-        tissues: Label values, shape (slices, rows, columns).
-        slices: The CT's DICOM slices, in that order.
-        labels: Tissue name to value.
-        version: Version of the bundle.
-    """
-    return hd.seg.Segmentation(
-        source_images=slices,
-        pixel_array=np.ascontiguousarray(tissues),
-        segmentation_type="BINARY",
-        segment_descriptions=describe(labels, version),
-        **_instance(900),
-        manufacturer_model_name=MODEL,
-        software_versions=version,
-        device_serial_number="0",
-        content_label="TISSUES",
-        content_description=DESCRIPTION,
-        series_description=f"{DESCRIPTION}: {slices[0].get('SeriesDescription', '')}"[:64],
-    )
 
 
 def measure_extents(hu: np.ndarray, tissues: np.ndarray, affine: np.ndarray, labels: dict[str, int]) -> dict | None:
@@ -201,7 +122,7 @@ def report(found: dict | None, seg: Dataset, slices: list[Dataset], version: str
     return hd.sr.Comprehensive3DSR(
         evidence=[seg, *slices],
         content=content[0],
-        **_instance(901),
+        **instance(901),
         is_complete=True,
         series_description=DESCRIPTION,
     )

@@ -20,6 +20,7 @@ from tools.io.files import InputError, write_json
 from tools.painting import painter
 from tools.painting.rand_synthetic_tissue import RandSyntheticTissued
 from tools.tissues import tissue_labels
+from tools.workflows import in_process
 
 ROOT = BUNDLES / "difflung_synthesis"
 SMALL = {"network_channels": [8, 16, 16], "patch_size": [32, 32, 1], "num_steps": 2, "attributes": {"age": [0, 100]}}
@@ -63,8 +64,8 @@ def files(tmp_path_factory):
 
 
 def build(settings):
-    package = painter.import_scripts(ROOT)
-    return painter.ConfigParser(painter.rename_targets(settings, package)).get_parsed_content("network_def")
+    package = in_process.import_scripts(ROOT)
+    return in_process.ConfigParser(in_process.rename_targets(settings, package)).get_parsed_content("network_def")
 
 
 @pytest.fixture

@@ -34,7 +34,13 @@ def test_the_folder_holds_all_that_the_app_imports(tmp_path):
     root = bundle(tmp_path)
     write_app(root, tmp_path / "app")
     held = {path.name for path in (tmp_path / "app").iterdir()}
-    assert held == {"__main__.py", "extents.py", "scripts", "models", "requirements.txt", "app.yaml", "LICENSE"}
+    assert held == {"__main__.py", "extents.py", "dicom_seg.py"} | {
+        "scripts",
+        "models",
+        "requirements.txt",
+        "app.yaml",
+        "LICENSE",
+    }
     assert (tmp_path / "app/scripts/lungs.py").read_text() == (root / "scripts/lungs.py").read_text()
     version = json.loads((SEGMENTER / "configs/metadata.json").read_text())["version"]
     assert f'version: "{version}"' in (tmp_path / "app/app.yaml").read_text()
