@@ -17,6 +17,7 @@ from tools.phantom.lungs import lung_mask
 from tools.phantom.phantom import HU_RANGE, involved_fraction
 from tools.phantom.publication import change_look
 from tools.phantom.real_patches import Patches, read_patches, set_patches
+from tools.phantom.surroundings import draw_surroundings
 from tools.tissues import tissue_labels
 
 DESCRIPTION = f"{SYNTHETIC_MARK}: disease drawn by python -m tools draw_into_ct"
@@ -59,6 +60,7 @@ def draw_into_ct(
     slices: int = 10,
     framed: float = 0.6,
     windowed: float = 0.5,
+    surrounded: float = 0.4,
     kind: str | None = None,
     patches: Path | None = None,
     patches_share: float = 1.0,
@@ -81,6 +83,7 @@ def draw_into_ct(
         framed: Probability that a case is cut to the lungs and enlarged as published pictures are; its pixels then
             count as 1 mm.
         windowed: Probability that a case is clipped to a window of 255 greys.
+        surrounded: Probability that air, table and blankets are drawn round the patient, for CTs cut to the body.
         kind: What to draw into every case: none, smoker, exposure or post-infection. All of them by turns if absent.
         patches: File of real patches of emphysema and normal lung, npz, to set into the healthy lung of half the cases.
         patches_share: Share of each class of patches that is used, from the beginning of the file.
@@ -90,7 +93,7 @@ def draw_into_ct(
         InputError: if a CT cannot be read or holds no lung, a mask lies on another grid, a value is out of range, or
             ``output`` holds something.
     """
-    _check_values(cases_per_ct, slices, framed, windowed, kind, seed)
+    _check_values(cases_per_ct, slices, {"framed": framed, "windowed": windowed, "surrounded": surrounded}, kind, seed)
     cts = list_cts(ct)
     masks = {} if lung_dir is None else list_nifti(lung_dir)
     if masks and not set(masks) & set(cts):
@@ -109,7 +112,9 @@ def draw_into_ct(
             for number in range(cases_per_ct):
                 rng = np.random.default_rng([seed, number, *name.encode()])
                 case = f"{name}_drawn{number:03d}"
-                row, record = _draw_case(rng, host, folder, case, slices, framed, windowed, kind, real, labels)
+                row, record = _draw_case(
+                    rng, host, folder, case, slices, framed, windowed, surrounded, kind, real, labels
+                )
                 rows.append(row | {"patient": owners[name]["patient"]})
                 records.append({"case": case, "source": host.path.name, "sha256": digest, "seed": seed} | record)
         _write_tables(folder, rows, records, labels)
@@ -119,12 +124,12 @@ def draw_into_ct(
     )
 
 
-def _check_values(cases_per_ct, slices, framed, windowed, kind, seed) -> None:
+def _check_values(cases_per_ct, slices, shares, kind, seed) -> None:
     """Raise InputError unless every number of the command is in its range."""
     for name, value, least in (("cases_per_ct", cases_per_ct, 1), ("slices", slices, 0), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError(f"{name} must be a whole number from {least} up, not {value}")
-    for name, value in (("framed", framed), ("windowed", windowed)):
+    for name, value in shares.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
             raise InputError(f"{name} is a probability and must be from 0 to 1, not {value}")
     if kind is not None and kind not in KINDS:
@@ -194,7 +199,7 @@ def _pick_slices(rng: np.random.Generator, lung: np.ndarray, count: int) -> slic
 
 def _draw_case(
     rng: np.random.Generator, host: Host, folder: Path, case: str, slices: int, framed: float, windowed: float,
-    kind: str | None, patches: Patches | None, labels: dict[str, int],
+    surrounded: float, kind: str | None, patches: Patches | None, labels: dict[str, int],
 ) -> tuple[dict, dict]:  # fmt: skip
     """Draw and write one case, and return its row of patients.csv and its provenance."""
     part = _pick_slices(rng, host.lung, slices)
@@ -206,8 +211,12 @@ def _draw_case(
     count = 0
     if patches is not None and rng.random() < 0.5:
         count = set_patches(rng, hu, label, voxel_mm, patches, labels)
+    affine, around = host.affine.copy(), None
+    if rng.random() < surrounded:
+        hu, pads, around = draw_surroundings(rng, hu, voxel_mm)
+        label = np.pad(label, (*pads, (0, 0)))
+        affine[:3, 3] -= affine[:3, :2] @ [pads[0][0], pads[1][0]]
     hu, label, keep, new_mm, look = change_look(rng, hu, label, voxel_mm, framed, windowed)
-    affine = host.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ [keep[0].start, keep[1].start, part.start]
     affine[:3, 2] *= step
     affine[:3, :3] *= np.asarray(new_mm) / voxel_mm
@@ -219,6 +228,7 @@ def _draw_case(
         save_nifti(np.ascontiguousarray(array), like, folder / kind_folder / f"{case}.nii.gz", DESCRIPTION)
     row = {"case": case, "severity": round(involved_fraction(label, labels), 4), "history": described.kind}
     record = {"slices": [part.start, part.stop, step], "drawn": dataclasses.asdict(described), "patches": count}
+    record["surroundings"] = None if around is None else dataclasses.asdict(around)
     return row, record | {"look": dataclasses.asdict(look)}
 
 
