@@ -58,18 +58,18 @@ def test_denoiser_in_bfloat16_stays_close_to_float32():
     assert (fast - exact).norm() / exact.norm() < 0.05
 
 
-def told(patient, *sharpness):
-    return torch.tensor([[*Attributes(ATTRIBUTES).encode(patient), *sharpness]])
+def told(patient, *scan):
+    return torch.tensor([[*Attributes(ATTRIBUTES).encode(patient), *scan]])
 
 
 def test_what_is_not_given_is_pure_noise_with_nothing_known():
     network = denoiser(attributes=ATTRIBUTES)
     x = torch.randn(1, 10, 16, 16)
     with torch.no_grad():
-        assert torch.equal(network(x), network(x, torch.ones(1), told({}, 0, 0), torch.zeros(1)))
+        assert torch.equal(network(x), network(x, torch.ones(1), told({}, 0, 0, 0, 0), torch.zeros(1)))
         assert not torch.equal(network(x), network(x, torch.zeros(1)))
-        assert not torch.equal(network(x), network(x, attributes=told({"age": 40, "history": "smoker"}, 0, 0)))
-        assert not torch.equal(network(x), network(x, attributes=told({}, 1, 0.5)))
+        assert not torch.equal(network(x), network(x, attributes=told({"age": 40, "history": "smoker"}, 0, 0, 0, 0)))
+        assert not torch.equal(network(x), network(x, attributes=told({}, 1, 0.5, 0, 0)))
         assert not torch.equal(network(x), network(x, interval=torch.ones(1)))
 
 
@@ -120,11 +120,11 @@ def test_patient_changes_the_histogram_of_a_tissue_but_not_a_density_that_is_tol
     with torch.no_grad():
         first.weight.zero_()
         first.bias.zero_()
-        first.weight[:, -3] = 1  # smoker
+        first.weight[:, -5] = 1  # smoker
         last.weight[:-10].view(-1, COMPONENTS, WIDTH)[:, COMPONENTS // 2 :] = 0.2  # the last are shares of tissues
     means = []
     for known in (mapped(3), mapped(3, density=0.1)):
-        for given in (told({}, 0, 0), told({"history": "smoker"}, 0, 0)):
+        for given in (told({}, 0, 0, 0, 0), told({"history": "smoker"}, 0, 0, 0, 0)):
             means.append(moments(*network.components(known, given))[0].mean().item())
     assert means[0] == pytest.approx(0, abs=1e-6) and means[1] > 0.3  # the denser half of the components counts more
     assert means[2:] == pytest.approx([0.4, 0.4], abs=1e-4)  # data_scale is 4

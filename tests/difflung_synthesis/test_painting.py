@@ -175,20 +175,20 @@ def test_guidance_weighs_what_each_tissue_adds():
     assert other == plain
 
 
-def test_attributes_are_guided_and_the_sharpness_is_not():
+def test_attributes_are_guided_and_the_scan_is_not():
     """The stand-in's velocity is severity plus sharpness; scale 3 makes it three times the one plus the other."""
     image, target, region = volume((40, 40, 1))
     network = Pointwise(lambda image, t, a, i: image[:, :1] * 0 + (a[:, 1] + a[:, 3]).view(-1, 1, 1, 1))
-    told = {"attributes": torch.tensor([[1.0, 0.25, 1.0, 0.5]])}
+    told = {"attributes": torch.tensor([[1.0, 0.25, 1.0, 0.5, 1.0, 0.1]])}
     plain, guided = (
         paint(image, target, region, network=network, given=told, attribute_guidance=scale)[region > 0].mean().item()
         for scale in (1.0, 3.0)
     )
     assert plain - guided == pytest.approx(0.5, abs=1e-4)
     before = network.evaluations
-    paint(image, target, region, network=network, given={"attributes": torch.tensor([[0, 0, 1.0, 0.5]])})
+    paint(image, target, region, network=network, given={"attributes": torch.tensor([[0, 0, 1.0, 0.5, 1.0, 0.1]])})
     once = network.evaluations - before
-    unknown = {"attributes": torch.tensor([[0, 0, 1.0, 0.5]])}
+    unknown = {"attributes": torch.tensor([[0, 0, 1.0, 0.5, 1.0, 0.1]])}
     paint(image, target, region, network=network, given=unknown, attribute_guidance=3.0)
     assert network.evaluations - before == 2 * once  # nothing to guide costs nothing
 

@@ -3,6 +3,7 @@ import torch
 from scripts.attributes import Attributes
 from scripts.prior import COMPONENTS, log_density
 from scripts.prior_weights import PatientWeights, component_weights
+from scripts.scan import ENTRIES
 
 ATTRIBUTES = Attributes({"severity": [0, 1], "history": ["none", "smoker"]})
 MEANS = torch.linspace(-2, 2, COMPONENTS).expand(1, 2, COMPONENTS)  # two tissues
@@ -19,7 +20,7 @@ def drawn(dense_share, seed):
 
 
 def vector(patient):
-    return torch.tensor([*ATTRIBUTES.encode(patient), 1.0, 0.0])
+    return torch.tensor([*ATTRIBUTES.encode(patient), 1.0, 0.0, 1.0, 0.0])
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def fitted():
 
 def fit(histograms, shares):
     torch.manual_seed(0)
-    weights = PatientWeights(ATTRIBUTES.size + 2, 1, 2)
+    weights = PatientWeights(ATTRIBUTES.size + ENTRIES, 1, 2)
     weights.fit(histograms, shares, MEANS, DEVIATIONS, ATTRIBUTES)
     return weights
 

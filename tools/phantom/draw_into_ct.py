@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from scipy import ndimage
 from tqdm import tqdm
 
 from tools.data.folds import assign_folds
@@ -24,6 +25,7 @@ DESCRIPTION = f"{SYNTHETIC_MARK}: disease drawn by python -m tools draw_into_ct"
 SEGMENTER = "bundles/lung_tissue_seg"
 LEAST_LUNG_ML = 100.0
 FOLDS = 5
+VOXEL_MM = (0.6, 1.5)
 TO_LPS = "LPS"  # axes towards left, back and head, as the phantom's
 
 
@@ -61,6 +63,7 @@ def draw_into_ct(
     framed: float = 0.6,
     windowed: float = 0.5,
     surrounded: float = 0.4,
+    resampled: float = 0.0,
     kind: str | None = None,
     patches: Path | None = None,
     patches_share: float = 1.0,
@@ -84,6 +87,7 @@ def draw_into_ct(
             count as 1 mm.
         windowed: Probability that a case is clipped to a window of 255 greys.
         surrounded: Probability that air, table and blankets are drawn round the patient, for CTs cut to the body.
+        resampled: Probability that the CT is resampled before drawing, to voxels of 0.6 to 1.5 mm in the plane.
         kind: What to draw into every case: none, smoker, exposure or post-infection. All of them by turns if absent.
         patches: File of real patches of emphysema and normal lung, npz, to set into the healthy lung of half the cases.
         patches_share: Share of each class of patches that is used, from the beginning of the file.
@@ -93,7 +97,8 @@ def draw_into_ct(
         InputError: if a CT cannot be read or holds no lung, a mask lies on another grid, a value is out of range, or
             ``output`` holds something.
     """
-    _check_values(cases_per_ct, slices, {"framed": framed, "windowed": windowed, "surrounded": surrounded}, kind, seed)
+    shares = {"framed": framed, "windowed": windowed, "surrounded": surrounded, "resampled": resampled}
+    _check_values(cases_per_ct, slices, shares, kind, seed)
     cts = list_cts(ct)
     masks = {} if lung_dir is None else list_nifti(lung_dir)
     if masks and not set(masks) & set(cts):
@@ -112,9 +117,7 @@ def draw_into_ct(
             for number in range(cases_per_ct):
                 rng = np.random.default_rng([seed, number, *name.encode()])
                 case = f"{name}_drawn{number:03d}"
-                row, record = _draw_case(
-                    rng, host, folder, case, slices, framed, windowed, surrounded, kind, real, labels
-                )
+                row, record = _draw_case(rng, host, folder, case, slices, shares, kind, real, labels)
                 rows.append(row | {"patient": owners[name]["patient"]})
                 records.append({"case": case, "source": host.path.name, "sha256": digest, "seed": seed} | record)
         _write_tables(folder, rows, records, labels)
@@ -197,27 +200,42 @@ def _pick_slices(rng: np.random.Generator, lung: np.ndarray, count: int) -> slic
     return slice(start, start + step * (count - 1) + 1, step)
 
 
+def _resample(rng: np.random.Generator, hu: np.ndarray, lung: np.ndarray, voxel_mm: tuple) -> tuple:
+    """Return CT, lung and voxel size with square voxels in the plane, of a size drawn from VOXEL_MM."""
+    new_mm = float(np.exp(rng.uniform(*np.log(VOXEL_MM))))
+    factors = [size / new_mm for size in voxel_mm[:2]]
+    blur = [0.5 * np.sqrt(max(0.0, 1 / factor**2 - 1)) for factor in factors]  # against aliasing
+    hu = ndimage.gaussian_filter(hu.astype(np.float32), (*blur, 0))
+    hu = ndimage.zoom(hu, (*factors, 1), order=1, grid_mode=True, mode="nearest")
+    lung = ndimage.zoom(lung.view(np.uint8), (*factors, 1), order=0, grid_mode=True, mode="nearest").astype(bool)
+    return hu, lung, (new_mm, new_mm, voxel_mm[2])
+
+
 def _draw_case(
-    rng: np.random.Generator, host: Host, folder: Path, case: str, slices: int, framed: float, windowed: float,
-    surrounded: float, kind: str | None, patches: Patches | None, labels: dict[str, int],
+    rng: np.random.Generator, host: Host, folder: Path, case: str, slices: int, shares: dict[str, float],
+    kind: str | None, patches: Patches | None, labels: dict[str, int],
 ) -> tuple[dict, dict]:  # fmt: skip
     """Draw and write one case, and return its row of patients.csv and its provenance."""
     part = _pick_slices(rng, host.lung, slices)
     hu, lung = host.hu[..., part], host.lung[..., part]
     step = part.step or 1
     voxel_mm = (*host.voxel_mm[:2], host.voxel_mm[2] * step)
+    affine, around = host.affine.copy(), None
+    if rng.random() < shares["resampled"]:
+        hu, lung, voxel_mm = _resample(rng, hu, lung, voxel_mm)
+        affine[:3, :2] *= np.asarray(voxel_mm[:2]) / host.voxel_mm[:2]
+    start_mm = affine[:3, 2] * part.start  # of the first slice that is kept
     described = describe_case(rng, kind)
     hu, label = draw_disease(rng, hu, lung, voxel_mm, described, labels)
     count = 0
     if patches is not None and rng.random() < 0.5:
         count = set_patches(rng, hu, label, voxel_mm, patches, labels)
-    affine, around = host.affine.copy(), None
-    if rng.random() < surrounded:
+    if rng.random() < shares["surrounded"]:
         hu, pads, around = draw_surroundings(rng, hu, voxel_mm)
         label = np.pad(label, (*pads, (0, 0)))
         affine[:3, 3] -= affine[:3, :2] @ [pads[0][0], pads[1][0]]
-    hu, label, keep, new_mm, look = change_look(rng, hu, label, voxel_mm, framed, windowed)
-    affine[:3, 3] += affine[:3, :3] @ [keep[0].start, keep[1].start, part.start]
+    hu, label, keep, new_mm, look = change_look(rng, hu, label, voxel_mm, shares["framed"], shares["windowed"])
+    affine[:3, 3] += affine[:3, :2] @ [keep[0].start, keep[1].start] + start_mm
     affine[:3, 2] *= step
     affine[:3, :3] *= np.asarray(new_mm) / voxel_mm
     hu = np.clip(np.rint(hu), *HU_RANGE).astype(np.int16)
@@ -228,6 +246,7 @@ def _draw_case(
         save_nifti(np.ascontiguousarray(array), like, folder / kind_folder / f"{case}.nii.gz", DESCRIPTION)
     row = {"case": case, "severity": round(involved_fraction(label, labels), 4), "history": described.kind}
     record = {"slices": [part.start, part.stop, step], "drawn": dataclasses.asdict(described), "patches": count}
+    record |= {"voxel_mm": round(float(new_mm[0]), 4)}
     record["surroundings"] = None if around is None else dataclasses.asdict(around)
     return row, record | {"look": dataclasses.asdict(look)}
 

@@ -10,7 +10,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from .prior import COMPONENTS, fit_mixture
-from .sharpness import append_sharpness
+from .scan import append_scan
 from .tissue_channels import tissue_values
 
 MOST_VALUES = 5_000  # of a tissue in one item of the dataset; blocks hold millions
@@ -53,10 +53,9 @@ def tissue_intensities(images: torch.Tensor, maps: torch.Tensor, labels: Mapping
 
 
 def attribute_vector(item: Mapping) -> torch.Tensor:
-    """Return what an item of the dataset tells of its patient: attributes as encoded, and the sharpness of the CT."""
+    """Return what an item of the dataset tells of its patient: attributes as encoded, and its scan."""
     encoded = torch.as_tensor(item.get("attributes", [])).float().view(1, -1)
-    sharpness = torch.as_tensor(item.get("sharpness", float("nan"))).view(1)
-    return append_sharpness(encoded, sharpness)[0]
+    return append_scan(encoded, item.get("scan"))[0]
 
 
 class MeasurePresence:

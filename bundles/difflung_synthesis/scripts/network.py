@@ -7,7 +7,7 @@ import torch
 from monai.networks.nets import DiffusionModelUNet
 from torch import nn
 
-from . import prior
+from . import prior, scan
 from .attributes import Attributes
 from .autoencoder import TissueAutoencoder, channels_last
 from .prior import COMPONENTS
@@ -33,7 +33,7 @@ class ConditionEmbedding(nn.Module):
     """Embed the attributes of a patient and the length of a step; both start without any influence.
 
     Args:
-        num_attributes: Entries of the attribute vector, the sharpness of the CT among them.
+        num_attributes: Entries of the attribute vector, what is known of the scan among them.
         size: Size of the embedding, which is added to that of the time.
     """
 
@@ -57,7 +57,7 @@ class TissueDenoiser(nn.Module):
 
     With a tissue prior the answer is that of independent voxels with the HU of the tissue that is told, see
     :mod:`scripts.prior`, plus what the U-Net adds; so an untrained network paints each tissue with its histogram, and
-    the U-Net learns texture. What is known of the patient, and the sharpness of the CT, changes the weights of the
+    the U-Net learns texture. What is known of the patient, and of the scan, changes the weights of the
     histogram's components, see :mod:`scripts.prior_weights`. It is the preconditioning of Karras et al. (NeurIPS 2022)
     for a flow, voxel by voxel. Where no tissue is told, the prior is a mixture of the tissues, weighted by their shares
     in such a patient's lung and by what the U-Net sees: it gives the log odds of each tissue too, which are learned
@@ -150,8 +150,8 @@ class TissueDenoiser(nn.Module):
 
     @property
     def attribute_entries(self) -> int:
-        """Entries of ``attributes``: what is known of the patient, and the sharpness of the CT."""
-        return self.attributes.size + 2
+        """Entries of ``attributes``: what is known of the patient, and of the scan."""
+        return self.attributes.size + scan.ENTRIES
 
     @property
     def stride(self) -> int:
@@ -179,7 +179,7 @@ class TissueDenoiser(nn.Module):
             image: Noisy x_t and what is known stacked (see :func:`known_channels`), shape (B, data + known, H, W[, D]),
                 the edges multiples of the U-Net's stride.
             timesteps: Times t in [0, 1], shape (B,); 1 (pure noise) if None.
-            attributes: Encoded attributes and the sharpness, shape (B, size + 2); all unknown if None.
+            attributes: Encoded attributes and what is known of the scan, shape (B, size + 4); all unknown if None.
             interval: Length of the step in [0, 1], shape (B,); 0, the velocity at t itself, if None.
             return_tissues: Whether to return the tissues as well; needs a tissue prior.
 
@@ -224,7 +224,7 @@ class TissueDenoiser(nn.Module):
 
         Args:
             known: Region, tissues, UNKNOWN, density and density known, shape (B, known, H, W[, D]).
-            attributes: Encoded attributes and the sharpness, as in :meth:`forward`.
+            attributes: Encoded attributes and what is known of the scan, as in :meth:`forward`.
 
         Returns:
             Shape (B, data, components, H, W[, D]) each.

@@ -14,7 +14,7 @@ from monai.inferers import Inferer
 from .ablation import ClassBalancedMaskAblation
 from .network import TissueDenoiser
 from .samplers import alpha_bars
-from .sharpness import UNKNOWN_SHARE, append_sharpness
+from .scan import append_scan, withhold_scan
 from .tissue_channels import UNKNOWN, condition_channels, density_channels, plain, tissue_values
 
 
@@ -48,6 +48,22 @@ def draw_region(tissue_map: torch.Tensor, labels: Mapping[str, int], whole_proba
     return region
 
 
+def widen(region: torch.Tensor, tissue_map: torch.Tensor, margin: int) -> torch.Tensor:
+    """Return a region grown by a margin within the lung, in the plane: a lesion's own blur lies beyond its border.
+
+    Args:
+        region: Zeros and ones, shape (1, H, W[, D]).
+        tissue_map: Label values or UNKNOWN, 0 outside the lung, the same shape.
+        margin: Voxels, 0 for none.
+    """
+    if margin == 0:
+        return region
+    kernel = [2 * margin + 1] * 2 + [1] * (region.ndim - 3)
+    padding = [margin] * 2 + [0] * (region.ndim - 3)
+    pool = torch.nn.functional.max_pool2d if region.ndim == 3 else torch.nn.functional.max_pool3d
+    return pool(region[None], kernel, 1, padding)[0] * (tissue_map != 0)
+
+
 def measured_density(image: torch.Tensor, where: torch.Tensor, labels: Mapping[str, int]) -> torch.Tensor:
     """Return the mean intensity of each tissue of each sample, NaN where there is none, shape (B, tissues).
 
@@ -70,10 +86,11 @@ class TissuePrepareBatch(PrepareBatch):
         labels: Label values by tissue name.
         ablation: Ablation that hides tissues from the condition.
         whole_probability: Probability of the whole lung, see :func:`draw_region`.
+        margins: Fewest and most voxels by which the region is wider than its tissues, see :func:`widen`.
         tissue_weights: Weights in the loss by tissue name, where the tissue is told; 1 for tissues not named. Where it
             is not told a weight would make the network expect more of it than there is.
         density_unknown: Probability that the density of a tissue is not told, per sample and tissue.
-        attributes: How the attributes are encoded; None if the batch has none. ``sharpness`` of the batch, if it is
+        attributes: How the attributes are encoded; None if the batch has none. ``scan`` of the batch, if it is
             there, follows them.
     """
 
@@ -85,7 +102,10 @@ class TissuePrepareBatch(PrepareBatch):
         tissue_weights: Mapping[str, float] | None = None,
         density_unknown: float = 0.5,
         attributes=None,
+        margins: tuple[int, int] = (0, 0),
     ) -> None:
+        if not 0 <= margins[0] <= margins[1]:
+            raise ValueError(f"margins must be two numbers of voxels, the lower one first, not {margins}")
         unknown = set(tissue_weights or {}) - set(labels)
         if unknown:
             raise ValueError(f"tissue_weights name {sorted(unknown)}, but labels name only {', '.join(labels)}")
@@ -93,7 +113,7 @@ class TissuePrepareBatch(PrepareBatch):
             raise ValueError(f"density_unknown must be a probability in [0, 1], not {density_unknown}")
         self.labels, self.ablation, self.whole_probability = labels, ablation, whole_probability
         self.weights = {labels[name]: weight for name, weight in (tissue_weights or {}).items()}
-        self.density_unknown, self.attributes = density_unknown, attributes
+        self.density_unknown, self.attributes, self.margins = density_unknown, attributes, margins
 
     def __call__(self, batchdata, device=None, non_blocking: bool = False, **kwargs):
         """Return (x_0, weight, (), inferer arguments).
@@ -115,8 +135,9 @@ class TissuePrepareBatch(PrepareBatch):
         attributes = torch.zeros(len(x_0), 0)
         if self.attributes is not None and self.attributes.size:
             attributes = self.attributes.drop(torch.as_tensor(batchdata["attributes"]).float())
-        attributes = append_sharpness(attributes, batchdata.get("sharpness"))
-        attributes[:, -2:] *= torch.rand(len(x_0), 1) >= UNKNOWN_SHARE
+        attributes = withhold_scan(append_scan(attributes, batchdata.get("scan")))
+        grown = torch.randint(self.margins[0], self.margins[1] + 1, (len(region),)).tolist()
+        region = torch.stack([widen(*part) for part in zip(region, tissue_map, grown)])
         weight = region.clone()
         for value, factor in self.weights.items():
             weight[shown == value] *= factor

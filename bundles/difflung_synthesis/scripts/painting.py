@@ -13,7 +13,7 @@ from monai.inferers import Inferer, sliding_window_inference
 
 from . import samplers
 from .objectives import BLANK
-from .sharpness import append_sharpness
+from .scan import ENTRIES, append_scan
 from .tissue_channels import UNKNOWN, condition_channels, density_channels, plain, tissue_values
 
 AIR = -1.0  # intensity below the HU window, what lies beyond the edge of an image
@@ -50,7 +50,7 @@ class PaintPrepareBatch(PrepareBatch):
         if "density" in batchdata:
             given["density"] = torch.as_tensor(batchdata["density"]).float().to(device, non_blocking=non_blocking)
         known = torch.as_tensor(batchdata.get("attributes", torch.zeros(len(image), 0))).float()
-        given["attributes"] = append_sharpness(known, batchdata.get("sharpness")).to(device, non_blocking=non_blocking)
+        given["attributes"] = append_scan(known, batchdata.get("scan")).to(device, non_blocking=non_blocking)
         if isinstance(image, MetaTensor):
             given["slice_mm"] = image.affine.reshape(-1, 4, 4)[:, :3, 2].norm(dim=1).tolist()
         return image, plain(batchdata[self.label_key]), (), given
@@ -70,7 +70,7 @@ class PaintInferer(Inferer):
             ddim or ancestral for a DDPM.
         num_steps: Evaluations of the network per window, for each of which guidance adds some.
         overlap: Share of a window that it has in common with its neighbour, at least 0 and below 1.
-        guidance: Scale s of v = v(nothing known) + s (v(c) - v(nothing known)); 1 is none. The sharpness stays known.
+        guidance: Scale s of v = v(nothing known) + s (v(c) - v(nothing known)); 1 is none. The scan stays known.
         attribute_guidance: Scale s of v = v(c without attributes) + s (v(c) - v(c without attributes)).
         tissue_guidance: Scale s_k by tissue name, of v = v(c without k) + s_k (v(c) - v(c without k)).
         slice_correlation_mm: Distance along z over which the correlation of the noise falls to 1/e; 0 for none.
@@ -125,7 +125,7 @@ class PaintInferer(Inferer):
             target: Tissue maps, shape (B, 1, W, H, D).
             region: Region M, shape (B, 1, W, H, D).
             seeds: Seed of each volume; its noise depends on no other.
-            attributes: Encoded attributes and the sharpness, shape (B, size + 2); all unknown if None.
+            attributes: Encoded attributes and what is known of the scan, shape (B, size + 4); all unknown if None.
             density: Mean wanted per tissue in [-1, 1], NaN where any will do, shape (B, tissues).
             slice_mm: Distance between the slices of each volume in mm; 1 if None.
 
@@ -281,7 +281,7 @@ class Told:
 
     Attributes:
         density: Mean density wanted per tissue in [-1, 1], shape (1, tissues), or None.
-        attributes: Encoded attributes and the sharpness, shape (1, size + 2), or None.
+        attributes: Encoded attributes and what is known of the scan, shape (1, size + 4), or None.
     """
 
     density: torch.Tensor | None
@@ -318,8 +318,8 @@ class RegionField:
         self.known = self.channels(region, tissues, inferer.labels, hidden=())
         self.guides = []  # scale, channels, attributes
         unguided = told.attributes
-        if unguided is not None:  # the sharpness is the CT's own and not to be exaggerated
-            unguided = torch.cat([torch.zeros_like(unguided[:, :-2]), unguided[:, -2:]], dim=1)
+        if unguided is not None:  # the scan is the CT's own and not to be exaggerated
+            unguided = torch.cat([torch.zeros_like(unguided[:, :-ENTRIES]), unguided[:, -ENTRIES:]], dim=1)
         if inferer.guidance != 1:
             nothing = self.channels(region, tissues, inferer.labels, hidden=values)
             self.guides.append((inferer.guidance, nothing, unguided))

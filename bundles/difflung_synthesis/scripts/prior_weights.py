@@ -10,7 +10,7 @@ from torch import nn
 from . import prior
 from .attributes import Attributes
 from .prior import COMPONENTS
-from .sharpness import UNKNOWN_SHARE
+from .scan import ENTRIES, withhold_scan
 
 WIDTH = 32  # of the hidden layer
 FIT_STEPS, FIT_RATE, FIT_DECAY = 400, 0.01, 0.01
@@ -26,7 +26,7 @@ class PatientWeights(nn.Sequential):
     until :meth:`fit`; training does not change them.
 
     Args:
-        entries: Entries of the attribute vector, the sharpness of the CT among them.
+        entries: Entries of the attribute vector, what is known of the scan among them.
         channels: Channels of the network's data.
         tissues: Number of tissues.
     """
@@ -62,7 +62,7 @@ class PatientWeights(nn.Sequential):
         They stay: trained together with the U-Net, which can make up for them, they lost most of what they had learned.
 
         Args:
-            histograms: Samples of three: attribute vector and sharpness of a patient, shape (entries,); which tissue;
+            histograms: Samples of three: attribute vector and scan of a patient, shape (entries,); which tissue;
                 values of the network's data there, shape (channels, voxels). Those of one patient are put together.
             shares: Samples of three: vector as above; which shares, see :meth:`forward`; voxels of each tissue, shape
                 (tissues, 1).
@@ -110,9 +110,8 @@ def by_patient(samples: list) -> list:
 
 
 def withhold(vectors: torch.Tensor, attributes: Attributes) -> torch.Tensor:
-    """Return attribute vectors and sharpness, shape (B, entries), of which some is made unknown, as in training."""
-    sharpness = vectors[:, -2:] * (torch.rand(len(vectors), 1) >= UNKNOWN_SHARE)
-    return torch.cat([attributes.drop(vectors[:, :-2]), sharpness], dim=1)
+    """Return attribute vectors and scan, shape (B, entries), of which some is made unknown, as in training."""
+    return withhold_scan(torch.cat([attributes.drop(vectors[:, :-ENTRIES]), vectors[:, -ENTRIES:]], dim=1))
 
 
 def component_weights(log_density: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""How sharp and noisy a CT is, which its reconstruction kernel decides: measured, since few files say it."""
+"""What a CT tells of its scan: how sharp and noisy it is, as its kernel decides, and the size of its voxels."""
 
 import math
 from collections.abc import Hashable, Mapping
@@ -11,6 +11,8 @@ from monai.transforms import MapTransform
 from .tissue_channels import plain
 
 TYPICAL_HU = 50.0  # between the soft and the lung kernels
+TYPICAL_MM = 0.8  # of a voxel in the plane
+ENTRIES = 4  # of a vector of attributes: sharpness known, sharpness, voxel size known, voxel size
 SLICES = 32  # that are looked at, at most
 FEWEST_VOXELS = 100
 UNKNOWN_SHARE = 0.1  # of the training samples, so that painting works where it cannot be measured
@@ -34,8 +36,10 @@ def sharpness_hu(image: torch.Tensor, lung: torch.Tensor) -> float:
     return values.median().item() if len(values) >= FEWEST_VOXELS else math.nan
 
 
-class MeasureSharpnessd(MapTransform):
-    """Add ``sharpness`` to an item: log2 of the sharpness of its CT over ``TYPICAL_HU``, NaN where there is no lung.
+class MeasureScand(MapTransform):
+    """Add ``scan`` to an item: log2 of the sharpness of its CT over ``TYPICAL_HU`` and of its voxels over TYPICAL_MM.
+
+    The sharpness is NaN where there is no lung, the voxel size, of the first axis, where the CT has no affine.
 
     Args:
         keys: Key of the CT in HU, at the voxel size of the network, shape (1, W, H, D).
@@ -47,22 +51,33 @@ class MeasureSharpnessd(MapTransform):
         self.lung_key = lung_key
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict:
-        """Return the item with ``sharpness``, float32."""
+        """Return the item with ``scan``, float32, shape (2,)."""
         item = dict(data)
         for key in self.key_iterator(item):
-            measured = sharpness_hu(plain(item[key])[0], plain(item[self.lung_key])[0] != 0)
-            item["sharpness"] = numpy.float32(math.log2(max(measured, 1.0) / TYPICAL_HU))
+            sharpness = sharpness_hu(plain(item[key])[0], plain(item[self.lung_key])[0] != 0)
+            affine = getattr(item[key], "affine", None)
+            voxel_mm = math.nan if affine is None else float(affine[:3, 0].norm())
+            item["scan"] = numpy.float32(
+                [math.log2(max(sharpness, 1.0) / TYPICAL_HU), math.log2(voxel_mm / TYPICAL_MM)]
+            )
         return item
 
 
-def append_sharpness(attributes: torch.Tensor, sharpness) -> torch.Tensor:
-    """Return encoded attributes, shape (B, size), with two more entries: known (1) or not (0), and the sharpness.
+def append_scan(attributes: torch.Tensor, scan) -> torch.Tensor:
+    """Return encoded attributes, shape (B, size), with ``ENTRIES`` more: for each of two, known (1) or not (0), and it.
 
     Args:
         attributes: Attributes as :class:`scripts.attributes.Attributes` encodes them, shape (B, size).
-        sharpness: Sharpness of each sample, NaN where unknown; None if it is unknown of all.
+        scan: Sharpness and voxel size of each sample as :class:`MeasureScand` gives them, shape (B, 2), NaN where
+            unknown; None if they are unknown of all.
     """
-    value = torch.full((len(attributes),), torch.nan) if sharpness is None else torch.as_tensor(sharpness).float()
+    value = torch.full((len(attributes), 2), torch.nan) if scan is None else torch.as_tensor(scan).float().view(-1, 2)
     known = ~value.isnan()
-    told = torch.stack([known.float(), value.nan_to_num()], dim=1)
+    told = torch.stack([known.float(), value.nan_to_num()], dim=2).flatten(1)
     return torch.cat([attributes, told.to(attributes.device)], dim=1)
+
+
+def withhold_scan(attributes: torch.Tensor) -> torch.Tensor:
+    """Return what :func:`append_scan` gave; each of its two is made unknown in ``UNKNOWN_SHARE`` of the samples."""
+    kept = (torch.rand(len(attributes), ENTRIES // 2) >= UNKNOWN_SHARE).float().repeat_interleave(2, dim=1)
+    return torch.cat([attributes[:, :-ENTRIES], attributes[:, -ENTRIES:] * kept.to(attributes.device)], dim=1)

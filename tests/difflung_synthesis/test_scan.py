@@ -1,12 +1,14 @@
-"""The sharpness of a CT is measured in its lung, and told beside the attributes."""
+"""Sharpness and voxel size of a CT are measured, and told beside the attributes."""
 
 import math
 
 import numpy as np
+import numpy
 import pytest
 import torch
+from monai.data import MetaTensor
 from scipy.ndimage import gaussian_filter
-from scripts.sharpness import TYPICAL_HU, MeasureSharpnessd, append_sharpness, sharpness_hu
+from scripts.scan import TYPICAL_HU, TYPICAL_MM, MeasureScand, append_scan, sharpness_hu, withhold_scan
 from scripts.tissue_channels import UNKNOWN
 
 
@@ -36,13 +38,25 @@ def test_only_the_lung_and_not_its_borders_counts():
 def test_item_gets_the_logarithm_and_unknown_tissue_is_lung():
     hu, lung = ct(0)
     maps = [torch.where(lung, value, 0)[None].float() for value in (3, UNKNOWN)]
-    told = [MeasureSharpnessd("image", "target")({"image": hu[None], "target": map_})["sharpness"] for map_ in maps]
-    assert told[0] == told[1] == pytest.approx(math.log2(sharpness_hu(hu, lung) / TYPICAL_HU))
-    nothing = MeasureSharpnessd("image", "target")({"image": hu[None], "target": torch.zeros(1, *hu.shape)})
-    assert math.isnan(nothing["sharpness"])
+    image = MetaTensor(hu[None], affine=torch.diag(torch.tensor([-0.4, 0.4, 5.0, 1.0])))
+    told = [MeasureScand("image", "target")({"image": image, "target": map_})["scan"] for map_ in maps]
+    assert told[0].tolist() == told[1].tolist()
+    assert told[0] == pytest.approx([math.log2(sharpness_hu(hu, lung) / TYPICAL_HU), math.log2(0.4 / TYPICAL_MM)])
+    nothing = MeasureScand("image", "target")({"image": hu[None], "target": torch.zeros(1, *hu.shape)})
+    assert numpy.isnan(nothing["scan"]).all()
 
 
 def test_what_cannot_be_measured_is_unknown():
     attributes = torch.ones(2, 3)
-    assert append_sharpness(attributes, torch.tensor([0.5, math.nan])).tolist() == [[1, 1, 1, 1, 0.5], [1, 1, 1, 0, 0]]
-    assert append_sharpness(attributes, None)[:, 3:].tolist() == [[0, 0], [0, 0]]
+    told = append_scan(attributes, torch.tensor([[0.5, math.nan], [math.nan, -1.0]]))
+    assert told.tolist() == [[1, 1, 1, 1, 0.5, 0, 0], [1, 1, 1, 0, 0, 1, -1]]
+    assert not append_scan(attributes, None)[:, 3:].any()
+
+
+def test_either_is_withheld_now_and_then_and_the_patient_never():
+    torch.manual_seed(0)
+    kept = withhold_scan(append_scan(torch.ones(2000, 3), torch.full((2000, 2), 0.5)))
+    assert (kept[:, :3] == 1).all()
+    for known, value in ((kept[:, 3], kept[:, 4]), (kept[:, 5], kept[:, 6])):
+        assert torch.equal(value, 0.5 * known) and 0.05 < (known == 0).float().mean() < 0.15
+    assert not torch.equal(kept[:, 3], kept[:, 5])
