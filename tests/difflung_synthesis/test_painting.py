@@ -36,6 +36,8 @@ class Pointwise(torch.nn.Module):
 
     objective, spatial_dims, stride, downsampling, data_channels, autoencoder = "flow", 2, 4, 1, 1, None
 
+    voxel_mm = torch.zeros(2)
+
     def __init__(self, answer=None, **attributes):
         super().__init__()
         self.answer = answer or (lambda image, t, attributes, interval: 0.5 * image[:, :1] + image[:, 3:4] - t)

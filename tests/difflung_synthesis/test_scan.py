@@ -3,12 +3,11 @@
 import math
 
 import numpy as np
-import numpy
 import pytest
 import torch
 from monai.data import MetaTensor
 from scipy.ndimage import gaussian_filter
-from scripts.scan import TYPICAL_HU, TYPICAL_MM, MeasureScand, append_scan, sharpness_hu, withhold_scan
+from scripts.scan import TYPICAL_HU, TYPICAL_MM, MeasureScand, append_scan, check_voxel_mm, sharpness_hu, withhold_scan
 from scripts.tissue_channels import UNKNOWN
 
 
@@ -43,7 +42,7 @@ def test_item_gets_the_logarithm_and_unknown_tissue_is_lung():
     assert told[0].tolist() == told[1].tolist()
     assert told[0] == pytest.approx([math.log2(sharpness_hu(hu, lung) / TYPICAL_HU), math.log2(0.4 / TYPICAL_MM)])
     nothing = MeasureScand("image", "target")({"image": hu[None], "target": torch.zeros(1, *hu.shape)})
-    assert numpy.isnan(nothing["scan"]).all()
+    assert np.isnan(nothing["scan"]).all()
 
 
 def test_what_cannot_be_measured_is_unknown():
@@ -60,3 +59,19 @@ def test_either_is_withheld_now_and_then_and_the_patient_never():
     for known, value in ((kept[:, 3], kept[:, 4]), (kept[:, 5], kept[:, 6])):
         assert torch.equal(value, 0.5 * known) and 0.05 < (known == 0).float().mean() < 0.15
     assert not torch.equal(kept[:, 3], kept[:, 5])
+
+
+def test_voxels_of_another_size_than_the_training_ones_are_refused():
+    def told(size_mm):
+        return append_scan(torch.zeros(1, 0), torch.tensor([[math.nan, math.log2(size_mm / TYPICAL_MM)]]))[0]
+
+    trained = torch.tensor([0.6, 1.4])
+    check_voxel_mm(told(0.56), trained)
+    check_voxel_mm(told(2.2), torch.zeros(2))  # weights that do not know
+    check_voxel_mm(append_scan(torch.zeros(1, 0), None)[0], trained)
+    with pytest.raises(
+        ValueError, match=r"voxels are 2.20 mm wide.* 0.60 to 1.40 mm.*spacing_mm to \[1.40, 1.40, -1\]"
+    ):
+        check_voxel_mm(told(2.2), trained)
+    with pytest.raises(ValueError, match=r"spacing_mm to \[0.60, 0.60, -1\]"):
+        check_voxel_mm(told(0.4), trained)

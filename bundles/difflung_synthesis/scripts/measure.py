@@ -10,7 +10,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from .prior import COMPONENTS, fit_mixture
-from .scan import append_scan
+from .scan import append_scan, voxel_mm
 from .tissue_channels import tissue_values
 
 MOST_VALUES = 5_000  # of a tissue in one item of the dataset; blocks hold millions
@@ -88,8 +88,9 @@ class MeasurePresence:
 
     def __call__(self, engine: Engine) -> None:
         """Draw patches, count, and hand the frequencies on; several processes average theirs."""
-        present, seen, histograms, shares = [], [], [], []
+        present, seen, histograms, shares, sizes = [], [], [], [], []
         for images, maps, vector in self.patches():
+            sizes += [voxel_mm(vector)] * bool(vector[-2])
             present.extend(tissue_presence(maps, self.labels, self.min_voxels).float())
             found = tissue_intensities(images, maps, self.labels, self.network)
             seen.append(found)
@@ -100,6 +101,9 @@ class MeasurePresence:
         presence = torch.as_tensor(idist.all_reduce(mean, op="SUM")).cpu() / idist.get_world_size()
         self.ablation.fit(presence)
         self.network.tissue_presence.copy_(presence)
+        if sizes:
+            ends = [idist.all_reduce(end, op=op) for end, op in ((min(sizes), "MIN"), (max(sizes), "MAX"))]
+            self.network.voxel_mm.copy_(torch.tensor(ends))
         self.set_prior([torch.cat(parts, dim=1) for parts in zip(*seen)])
         network = self.network
         if network.tissue_prior and network.objective == "flow":

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from monai.networks.nets import DiffusionModelUNet
@@ -85,6 +86,7 @@ class TissueDenoiser(nn.Module):
         amp: Whether to compute in bfloat16 where the processor has it.
 
     Attributes:
+        voxel_mm: Smallest and largest voxel size in the plane of the training CTs, shape (2,), zero until trained.
         tissue_presence: Shares f_k of the training patches, shape (tissues,), zero until trained.
         tissue_mean: Means of the components of each tissue in the training patches as :meth:`encode` gives them, shape
             (data, tissues, components).
@@ -139,6 +141,7 @@ class TissueDenoiser(nn.Module):
         self.unet.class_embedding = ConditionEmbedding(self.attribute_entries, 4 * channels[0])
         if self.tissue_prior:
             self.patient_logits = PatientWeights(self.attribute_entries, self.data_channels, tissues)
+        self.register_buffer("voxel_mm", torch.zeros(2))
         self.register_buffer("tissue_presence", torch.zeros(tissues))
         self.register_buffer("tissue_mean", torch.zeros(self.data_channels, tissues, COMPONENTS))
         self.register_buffer("tissue_deviation", torch.ones(self.data_channels, tissues, COMPONENTS))
@@ -283,6 +286,7 @@ class TissueDenoiser(nn.Module):
             "dimension": self.spatial_dims,
             "space": latent if self.autoencoder else pixel,
             "attributes": self.attributes.ranges,
+            "scan": ["sharpness", "voxel size"],
             "objective": self.objective,
             "tissue prior": self.tissue_prior,
         }
@@ -314,6 +318,20 @@ class TissueDenoiser(nn.Module):
 def stored_kind(state: torch.Tensor) -> dict:
     """Return the kind of model in a state dict, where it is JSON in bytes."""
     return json.loads(bytes(state.tolist()))
+
+
+def trained_attributes(checkpoint: str, otherwise: Mapping[str, Sequence]) -> Mapping[str, Sequence]:
+    """Return the attributes, and their ranges, that weights were trained with.
+
+    Args:
+        checkpoint: File of the weights.
+        otherwise: What is returned where there is no such file, or it says nothing about them.
+    """
+    if not Path(checkpoint).is_file():
+        return otherwise
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state = state.get("_extra_state") if isinstance(state, Mapping) else None
+    return stored_kind(state).get("attributes", otherwise) if isinstance(state, torch.Tensor) else otherwise
 
 
 def coarse_means(surprise: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

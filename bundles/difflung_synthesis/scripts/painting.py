@@ -13,7 +13,7 @@ from monai.inferers import Inferer, sliding_window_inference
 
 from . import samplers
 from .objectives import BLANK
-from .scan import ENTRIES, append_scan
+from .scan import ENTRIES, append_scan, check_voxel_mm
 from .tissue_channels import UNKNOWN, condition_channels, density_channels, plain, tissue_values
 
 AIR = -1.0  # intensity below the HU window, what lies beyond the edge of an image
@@ -133,7 +133,8 @@ class PaintInferer(Inferer):
             Shape (B, samples, W, H, D), with the metadata of ``inputs``; outside the region equal to them.
 
         Raises:
-            ValueError: If the sampler does not belong to the network's objective, or a region is too small to paint.
+            ValueError: If the sampler does not belong to the network's objective, a region is too small to paint, or
+                the network was trained at other voxel sizes.
         """
         denoiser = getattr(network, "module", network)
         if denoiser.objective not in SAMPLERS[self.sampler]:
@@ -154,6 +155,8 @@ class PaintInferer(Inferer):
                 density=None if density is None else density[n : n + 1],
                 attributes=None if attributes is None else attributes[n : n + 1],
             )
+            if told.attributes is not None:
+                check_voxel_mm(told.attributes[0], denoiser.voxel_mm)
             gap = 1.0 if slice_mm is None else float(slice_mm[n])
             for sample in range(self.samples):
                 generator = torch.Generator().manual_seed((seeds[n] + sample) % 2**32)

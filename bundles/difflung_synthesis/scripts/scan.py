@@ -15,6 +15,7 @@ TYPICAL_MM = 0.8  # of a voxel in the plane
 ENTRIES = 4  # of a vector of attributes: sharpness known, sharpness, voxel size known, voxel size
 SLICES = 32  # that are looked at, at most
 FEWEST_VOXELS = 100
+TOLERANCE = 1.1
 UNKNOWN_SHARE = 0.1  # of the training samples, so that painting works where it cannot be measured
 
 
@@ -81,3 +82,27 @@ def withhold_scan(attributes: torch.Tensor) -> torch.Tensor:
     """Return what :func:`append_scan` gave; each of its two is made unknown in ``UNKNOWN_SHARE`` of the samples."""
     kept = (torch.rand(len(attributes), ENTRIES // 2) >= UNKNOWN_SHARE).float().repeat_interleave(2, dim=1)
     return torch.cat([attributes[:, :-ENTRIES], attributes[:, -ENTRIES:] * kept.to(attributes.device)], dim=1)
+
+
+def voxel_mm(vector: torch.Tensor) -> float:
+    """Return the voxel size, mm, that a vector as :func:`append_scan` makes it tells, shape (entries,)."""
+    return TYPICAL_MM * 2 ** float(vector[-1])
+
+
+def check_voxel_mm(vector: torch.Tensor, trained_mm: torch.Tensor) -> None:
+    """Check that a CT's voxels are of a size that the network has seen, up to a tenth.
+
+    Args:
+        vector: Attributes as :func:`append_scan` gives them, shape (entries,); nothing is checked if it tells no size.
+        trained_mm: Smallest and largest size of the training CTs, shape (2,); zero if that is not known.
+
+    Raises:
+        ValueError: If they are of another size: the texture would be too coarse or too fine.
+    """
+    low, high = trained_mm.tolist()
+    if high > 0 and vector[-2] and not low / TOLERANCE <= voxel_mm(vector) <= high * TOLERANCE:
+        near = low if voxel_mm(vector) < low else high
+        raise ValueError(
+            f"the CT's voxels are {voxel_mm(vector):.2f} mm wide, but the weights were trained at {low:.2f} to "
+            f"{high:.2f} mm and would paint a texture of the wrong size; set spacing_mm to [{near:.2f}, {near:.2f}, -1]"
+        )

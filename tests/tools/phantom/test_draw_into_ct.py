@@ -11,14 +11,17 @@ from scipy import ndimage
 from tools.__main__ import main
 from tools.io.files import InputError, sha256
 from tools.phantom.disease import Case, describe_case, draw_disease
+from tools.phantom.draw_into_ct import VOXEL_MM as VOXEL_MM_DRAWN
 from tools.phantom.draw_into_ct import draw_into_ct, read_host
 from tools.phantom.lungs import lung_mask
 from tools.phantom.publication import change_look
 from tools.phantom.real_patches import Patches, read_patches, set_patches
+from tools.phantom.surroundings import draw_surroundings
 from tools.tissues import tissue_labels
 
 LABELS = tissue_labels()
 VOXEL_MM = (2.0, 2.0, 8.0)
+KINDS = ("images", "labels")
 INFECTION = Case("post-infection", 0.5, {"ground_glass": 0.4, "consolidation": 0.6})
 
 
@@ -130,14 +133,34 @@ def test_cohort_is_labelled_marked_and_traceable(hosts, tmp_path):
         assert record["sha256"] == sha256(hosts / record["source"]) and record["seed"] == 3
 
 
-def test_unframed_case_lies_where_its_host_does(hosts, tmp_path):
-    draw_into_ct(hosts, tmp_path / "out", cases_per_ct=1, slices=3, framed=0.0, windowed=0.0, kind="none")
+@pytest.mark.parametrize("surrounded", [0.0, 1.0])
+def test_unframed_case_lies_where_its_host_does(hosts, tmp_path, surrounded):
+    looks = {"framed": 0.0, "windowed": 0.0, "surrounded": surrounded}
+    draw_into_ct(hosts, tmp_path / "out", cases_per_ct=1, slices=3, kind="none", **looks)
     host = nib.load(hosts / "host0.nii.gz")
     drawn = nib.load(tmp_path / "out/images/host0_drawn000.nii.gz")
     start, _, step = json.loads((tmp_path / "out/provenance.json").read_text())[0]["slices"]
-    at = [20, 30, 1]
+    at = np.rint(nib.affines.apply_affine(np.linalg.inv(drawn.affine) @ host.affine, [75, 20, start + step]))
+    assert at[2] == 1 and (drawn.shape == host.shape[:2] + (3,)) == (surrounded == 0)
     there = nib.affines.apply_affine(np.linalg.inv(host.affine), nib.affines.apply_affine(drawn.affine, at))
-    assert np.allclose(there, [20, 30, start + step])
+    assert np.allclose(there, [75, 20, start + step])
+    image, label = (np.asarray(nib.load(tmp_path / f"out/{kind}/host0_drawn000.nii.gz").dataobj) for kind in KINDS)
+    assert label[label > 0].size and abs(image[label == LABELS["healthy"]].mean() + 860) < 60
+    assert image[int(at[0]), int(at[1]), 1] > -100  # the chest wall in front
+
+
+def test_resampled_case_keeps_its_place_and_says_its_voxels(hosts, tmp_path):
+    draw_into_ct(hosts, tmp_path / "out", cases_per_ct=2, slices=3, framed=0.0, windowed=0.0, surrounded=0.0,
+                 resampled=1.0, kind="none")  # fmt: skip
+    middle = {}
+    for record in json.loads((tmp_path / "out/provenance.json").read_text()):
+        label = nib.load(tmp_path / f"out/labels/{record['case']}.nii.gz")
+        assert np.allclose(label.header.get_zooms()[:2], record["voxel_mm"], atol=1e-3)
+        assert VOXEL_MM_DRAWN[0] <= record["voxel_mm"] <= VOXEL_MM_DRAWN[1]
+        found = np.argwhere(np.asarray(label.dataobj) > 0).mean(0)
+        middle.setdefault(record["source"], []).append(nib.affines.apply_affine(label.affine, found)[:2])
+    for one, other in middle.values():
+        assert np.abs(one - other).max() < 1.0  # mm
 
 
 def test_same_seed_draws_the_same_whatever_else_there_is(hosts, tmp_path):
@@ -228,3 +251,18 @@ def test_nothing_fits_into_no_lung():
     patches = Patches(np.full((1, 31, 31), -950, np.int16), np.array([True]), 0.6)
     label = np.zeros((40, 40, 2), np.uint8)
     assert set_patches(np.random.default_rng(0), np.zeros(label.shape), label, VOXEL_MM, patches, LABELS) == 0
+
+
+def test_surroundings_change_nothing_of_the_body_and_add_no_lung():
+    hu, _ = chest()
+    kinds = set()
+    for seed in range(8):
+        wide, pads, around = draw_surroundings(np.random.default_rng(seed), hu, VOXEL_MM)
+        part = tuple(slice(before, before + length) for (before, _), length in zip(pads, hu.shape))
+        assert np.array_equal(wide[part][hu > -300], hu[hu > -300])  # chest wall, vessels
+        inside = np.zeros(hu.shape[:2], bool)
+        inside[40:110, 30:80] = True
+        assert np.array_equal(wide[part][inside], hu[inside])
+        assert wide.shape[:2] == tuple(round(around.field_mm / 2) for _ in range(2))
+        kinds.add((around.table, around.blankets > 0, around.round_field))
+    assert len(kinds) > 2
