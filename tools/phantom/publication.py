@@ -60,13 +60,14 @@ def change_look(
         voxel_mm = (PLACEHOLDER_MM, PLACEHOLDER_MM, voxel_mm[2])
     blur = float(rng.uniform(0.3, 1.0)) if rng.random() < 0.25 else 0.0
     sharpen = float(rng.uniform(0.3, 1.5)) if rng.random() < 0.25 else 0.0
-    noise_hu = float(rng.uniform(5, 45)) if rng.random() < 0.3 else 0.0
+    noise_hu = float(rng.uniform(5, 100)) if rng.random() < 0.35 else 0.0
     if blur:
         hu = ndimage.gaussian_filter(hu, (blur, blur, 0))
     if sharpen:
         hu = hu + sharpen * (hu - ndimage.gaussian_filter(hu, (1.2, 1.2, 0)))
     if noise_hu:
-        grain = ndimage.gaussian_filter(rng.standard_normal(hu.shape, dtype=np.float32), (0.6, 0.6, 0))
+        coarse = rng.uniform(0.4, 1.0)
+        grain = ndimage.gaussian_filter(rng.standard_normal(hu.shape, dtype=np.float32), (coarse, coarse, 0))
         hu = hu + noise_hu * grain / grain.std()
     window, scale, shift = None, 1.0, 0.0
     if rng.random() < windowed:

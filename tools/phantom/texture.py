@@ -64,10 +64,10 @@ def ground_glass(rng: np.random.Generator, field: Field, margin: np.ndarray, hea
     """
     noise = field.noise
     level = healthy + rng.uniform(90, 430)
-    haze = level + rng.uniform(10, 80) * noise["patch1"] + rng.uniform(5, 45) * noise["lobule1"]
-    haze += rng.uniform(5, 35) * noise["grain0"]
-    if rng.random() < 0.35:
-        haze += rng.uniform(60, 260) * _lines(rng, field)
+    haze = level + rng.uniform(10, 80) * noise["patch1"] + rng.uniform(5, 110) * noise["lobule1"]
+    haze += rng.uniform(5, 80) * noise["grain0"]
+    if rng.random() < 0.6:
+        haze += rng.uniform(60, 330) * _lines(rng, field)
     edge = rng.choice([0.0, 0.4, 1.0])  # sharp, soft, or fading away over a wide border
     haze = np.clip(haze, healthy + 60, -150)
     return haze if edge == 0 else healthy + (haze - healthy) * np.clip(0.4 + margin / edge, 0.4, 1.0)
@@ -99,7 +99,7 @@ def fibrosis(rng: np.random.Generator, field: Field, margin: np.ndarray, cell_mm
     noise = field.noise
     between = rng.uniform(-850, -680) + rng.uniform(15, 60) * noise["patch0"] + rng.uniform(10, 35) * noise["lobule0"]
     hu = between + rng.uniform(220, 480) * _lines(rng, field)
-    if rng.random() < 0.6:
+    if rng.random() < 0.9:  # cysts are what tells it from ground glass with lines
         distance, cell = _cells(rng, field.points, cell_mm)
         half_mm = max(rng.uniform(0.5, 1.3), 0.45 * field.pixel_mm)
         wall = np.exp(-(((distance[:, 1] - distance[:, 0]) / (2 * half_mm)) ** 2))

@@ -6,7 +6,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from tools.bundles import BUNDLES
-from tools.io.files import InputError, atomic_file, open_run, read_json, sha256, write_json
+from tools.io.files import InputError, RunError, atomic_file, open_run, read_json, sha256, write_json
 from tools.phantom.draw_into_ct import draw_into_ct
 from tools.phantom.phantom import phantom
 from tools.workflows.run import run_bundle
@@ -116,7 +116,11 @@ def _datalist(output: Path, keep_out: list[str]) -> dict:
 def write_weights(trained: Path, path: Path) -> None:
     """Write a state dict with its floating point numbers in half precision."""
     state = torch.load(trained, map_location="cpu", weights_only=True)
-    halved = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    # statistics of a batch norm stay as they are: a variance above 65504 would become infinite
+    halved = {n: v.half() if v.is_floating_point() and "running" not in n else v for n, v in state.items()}
+    infinite = [name for name, value in halved.items() if not torch.isfinite(value).all()]
+    if infinite:
+        raise RunError(f"the weights of {trained} are not finite in half precision: {', '.join(infinite)}")
     with atomic_file(path) as temporary:
         torch.save(halved, temporary)
 
