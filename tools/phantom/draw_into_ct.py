@@ -25,6 +25,7 @@ DESCRIPTION = f"{SYNTHETIC_MARK}: disease drawn by python -m tools draw_into_ct"
 SEGMENTER = "bundles/lung_tissue_seg"
 LEAST_LUNG_ML = 100.0
 FOLDS = 5
+PATCHED = 0.7  # of the cases, where there are patches
 VOXEL_MM = (0.6, 1.5)
 TO_LPS = "LPS"  # axes towards left, back and head, as the phantom's
 
@@ -60,9 +61,9 @@ def draw_into_ct(
     patients: Path | None = None,
     cases_per_ct: int = 6,
     slices: int = 10,
-    framed: float = 0.6,
+    framed: float = 0.5,
     windowed: float = 0.5,
-    surrounded: float = 0.4,
+    surrounded: float = 0.6,
     resampled: float = 0.0,
     kind: str | None = None,
     patches: Path | None = None,
@@ -89,7 +90,7 @@ def draw_into_ct(
         surrounded: Probability that air, table and blankets are drawn round the patient, for CTs cut to the body.
         resampled: Probability that the CT is resampled before drawing, to voxels of 0.6 to 1.5 mm in the plane.
         kind: What to draw into every case: none, smoker, exposure or post-infection. All of them by turns if absent.
-        patches: File of real patches of emphysema and normal lung, npz, to set into the healthy lung of half the cases.
+        patches: File of real patches of emphysema and normal lung, npz, to set into the healthy lung of most cases.
         patches_share: Share of each class of patches that is used, from the beginning of the file.
         seed: Seed for all random draws, 0 or more.
 
@@ -228,7 +229,7 @@ def _draw_case(
     described = describe_case(rng, kind)
     hu, label = draw_disease(rng, hu, lung, voxel_mm, described, labels)
     count = 0
-    if patches is not None and rng.random() < 0.5:
+    if patches is not None and rng.random() < PATCHED:
         count = set_patches(rng, hu, label, voxel_mm, patches, labels)
     if rng.random() < shares["surrounded"]:
         hu, pads, around = draw_surroundings(rng, hu, voxel_mm)

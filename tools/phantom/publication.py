@@ -60,7 +60,7 @@ def change_look(
         voxel_mm = (PLACEHOLDER_MM, PLACEHOLDER_MM, voxel_mm[2])
     blur = float(rng.uniform(0.3, 1.0)) if rng.random() < 0.25 else 0.0
     sharpen = float(rng.uniform(0.3, 1.5)) if rng.random() < 0.25 else 0.0
-    noise_hu = float(rng.uniform(5, 100)) if rng.random() < 0.35 else 0.0
+    noise_hu = float(rng.uniform(5, 160)) if rng.random() < 0.4 else 0.0
     if blur:
         hu = ndimage.gaussian_filter(hu, (blur, blur, 0))
     if sharpen:

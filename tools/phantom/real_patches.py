@@ -57,7 +57,7 @@ def read_patches(path: Path, share: float = 1.0, pixel_mm: float = 0.6) -> Patch
 
 def set_patches(
     rng: np.random.Generator, hu: np.ndarray, label: np.ndarray, voxel_mm: tuple, patches: Patches,
-    labels: dict[str, int], per_slice: int = 3,
+    labels: dict[str, int], per_slice: int = 5,
 ) -> int:  # fmt: skip
     """Set patches into healthy lung, in place, where they fit; emphysema and normal ones alike often.
 
