@@ -14,6 +14,7 @@ from tqdm import tqdm
 from tools.bench import nnunet_runs
 from tools.bench.machine import choose_device, machine, time_inference
 from tools.bench.networks import count
+from tools.bench.published import bench_published
 from tools.data.datalist import Case
 from tools.io.files import InputError, check_writable, read_json, write_json
 from tools.io.volume import load_ct, save_nifti
@@ -27,13 +28,25 @@ PEER_PIXELS, PEER_BATCH, PEER_HU = 256, 20, (-1024, 600)  # as lungmask prepares
 
 
 def bench_segmentation(
-    output: Path, ct: Path | None = None, device: str | None = None, nnunet: Path | None = None
+    output: Path,
+    ct: Path | None = None,
+    device: str | None = None,
+    nnunet: Path | None = None,
+    published: str | None = None,
+    data: Path | None = None,
+    weights: Path | None = None,
+    steps: int = 0,
+    mix: Path | None = None,
+    seed: int = 0,
 ) -> None:
-    """Measure the speed of the segmenter beside that of lungmask's network, on this machine.
+    """Measure the speed of the segmenter beside that of lungmask's network, or its Dice beside published figures.
 
     The segmenter's inference labels a CT from file to file, with random weights, on which the time does not depend.
     Then lungmask's R231 network (Hofmanninger et al. 2020; random weights too) answers the slices of the same CT; its
     own reading, resampling and writing are left out. It needs lungmask (pip install lungmask==0.2.22).
+
+    With ``--published`` nothing is timed: the weights label the test slices of a published split, as they are and with
+    the lung known (the likeliest tissue inside the reference lung), and the table has the published figures too.
 
     Args:
         output: JSON file to write.
@@ -41,11 +54,25 @@ def bench_segmentation(
         device: The device, cpu or cuda; the GPU if there is one by default.
         nnunet: Python of an environment with nnunetv2 (pip install nnunetv2==2.8.1), whose predictor then labels eight
             of the slices too.
+        published: Split to score, infnet; ``data`` is then required.
+        data: Folder of the split's slices: images, labels, and dataset.json with id and group of each.
+        weights: Weights of the segmenter with their card; those of the bundle if not given.
+        steps: Steps of fine-tuning on the slices that are not tested, 0 for none; it lies beside ``output``.
+        mix: Folder with a datalist.json of other cases, mixed in one to one while fine-tuning.
+        seed: Seed of the fine-tuning.
 
     Raises:
         InputError: if the device or the CT does not exist, lungmask is missing, or the file cannot be written.
         RunError: if segmenting fails.
     """
+    if published is not None:
+        if data is None:
+            raise InputError("--published needs --data, the folder of the split's slices")
+        check_writable(Path(output).parent)
+        bench_published(published, data, output, weights, steps, mix, seed, device)
+        return
+    if any((data, weights, steps, mix)):
+        raise InputError("--data, --weights, --steps and --mix belong to --published infnet")
     if ct is not None and not Path(ct).exists():
         raise InputError(f"ct {ct} does not exist; it is a NIfTI file or a folder with a DICOM series")
     chosen = choose_device(device)
