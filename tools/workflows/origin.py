@@ -54,13 +54,11 @@ def trained_on(card: dict) -> str:
     Example:
         >>> trained_on({"cases": [{"patient": "a"}, {"patient": "a"}]})
         '2 cases of 1 patient'
-        >>> trained_on({"trained_on": "drawn patients.", "sources": {"ct1.nii.gz": "9f"}})
-        'drawn patients (1 source CT)'
+        >>> trained_on({"trained_on": "drawn patients."})
+        'drawn patients'
     """
     if card.get("trained_on"):
-        text = str(card["trained_on"]).rstrip(". ")
-        count = len(card.get("sources", {}))
-        return text + (f" ({count} source CT{'s' * (count > 1)})" if count else "")
+        return str(card["trained_on"]).rstrip(". ")
     cases = card.get("cases") if isinstance(card.get("cases"), list) else []
     patients = {str(row["patient"]) for row in cases} | set(map(str, card.get("patients") or []))
     if not patients:

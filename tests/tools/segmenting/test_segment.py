@@ -23,7 +23,7 @@ GLASS = LABELS["ground_glass"]
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    return segmenter_weights(tmp_path_factory.mktemp("weights"), steps=7, sources={"a.nii.gz": "0"})
+    return segmenter_weights(tmp_path_factory.mktemp("weights"), steps=7)
 
 
 @pytest.fixture
