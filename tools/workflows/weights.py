@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from monai.bundle import ConfigParser
 
 from tools.bundles import BUNDLES
 from tools.data.datalist import SYNTHETIC as ALWAYS_TRAINED
@@ -11,7 +10,7 @@ from tools.io.files import InputError, RunError, atomic_file, open_run, read_jso
 from tools.phantom.draw_into_ct import draw_into_ct
 from tools.phantom.phantom import phantom
 from tools.workflows.run import run_bundle
-from tools.workflows.segmenter import SEGMENTER, epochs, of_inference
+from tools.workflows.segmenter import SEGMENTER, epochs
 from tools.workflows.synthesizer import SYNTHESIZER
 
 SEGMENTER_CONFIGS = ["train.json", "whole_slices.yaml"]
@@ -108,11 +107,9 @@ def _segmenter(folder: Path, settings: dict, device: dict) -> dict:
         overrides["start"] = str(Path(settings["start"]).absolute())
     configs = SEGMENTER_CONFIGS + ["fine_tune.yaml"] * (settings["start"] is not None)
     _train(SEGMENTER, configs, folder, overrides, settings, device)
-    overlay = ConfigParser.load_config_file(str(BUNDLES / SEGMENTER / "configs" / SEGMENTER_CONFIGS[-1]))
-    shared = of_inference(overlay)
-    card = _origin(folder, settings, ("phantoms", "steps")) | {"configs": configs}
-    card["spacing_mm"], card["overrides"] = shared.pop("spacing_mm"), shared
-    return card
+    config = read_json(BUNDLES / SEGMENTER / "configs/train.json")
+    told = {"spacing_mm": config["spacing_mm"], "overrides": {"network_channels": config["network_channels"]}}
+    return _origin(folder, settings, ("phantoms", "steps")) | {"configs": configs} | told
 
 
 def _synthesizer(folder: Path, settings: dict, device: dict) -> dict:
