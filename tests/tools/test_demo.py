@@ -1,5 +1,7 @@
 """The demo's chain on a tiny phantom, with stand-ins for the two trainings."""
 
+import dataclasses
+import functools
 import json
 import sys
 import types
@@ -7,14 +9,20 @@ import types
 import pytest
 
 from tools import demo
+from tools.bundles import BUNDLES
 from tools.comparison import results, verdicts
 from tools.data.datalist import read_datalist, split
 from tools.data.provenance import GATE_CARD, MAPS_CARD, SYNTHESIZER_CARD, cases_read
-from tools.io.files import InputError, read_json, write_json
+from tools.io.files import InputError, read_json, sha256, write_json
 from tools.io.volume import case_name
 from tools.tissues import tissue_labels
 
 TISSUES = [name for name in tissue_labels() if name != "background"]
+
+
+def note(calls, name, ct, output, **_):
+    calls.append((name, ct.name))
+    output.mkdir()
 
 
 @pytest.fixture
@@ -30,7 +38,8 @@ def calls(monkeypatch):
         (log.parent / results.SCORES_FILE).write_text("\n".join(lines))
 
     def augment(datalist, fold, output, method, **settings):
-        calls.append(("augment", method, settings["seed"], settings["max_cases"]))
+        own = settings["synthesizer"] and sha256(settings["synthesizer"])
+        calls.append(("augment", method, settings["seed"], settings["max_cases"], own))
         train, test = split(read_datalist(datalist), fold)
         new = train[0].item() | {"synthetic": True, "source": train[0].name, "fold": -1, "made_by": method}
         content = {"labels": tissue_labels(), "held_out_fold": fold}
@@ -45,25 +54,34 @@ def calls(monkeypatch):
     monkeypatch.setitem(sys.modules, "tools.workflows.run", bundle)
     monkeypatch.setitem(sys.modules, "tools.painting.augment", types.SimpleNamespace(augment=augment))
     monkeypatch.setattr(verdicts, "RESAMPLES", 400)
-    for name, value in {"PATIENTS": 6, "SIZE": (64, 64, 4), "FOLDS": 2, "SEGMENTER_ITERATIONS": 7}.items():
-        monkeypatch.setattr(demo, name, value)
+    for name in ("SHORT", "LONG"):
+        small = dataclasses.replace(getattr(demo, name), patients=6, size=(64, 64, 4), iterations=7)
+        monkeypatch.setattr(demo, name, small)
+    for name in ("segment", "paint"):
+        monkeypatch.setattr(
+            demo, name, lambda ct, output, name=name, **_: (calls.append((name, ct.name)), output.mkdir())
+        )
     return calls
 
 
-def test_the_chain_runs_through_says_how_long_it_took_and_is_not_repeated(calls, tmp_path, capsys):
-    output = tmp_path / "demo"
-    demo.demo(output, seed=3)
-    trained = [(arm, seed, 7) for seed in (3, 4) for arm in demo.ARMS]
-    assert [call for call in calls if call[0] != "augment"] == trained
-    assert {call[1:] for call in calls if call[0] == "augment"} == {
-        ("cbmat", 3, demo.NEW_CASES),
-        ("copy_paste", 3, demo.NEW_CASES),
+@pytest.mark.parametrize("long", [False, True])
+def test_the_chain_runs_through_says_how_long_it_took_and_is_not_repeated(calls, tmp_path, capsys, long):
+    output, setting = tmp_path / "demo", demo.LONG if long else demo.SHORT
+    demo.demo(output, seed=3, long=long)
+    trained = [(arm, seed, 7) for seed in range(3, 3 + setting.seeds) for arm in setting.arms]
+    first, second, *others = calls
+    assert (first, second) == (("segment", "phantom000.nii.gz"), ("paint", "phantom000.nii.gz"))
+    assert [call for call in others if call[0] != "augment"] == trained
+    own = None if long else sha256(BUNDLES / "difflung_synthesis/models/model.pt")
+    assert {call[1:] for call in others if call[0] == "augment"} == {
+        ("cbmat", 3, setting.new_cases, own),
+        ("copy_paste", 3, setting.new_cases, own),
     }
     printed = capsys.readouterr().out
-    assert printed.count("] took") == 4 and printed.splitlines()[-1].endswith(str(output / "report.html"))
+    assert printed.count("] took") == 6 and str(output / "report.html") in printed.splitlines()[-2]
     assert "Does painted lung tissue" in (output / "report.html").read_text()
     before, page = len(calls), (output / "report.html").read_bytes()
-    demo.demo(output, seed=3)
+    demo.demo(output, seed=3, long=long)
     assert len(calls) == before and (output / "report.html").read_bytes() == page
 
 

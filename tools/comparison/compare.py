@@ -38,6 +38,7 @@ def compare(
     augmentation_seed: int = 0,
     overrides: dict | None = None,
     synthesis_overrides: dict | None = None,
+    synthesizer: Path | None = None,
     workers: int = 1,
     plan: bool = False,
 ) -> None:
@@ -64,6 +65,7 @@ def compare(
         augmentation_seed: Seed of augment; one synthesizer per fold serves all seeds.
         overrides: Config ids of the segmenter's train.json, for example {"device": "cpu", "batch_size": 2}.
         synthesis_overrides: Config ids of the synthesizer, passed to augment.
+        synthesizer: Weights with their card.json to paint with in every fold, instead of training some in each.
         workers: Runs side by side; each gets a GPU of its own where there are several, else a share of the cores.
         plan: Train nothing; print what such a comparison could find, judged by the finished runs in output.
 
@@ -78,6 +80,9 @@ def compare(
     arms = [str(arm) for arm in listed(arms)]
     seeds, ratios, fractions = (listed(values) for values in (seeds, ratios, fractions))
     _check(real, datalist, arms, folds, seeds, ratios, fractions, iterations, workers, overrides)
+    trained_anew = sorted({ARMS[arm].method for arm in arms} - {None, "copy_paste", "cbmat"})
+    if synthesizer and trained_anew:
+        raise InputError(f"--synthesizer gives the weights, but {', '.join(trained_anew)} are ways to train them anew")
     keys = list(dict.fromkeys(arm_key(name, ratio) for name in arms for ratio in ratios))
     tested = patients_with(real, folds)
     if plan:
@@ -106,11 +111,12 @@ def compare(
         "augmentation_seed": augmentation_seed,
         "overrides": overrides,
         "synthesis_overrides": synthesis_overrides,
+        "synthesizer_sha256": sha256(synthesizer) if synthesizer else None,
     }
     output = open_run(Path(output), settings)
     for sentence in warnings(real, folds, tested):
         say(sentence)
-    painting |= {"seed": augmentation_seed, "overrides": synthesis_overrides}
+    painting |= {"seed": augmentation_seed, "overrides": synthesis_overrides, "synthesizer": synthesizer}
     experiment = Experiment(datalist, real, output, seeds[0], iterations, overrides, painting, others)
     runs = [
         Run(fold, float(fraction), seed, key)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from tools.data.datalist import SYNTHETIC, Case, read_fold, within
-from tools.data.provenance import MAPS_CARD, read_card
+from tools.data.provenance import MAPS_CARD, SYNTHESIZER_CARD, read_card
 from tools.flags import check_numbers
 from tools.gate.run import check_painted
 from tools.io.files import InputError, open_run, read_json, sha256, write_json
@@ -102,6 +102,8 @@ def augment(
     if plan and method != "copy_paste":
         overrides["attributes"] = known_attributes(training, synthesizer, overrides)
         weights = Path(synthesizer) if synthesizer else train_synthesizer(training, output, seed, method, overrides)
+        if synthesizer:  # whoever checks for leaks later reads it here
+            write_json(output / SYNTHESIZER_CARD, read_json(weights.with_name("card.json")))
         made_by |= {"steps": steps, "checkpoint": relative(weights, output), "checkpoint_sha256": sha256(weights)}
         made_by |= {"painting": painting_overrides(overrides, steps, seed), "threads": torch.get_num_threads()}
         for planned in plan:
