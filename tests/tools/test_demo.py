@@ -58,9 +58,7 @@ def calls(monkeypatch):
         small = dataclasses.replace(getattr(demo, name), patients=6, size=(64, 64, 4), iterations=7)
         monkeypatch.setattr(demo, name, small)
     for name in ("segment", "paint"):
-        monkeypatch.setattr(
-            demo, name, lambda ct, output, name=name, **_: (calls.append((name, ct.name)), output.mkdir())
-        )
+        monkeypatch.setattr(demo, name, functools.partial(note, calls, name))
     return calls
 
 
