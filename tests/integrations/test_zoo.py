@@ -134,11 +134,11 @@ def test_monai_downloads_what_was_uploaded_to_hugging_face(root, tmp_path, monke
     constants = pytest.importorskip("huggingface_hub.constants")
     with running(Hub()) as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.address)
-        to_hugging_face(root, "0.3.1", "owner/name", "secret")
+        to_hugging_face(root, "0.4.0", "owner/name", "secret")
         code = "import sys; from monai.bundle import download; name, folder, version = sys.argv[1:]; "
         code += "download(name, version or None, folder, source='huggingface_hub', repo='owner/name')"
         home = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
-        for version in ("0.3.1", ""):  # without one MONAI takes the tag latest_version
+        for version in ("0.4.0", ""):  # without one MONAI takes the tag latest_version
             run(sys.executable, "-c", code, root.name, tmp_path / f"v{version}", version, **home)
             found = tmp_path / f"v{version}" / root.name
             shutil.rmtree(found / ".cache")
