@@ -99,14 +99,14 @@ def test_untrained_network_paints_the_density_and_contrast_of_the_tissue(sampler
     """The prior is exact for independent voxels; a few-step network needs one evaluation for them."""
     network = TissueDenoiser(LABELS, channels=(16, 16), num_head_channels=16, objective="few_step").eval()
     network.tissue_mean[0, 2], network.tissue_deviation[0, 2] = -0.5 * 4, 0.1 * 4  # data_scale is 4
-    known = mapped(3, 96, density)
+    known = mapped(3, 64, density)
 
     def answer(x, t, interval=None):
         steps = None if interval is None else torch.tensor([interval])
         with torch.no_grad():
             return network(torch.cat([x, known], dim=1), torch.tensor([t]), interval=steps)
 
-    noise = torch.randn(1, 1, 96, 96, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     painted = network.decode(getattr(samplers, sampler)(answer, noise, {"heun": 30, "few_step": 1}[sampler]))
     assert painted.mean().item() == pytest.approx(mean, abs=0.004)
     assert painted.std().item() == pytest.approx(0.1, abs=0.004)

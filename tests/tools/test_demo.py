@@ -62,6 +62,7 @@ def calls(monkeypatch):
     return calls
 
 
+@pytest.mark.usefixtures("without_ink")
 @pytest.mark.parametrize("long", [False, True])
 def test_the_chain_runs_through_says_how_long_it_took_and_is_not_repeated(calls, tmp_path, capsys, long):
     output, setting = tmp_path / "demo", demo.LONG if long else demo.SHORT
@@ -83,6 +84,7 @@ def test_the_chain_runs_through_says_how_long_it_took_and_is_not_repeated(calls,
     assert len(calls) == before and (output / "report.html").read_bytes() == page
 
 
+@pytest.mark.usefixtures("without_ink")
 @pytest.mark.slow
 def test_a_demo_killed_after_the_phantom_goes_on(calls, tmp_path, monkeypatch):
     def killed(**_):

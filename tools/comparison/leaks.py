@@ -16,7 +16,7 @@ def augmented_stages(directory: Path, method: str) -> dict[str, list[dict]]:
         InputError: if a stage left no card, so that a leak cannot be ruled out.
     """
     directory = Path(directory)
-    cards = {"masks and tissue frequencies": MAPS_CARD}
+    cards = {"tissue maps and their frequencies": MAPS_CARD}
     if method != "copy_paste":
         cards |= {"synthesizer": SYNTHESIZER_CARD, "quality gate": GATE_CARD}
     stages = {}

@@ -22,6 +22,16 @@ class RunError(RuntimeError):
     """A run failed although the input was accepted; the message says which run and where its log is."""
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or the error's name if it says nothing.
+
+    Example:
+        >>> first_line(ValueError("damaged\\nat byte 3")), first_line(EOFError())
+        ('damaged', 'EOFError')
+    """
+    return str(error).split("\n")[0] or type(error).__name__
+
+
 def read_json(path: Path) -> dict:
     """Read a JSON file.
 

@@ -270,3 +270,24 @@ def axial_axis(affine: np.ndarray) -> int:
         (2, 1)
     """
     return int(np.argmax(nib.io_orientation(affine)[:, 0]))
+
+
+def slices_with(mask: np.ndarray, affine: np.ndarray, around: int = 0) -> tuple[slice, slice, slice] | None:
+    """Return the whole axial slices from the first to the last that a mask fills, or None where it fills none.
+
+    Args:
+        mask: bool, shape (W, H, slices) or any order of these.
+        affine: From its voxels to RAS in mm.
+        around: Number of slices more on either side, as far as there are any.
+
+    Example:
+        >>> slices_with(np.arange(9).reshape(1, 1, 9) == 7, np.eye(4), around=2)
+        (slice(0, 1, None), slice(0, 1, None), slice(5, 9, None))
+    """
+    axis = axial_axis(affine)
+    held = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+    if not len(held):
+        return None
+    box = [slice(0, size) for size in mask.shape]
+    box[axis] = slice(max(0, int(held[0]) - around), min(mask.shape[axis], int(held[-1]) + 1 + around))
+    return tuple(box)

@@ -10,10 +10,10 @@ from nibabel.affines import from_matvec
 
 from tools.bundles import BUNDLES, load_script
 from tools.io.files import InputError, read_json
-from tools.io.volume import axial_axis
+from tools.io.volume import slices_with
 from tools.painting.painter import Painter
 from tools.tissues import tissue_labels, words
-from tools.workflows.origin import Weights, find_weights, trained_settings
+from tools.workflows.origin import Weights, find_weights, read_state, trained_settings
 from tools.workflows.synthesizer import SYNTHESIZER
 
 SLICES_AROUND = 2  # of the region, which the network sees too
@@ -104,7 +104,7 @@ class OneCtPainter:
             densities = {names[int(value)]: self.density for value in np.unique(target[region])}
         for tissue in densities:
             self._warn_of_density(tissue)
-        box = _slices_of(region, affine)
+        box = slices_with(region, affine, SLICES_AROUND)
         moved = affine @ from_matvec(np.eye(3), [part.start for part in box])
         volumes = [
             MetaTensor(torch.from_numpy(np.ascontiguousarray(array[box], np.float32))[None], affine=moved)
@@ -137,20 +137,7 @@ def read_kind(path: Path) -> dict:
         InputError: if they cannot be read, or are not the synthesizer's.
     """
     stored_kind = load_script(SYNTHESIZER, "network").stored_kind
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and torch each raise their own
-        raise InputError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from None
-    if not isinstance(state, dict) or not isinstance(state.get("_extra_state"), torch.Tensor):
+    state = read_state(path)
+    if not isinstance(state.get("_extra_state"), torch.Tensor):
         raise InputError(f"{path} holds no weights of {SYNTHESIZER}; are they the segmenter's?")
     return stored_kind(state["_extra_state"])
-
-
-def _slices_of(region: np.ndarray, affine: np.ndarray) -> tuple[slice, ...]:
-    """Return the whole axial slices that a region fills, and some around it."""
-    axis = axial_axis(affine)
-    held = np.flatnonzero(region.any(axis=tuple(other for other in range(3) if other != axis)))
-    box = [slice(0, size) for size in region.shape]
-    first, end = max(0, int(held[0]) - SLICES_AROUND), min(region.shape[axis], int(held[-1]) + 1 + SLICES_AROUND)
-    box[axis] = slice(first, end)
-    return tuple(box)

@@ -34,7 +34,7 @@ class RandSyntheticTissued(RandomizableTransform, MapTransform):
     """Paint new tissue into healthy lung with the synthesizer, and enter it into the tissue map.
 
     With probability ``prob`` a tissue is drawn, then lesions of it: moved and deformed ones, and some grown by a model
-    of their statistics, as ``python -m tools masks`` draws them. The synthesizer paints them into the CT. Outside the
+    of their statistics, as ``python -m tools maps`` draws them. The synthesizer paints them into the CT. Outside the
     painted region CT and map stay as they are, bit for bit. HU in, HU out: its place is before any scaling of
     intensities, and before the tissue map is looked at (``RandCropByLabelClassesd``).
 
@@ -222,5 +222,5 @@ def read_lesions(folder: Path, labels: Mapping[str, int]) -> dict[str, list[Lesi
         for lesion in find_lesions(case_name(path), turned, None, canonical_spacing(file), tissues):
             found.setdefault(lesion.tissue, []).append(lesion)
     if not found:
-        raise InputError(f"{folder} holds maps without any lesion; name a bank made by masks, or maps with lesions")
+        raise InputError(f"{folder} holds maps without any lesion; name a bank made by maps, or maps with lesions")
     return dict(sorted(found.items()))

@@ -65,7 +65,14 @@ def render(directory: Path) -> str:
         undefined=jinja2.StrictUndefined,
         lstrip_blocks=True,
     )
-    environment.filters |= {"words": words, "png": png, "minus": minus, "arm": arm_title, "sentence": sentence}
+    environment.filters |= {
+        "words": words,
+        "png": png,
+        "minus": minus,
+        "short": short,
+        "arm": arm_title,
+        "sentence": sentence,
+    }
     compared = [name for name in colours if any(r.get("difference") is not None for r in rows if r["tissue"] == name)]
     return environment.get_template(TEMPLATE).render(
         summary=summary,
@@ -88,7 +95,7 @@ def render(directory: Path) -> str:
         examples=examples(shown, [folder for folder in folders if folder["method"] == "copy_paste"]),
         window=LUNG_WINDOW_HU,
         quality=tables.quality(folders),
-        masks=tables.mask_table(folders),
+        maps=tables.map_table(folders),
         acceptance=tables.acceptance(folders, labels),
         acceptance_by_fold=tables.acceptance(folders, labels, by_fold=True),
         runs=tables.run_table(runs),
@@ -134,6 +141,19 @@ def png(data: bytes) -> str:
 def minus(text: str) -> str:
     """Return a number's text with the minus sign of the typographer."""
     return text.replace("-", "−")
+
+
+def short(value: float | None) -> str:
+    """Return three digits of a number, more where there are more before the point; a dash for None.
+
+    Example:
+        >>> short(-0.01234), short(-1003.4), short(None)
+        ('−0.0123', '−1003', '–')
+    """
+    if value is None:
+        return "–"
+    text = f"{value:.3g}"
+    return minus(f"{value:.0f}" if "e+" in text else text)
 
 
 def _join(names: list[str]) -> str:

@@ -153,7 +153,7 @@ def quality(folders: list[dict]) -> dict | None:
     return {"methods": [ARM_TITLES[method] for method in cards], "explained": explained, "tissues": table}
 
 
-def mask_table(folders: list[dict]) -> list[dict]:
+def map_table(folders: list[dict]) -> list[dict]:
     """Return how the new maps compare with the data, from maps.json: rows of the first method, averaged over folds."""
     groups: dict[tuple, list[dict]] = {}
     for folder in folders:

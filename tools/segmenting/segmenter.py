@@ -11,9 +11,9 @@ from torch import nn
 
 from tools.bundles import BUNDLES
 from tools.io.files import InputError, read_json
-from tools.io.volume import axial_axis
+from tools.io.volume import slices_with
 from tools.workflows.in_process import InProcess, metadata_tracked
-from tools.workflows.origin import Weights, find_weights, trained_settings
+from tools.workflows.origin import Weights, find_weights, read_state, trained_settings
 from tools.workflows.segmenter import SEGMENTER
 
 
@@ -73,7 +73,7 @@ class Segmenter:
         find_lung = inferer.find_lung
         if lung is not None:
             network, inferer.find_lung = WithoutBackground(network, self.labels["background"]), False
-            box, hu = _slices_with(lung, affine), hu
+            box = slices_with(lung, affine)
             answer = np.zeros(hu.shape, np.uint8)
             if box is None:
                 return answer
@@ -93,17 +93,6 @@ class Segmenter:
         return answer
 
 
-def _slices_with(lung: np.ndarray, affine: np.ndarray) -> tuple[slice, slice, slice] | None:
-    """Return the whole axial slices from the first to the last with lung, or None where there is no lung."""
-    axis = axial_axis(affine)
-    held = np.flatnonzero(lung.any(axis=tuple(other for other in range(3) if other != axis)))
-    if not len(held):
-        return None
-    box = [slice(0, size) for size in lung.shape]
-    box[axis] = slice(int(held[0]), int(held[-1]) + 1)
-    return tuple(box)
-
-
 def check_outputs(path: Path, classes: int) -> None:
     """Raise InputError if weights cannot be read as a state dict, or tell another number of labels apart.
 
@@ -111,12 +100,10 @@ def check_outputs(path: Path, classes: int) -> None:
         path: The file.
         classes: Number of labels of the bundle, background included.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        last = [value for value in state.values() if isinstance(value, torch.Tensor) and value.ndim == 1][-1]
-    except Exception as error:  # zip, pickle and torch each raise their own
-        raise InputError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from None
-    if len(last) != classes:
+    vectors = [value for value in read_state(path).values() if isinstance(value, torch.Tensor) and value.ndim == 1]
+    if not vectors:
+        raise InputError(f"{path} holds no weights of {SEGMENTER}")
+    if len(vectors[-1]) != classes:
         raise InputError(
-            f"{path} tells {len(last)} labels apart, but the bundles' scheme has {classes}; train anew with it"
+            f"{path} tells {len(vectors[-1])} labels apart, but the bundles' scheme has {classes}; train anew with it"
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tools.io.files import InputError, atomic_file, check_writable
+from tools.io.files import InputError, atomic_file, check_writable, first_line
 from tools.workflows.run import read_bundle
 from tools.workflows.synthesizer import SYNTHESIZER
 
@@ -86,7 +86,7 @@ def read_checkpoint(source: Path) -> object:
         try:
             return load_file(source)
         except Exception as error:  # safetensors has an error class of its own for a damaged file
-            raise InputError(f"{source} is not a safetensors file: {str(error).splitlines()[0]}") from None
+            raise InputError(f"{source} is not a safetensors file: {first_line(error)}") from None
     try:
         return torch.load(source, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:

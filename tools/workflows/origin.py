@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.bundles import BUNDLES
-from tools.io.files import InputError, read_json, sha256
+from tools.io.files import InputError, first_line, read_json, sha256
 from tools.tissues import tissue_labels
 
 CARD = "card.json"
@@ -103,6 +103,23 @@ def find_weights(bundle: str, weights: Path | None, flag: str) -> Weights:
         )
     version = read_json(BUNDLES / bundle / "configs/metadata.json")["version"]
     return Weights(path, bundle, version, card, digest)
+
+
+def read_state(path: Path) -> dict:
+    """Return the state dict that a file of weights holds, on the CPU.
+
+    Raises:
+        InputError: if the file cannot be read as one.
+    """
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and torch each raise their own, some without a word
+        raise InputError(f"{path} cannot be read as weights: {first_line(error)}") from None
+    if not isinstance(state, dict):
+        raise InputError(f"{path} cannot be read as weights: it holds a {type(state).__name__}, not a state dict")
+    return state
 
 
 def trained_settings(weights: Weights, config: dict) -> dict:

@@ -34,6 +34,7 @@ def measured() -> dict:
     return small(CPU, 64, 16, 7)
 
 
+@pytest.mark.slow
 def test_three_networks_are_measured_side_by_side(measured):
     rows = {row["name"]: row for row in measured["networks"]}
     assert list(rows) == ["shipped", "same, plain float32", "Konz style"]
@@ -44,6 +45,7 @@ def test_three_networks_are_measured_side_by_side(measured):
     assert measured["ratios"]["Konz style"]["step"] == pytest.approx(ratio)
 
 
+@pytest.mark.slow
 def test_cost_of_a_painted_patch_is_the_forward_pass_times_the_steps(measured):
     rows = {row["name"]: row["forward_seconds"] / measured["batch"] for row in measured["networks"]}
     painted = measured["painted_patch_seconds"]
@@ -52,12 +54,14 @@ def test_cost_of_a_painted_patch_is_the_forward_pass_times_the_steps(measured):
     assert painted["Konz style, 1000 steps"] == pytest.approx(1000 * rows["Konz style"])
 
 
+@pytest.mark.slow
 def test_the_table_holds_every_network(measured):
     text = table(measured)
     assert all(f"{row['name']:22s}{row['parameters']:12,d}" in text for row in measured["networks"])
     assert "computed from the forward passes" in text
 
 
+@pytest.mark.slow
 def test_the_reference_has_as_many_parameters_as_the_shipped_network():
     unet = pytest.importorskip("diffusers").UNet2DModel
     shipped = shipped_contender(CPU, 64, 1, {})
@@ -75,6 +79,7 @@ def test_the_shipped_network_is_the_one_of_the_config():
     assert shipped.optimizer.defaults["fused"] is True and shipped.network.amp is True
 
 
+@pytest.mark.slow
 def test_command_writes_what_it_measured(tmp_path, monkeypatch, capsys):
     pytest.importorskip("diffusers")
     monkeypatch.setattr(module, "measure_networks", small)

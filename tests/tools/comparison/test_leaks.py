@@ -35,7 +35,7 @@ def test_train_and_test_patients_are_disjoint_in_every_stage_of_every_run(datali
         assert len(test) == 6 and len(train) == 6 and not test & train
         assert all(not test & set(names) for names in result["fitted_on"].values())
     stages = set(read_json(output / "fold0/seed0/cbmat_filter/result.json")["fitted_on"])
-    assert stages == {"segmenter", "synthesizer", "quality gate", "masks and tissue frequencies"}
+    assert stages == {"segmenter", "synthesizer", "quality gate", "tissue maps and their frequencies"}
 
 
 @pytest.mark.parametrize("card", [SYNTHESIZER_CARD, MAPS_CARD, GATE_CARD])

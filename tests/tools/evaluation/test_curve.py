@@ -73,6 +73,7 @@ def test_curve_has_a_row_per_sampler_number_and_tissue(cohort, stand_in, tmp_pat
     assert (tmp_path / "out/curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("without_ink")
 def test_finished_runs_are_kept_and_numbers_can_be_added(cohort, stand_in, tmp_path, capsys):
     with pytest.raises(RunError, match="out of memory"):
         call(cohort, tmp_path / "out", evaluations=(1, 3, 4))
@@ -83,6 +84,7 @@ def test_finished_runs_are_kept_and_numbers_can_be_added(cohort, stand_in, tmp_p
         call(cohort, tmp_path / "out", cases=2)
 
 
+@pytest.mark.usefixtures("without_ink")
 def test_fewer_cases_are_the_first_held_out_ones_and_all_training_ones(cohort, stand_in, tmp_path, capsys):
     call(cohort, tmp_path / "out", cases=2, evaluations=4)
     items = read_json(tmp_path / "out/datalist.json")["training"]
@@ -143,6 +145,7 @@ def test_missing_or_leaking_weights_are_refused(cohort, stand_in, tmp_path):
         call(cohort, tmp_path / "out")
 
 
+@pytest.mark.usefixtures("without_ink")
 def test_settings_on_the_card_are_kept_and_unknown_attributes_are_not_told(cohort, stand_in, tmp_path):
     content = read_json(cohort / "datalist.json")
     for number, item in enumerate(content["training"]):

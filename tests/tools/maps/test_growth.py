@@ -1,5 +1,7 @@
 """The procedural model: its lesions are like those it was fitted on, keep to healthy lung, and follow the seed."""
 
+import functools
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -34,6 +36,7 @@ def patient(kind: str, seed: int) -> np.ndarray:
     return label
 
 
+@functools.cache
 def lesions(kind: str):
     found = [find_lesions(f"p{seed}", patient(kind, seed), None, SPACING, {"any": 3}) for seed in range(8)]
     return [lesion for some in found for lesion in some]
@@ -43,6 +46,7 @@ def receiver():
     return Receiver(lungs().astype(np.int16), None, SPACING, healthy=1)
 
 
+@functools.cache
 def grown(kind: str, count: int = 16) -> list[dict]:
     model, rng, rows = LesionModel(lesions(kind)), np.random.default_rng(1), []
     for _ in range(count):

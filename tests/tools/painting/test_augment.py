@@ -14,7 +14,7 @@ from tools.data.provenance import cases_read, digest
 from tools.io.files import InputError, RunError, read_json, write_json
 from tools.painting.augment import augment
 from tools.painting.replay import replay
-from tools.report.tables import mask_table
+from tools.report.tables import map_table
 from tools.tissues import tissue_labels
 from tools.workflows import synthesizer
 
@@ -111,7 +111,7 @@ def test_synthetic_cases_differ_from_their_source_in_the_painted_region_only(dat
 
 def test_the_report_finds_how_the_new_maps_compare_with_the_data(datalist, stand_in, tmp_path):
     augment(datalist=datalist, fold=0, output=tmp_path / "out", method="copy_paste")
-    rows = mask_table([{"path": tmp_path / "out", "method": "copy_paste"}])
+    rows = map_table([{"path": tmp_path / "out", "method": "copy_paste"}])
     assert {row["tissue"] for row in rows} == {"consolidation"} and len(rows) == 6
     volume = next(row for row in rows if row["measure"] == "size, ml")
     assert all(volume[key] > 0 for key in ("data", "bank", "distance"))
@@ -140,7 +140,7 @@ def test_nothing_of_the_held_out_patients_is_read(datalist, stand_in, tmp_path):
     content = read_json(tmp_path / "out/datalist.json")
     test_patients = {item["patient"] for item in held_out}
     stages = augmented_stages(tmp_path / "out", "cbmat")
-    assert set(stages) == {"masks and tissue frequencies", "synthesizer", "quality gate"}
+    assert set(stages) == {"tissue maps and their frequencies", "synthesizer", "quality gate"}
     training = {f"p{number}": digest(datalist.parent / f"images/case{number}.nii.gz") for number in (1, 2, 4, 5)}
     assert all({row["patient"]: row["image_sha256"] for row in cases} == training for cases in stages.values())
     assert {item["patient"] for item in content["training"] if item["fold"] == 0} == test_patients

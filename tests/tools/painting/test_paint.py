@@ -72,6 +72,7 @@ def test_tissue_is_painted_where_and_as_much_as_asked_and_nothing_else_changes(t
     assert (out / "12_before_after.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("without_ink")
 def test_the_seed_decides_everything(tmp_path, weights, case):
     ct, own = case
     for number, seed in enumerate((3, 3, 4)):
@@ -80,6 +81,7 @@ def test_the_seed_decides_everything(tmp_path, weights, case):
     assert np.array_equal(one, same) and not np.array_equal(one, other)
 
 
+@pytest.mark.usefixtures("without_ink")
 def test_density_is_heeded_and_one_beyond_the_training_warned_of(tmp_path, weights, case, capsys):
     ct, own = case
     means = []
@@ -92,6 +94,7 @@ def test_density_is_heeded_and_one_beyond_the_training_warned_of(tmp_path, weigh
     assert "--density -700 lies outside the ground glass that the weights were trained on" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_ink")
 def test_a_series_is_painted_on_a_map_made_by_the_segmenter(tmp_path, weights, monkeypatch):
     series, made = write_series(tmp_path / "series", chest(lungs()), AFFINE), segmenter_weights(tmp_path / "w")
 
@@ -105,6 +108,7 @@ def test_a_series_is_painted_on_a_map_made_by_the_segmenter(tmp_path, weights, m
     assert (read(tmp_path / "out/series_target.nii.gz") == GLASS).sum() * 0.054 == pytest.approx(40, rel=0.1)
 
 
+@pytest.mark.usefixtures("without_ink")
 def test_a_map_that_is_given_is_painted_as_far_as_it_lies_in_lung(tmp_path, weights, case, capsys):
     ct, own = case
     wanted = lungs()
@@ -121,6 +125,7 @@ def test_a_map_that_is_given_is_painted_as_far_as_it_lies_in_lung(tmp_path, weig
         paint(ct, output=tmp_path / "none", map=own, labels=own, weights=weights)
 
 
+@pytest.mark.usefixtures("without_ink")
 def test_dense_disease_is_warned_of_and_stays(tmp_path, weights, capsys):
     label = lungs()
     label[60:75, 30:45, 3:8] = LABELS["consolidation"]
@@ -157,6 +162,7 @@ def test_what_cannot_be_painted_is_refused_and_nothing_is_written(tmp_path, weig
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("without_ink")
 def test_weights_that_know_no_density_or_another_scheme_or_are_the_segmenters_are_refused(tmp_path, case):
     ct, own = case
     given = {"output": tmp_path / "out", "labels": own} | ASKED
@@ -175,6 +181,7 @@ def test_weights_that_know_no_density_or_another_scheme_or_are_the_segmenters_ar
         paint(ct, weights=deaf, **given)
 
 
+@pytest.mark.usefixtures("without_ink")
 def test_weights_know_their_attributes_themselves(tmp_path, case):
     ct, own = case
     weights = synthesizer_weights(tmp_path / "w", attributes={"age": [41, 85]})

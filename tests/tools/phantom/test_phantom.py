@@ -126,6 +126,7 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_patients(tmp_
     assert (tmp_path / "one/patients.csv").read_text() in (tmp_path / "two/patients.csv").read_text()
 
 
+@pytest.mark.slow
 def test_files_hold_hounsfield_units_and_the_label_scheme(folder, cohort, labels):
     assert len(cohort) == PATIENTS
     image = nib.load(folder / "images/phantom000.nii.gz")
@@ -138,6 +139,7 @@ def test_files_hold_hounsfield_units_and_the_label_scheme(folder, cohort, labels
         assert -915 < np.median(hu[label == labels["healthy"]]) < -800
 
 
+@pytest.mark.slow
 def test_tissues_are_as_imbalanced_as_in_a_clinic(cohort, labels):
     voxels = voxels_of(cohort, labels)
     order = ["healthy", "ground_glass", "fibrosis", "emphysema", "consolidation"]
@@ -146,6 +148,7 @@ def test_tissues_are_as_imbalanced_as_in_a_clinic(cohort, labels):
     assert voxels["emphysema"] > 2 * voxels["consolidation"]
 
 
+@pytest.mark.slow
 def test_a_small_cohort_shows_every_tissue_and_a_large_one_fills_five_folds(cohort, labels):
     shown = [set(np.unique(label)) for _, label, _ in cohort[:6]]
     assert set.union(*shown) == set(labels.values())
@@ -153,6 +156,7 @@ def test_a_small_cohort_shows_every_tissue_and_a_large_one_fills_five_folds(coho
     assert sum("consolidation" in describe_patient(0, index).mixture for index in range(24)) == 6
 
 
+@pytest.mark.slow
 def test_thresholds_on_hu_do_not_solve_the_phantom_and_texture_helps(cohort, labels):
     features = [local_texture(hu, label) for hu, label, _ in cohort]
     means = []
@@ -165,12 +169,14 @@ def test_thresholds_on_hu_do_not_solve_the_phantom_and_texture_helps(cohort, lab
     assert np.mean(list(dice.values())) > max(means) + 0.03, dice
 
 
+@pytest.mark.slow
 def test_severity_is_the_drawn_fraction_and_the_requested_one(cohort, rows, labels):
     for index, ((_, label, _), row) in enumerate(zip(cohort, rows)):
         assert float(row["severity"]) == pytest.approx(involved_fraction(label, labels), abs=1e-4)
         assert float(row["severity"]) == pytest.approx(describe_patient(0, index).severity, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_history_shifts_the_tissues(cohort, rows, labels):
     def share(history, tissue):
         found = [label for (_, label, _), row in zip(cohort, rows) if row["history"] == history]
@@ -196,6 +202,7 @@ def test_age_lowers_the_density_and_widens_the_airways(labels):
     assert airway[0] < airway[1] < airway[2]
 
 
+@pytest.mark.slow
 def test_fibrosis_is_subpleural_and_basal_and_emphysema_apical_and_central(cohort, labels):
     height, depth = {"fibrosis": [], "emphysema": [], "healthy": []}, {"fibrosis": [], "emphysema": [], "healthy": []}
     for _, label, image in cohort:
@@ -212,6 +219,7 @@ def test_fibrosis_is_subpleural_and_basal_and_emphysema_apical_and_central(cohor
     assert depth["fibrosis"] < 0.7 * depth["healthy"] and depth["emphysema"] > depth["fibrosis"] + 5
 
 
+@pytest.mark.slow
 def test_healthy_lung_is_denser_at_the_back(cohort, labels):
     for hu, label, _ in cohort:
         healthy = label == labels["healthy"]
@@ -220,6 +228,7 @@ def test_healthy_lung_is_denser_at_the_back(cohort, labels):
         assert np.median(hu[healthy & (rows > back)]) > np.median(hu[healthy & (rows < front)]) + 20
 
 
+@pytest.mark.slow
 def test_the_table_is_behind_the_patient_and_the_heart_on_the_left_in_every_orientation(cohort, labels):
     for hu, label, _ in cohort:
         body = ndimage.binary_opening(hu > -400, np.ones((5, 5, 1)))  # the table's shell is too thin to stay
@@ -232,6 +241,7 @@ def test_the_table_is_behind_the_patient_and_the_heart_on_the_left_in_every_orie
         assert lung[: len(lung) // 2].sum() > lung[len(lung) // 2 :].sum()  # the heart takes room from the left lung
 
 
+@pytest.mark.slow
 def test_affines_are_oblique_axes_are_flipped_and_both_kernels_occur(cohort, rows):
     codes = {nib.aff2axcodes(image.affine) for _, _, image in cohort}
     assert len(codes) >= 4

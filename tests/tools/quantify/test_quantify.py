@@ -93,6 +93,7 @@ def test_one_lung_alone_is_its_own_side():
     assert found["left"]["fibrosis_percent"] is None and found["left"]["mean_hu"] is None
 
 
+@pytest.mark.usefixtures("without_ink")
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "SAL", "PIR"])
 def test_orientation_of_the_file_changes_nothing(tmp_path, codes):
     hu, label = body(shape=(120, 90, 6))
@@ -136,6 +137,7 @@ def test_impossible_periphery_is_refused(tmp_path, depth):
         quantify(tmp_path / "images", tmp_path / "tissues", tmp_path / "out", periphery_mm=depth)
 
 
+@pytest.mark.usefixtures("without_ink")
 def test_unusable_input_is_refused_and_leaves_nothing(tmp_path):
     hu, label = body()
     save(tmp_path, "a", hu, label)

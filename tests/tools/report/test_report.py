@@ -4,6 +4,8 @@ import base64
 import html.parser
 import io
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from tests.tools.fakes.comparisons import CHECKPOINT, EVIL, GAIN, LABELS, PATIEN
 from tools.comparison import arms
 from tools.io.files import InputError, read_json, write_json
 from tools.plotting import PANEL, RESOLUTION
-from tools.report import pictures, sweeps, tables
+from tools.report import figures, pictures, sweeps, tables
 from tools.report.report import answers, load, overall, report
 
 PATHOLOGICAL = [name for name in LABELS if name not in ("background", "healthy")]
@@ -55,14 +57,28 @@ def page_of(path):
     return page
 
 
-@pytest.fixture
-def data(tmp_path):
-    return real_data(tmp_path / "data")
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return real_data(tmp_path_factory.mktemp("report") / "data")
+
+
+@pytest.fixture(scope="module")
+def made(data):
+    """A finished comparison beside its data; not to be changed."""
+    return comparison(data, data.with_name("made"), list(GAIN))
+
+
+@pytest.fixture(scope="module")
+def drawn(made):
+    """Its page."""
+    report(made)
+    return made / "report.html"
 
 
 @pytest.fixture
-def finished(data, tmp_path):
-    return comparison(data, tmp_path / "cmp", list(GAIN))
+def finished(made, tmp_path):
+    """A copy to change, in a folder of its own beside the data."""
+    return Path(shutil.copytree(made, made.with_name(tmp_path.name)))
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +109,11 @@ def check_alone(text):
     return page
 
 
-def test_the_page_is_complete_and_needs_nothing_from_outside(finished, capsys):
-    report(finished)
-    page = check_alone((finished / "report.html").read_text())
+def test_the_page_is_complete_and_needs_nothing_from_outside(drawn):
+    page = check_alone(drawn.read_text())
     # differences and patients of the four tissues with Dice; five panels of fibrosis and of the rejected case
     assert len(page.images) == 4 + 4 + 5 + 5
-    page = page_of(finished / "report.html")
+    page = page_of(drawn)
     for expected in (
         "Research use only, not for clinical use",
         "123 optimizer steps",
@@ -125,9 +140,9 @@ def test_the_page_is_complete_and_needs_nothing_from_outside(finished, capsys):
     ):
         assert expected in page.text, expected
     assert "max cases" not in page.text and "external" not in page.text and "learning" not in page.ids
-    assert str(finished / "report.html") in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_curve_ratios_and_external_patients_have_their_place_where_there_are_any(everything):
     report(everything)
     page = check_alone((everything / "report.html").read_text())
@@ -160,15 +175,14 @@ def test_the_learning_curve_says_how_few_patients_do_as_well():
     assert sweeps.learning_curve([], ["fibrosis"]) is None
 
 
-def test_names_from_outside_are_escaped(finished):
-    report(finished)
-    text = (finished / "report.html").read_text()
+def test_names_from_outside_are_escaped(drawn):
+    text = drawn.read_text()
     assert "<script>" not in text and "HU <b>" not in text
     assert EVIL in Page(text).text and "median … HU <b> (2)" in Page(text).text
 
 
-def test_the_answer_says_what_the_verdicts_say(finished):
-    rows = read_json(finished / "summary.json")["rows"]
+def test_the_answer_says_what_the_verdicts_say(made):
+    rows = read_json(made / "summary.json")["rows"]
     sentences = dict(answers(rows, PATHOLOGICAL))
     assert list(sentences) == ["cbmat_filter", "oversampled", "copy_paste"]  # the question comes first
     few = "too few patients to tell for emphysema and consolidation."
@@ -186,8 +200,8 @@ def test_the_answer_tells_what_a_gain_has_cost_healthy_lung():
     assert answers(rows, ["emphysema"]) == [("cbmat", "gain for emphysema (+0.058).")]
 
 
-def test_the_overall_answer_is_the_mean_over_tissues_of_the_best_arms(finished):
-    summary, records = load(finished)
+def test_the_overall_answer_is_the_mean_over_tissues_of_the_best_arms(made):
+    summary, records = load(made)
     found = overall(records, summary["rows"], PATHOLOGICAL)
     assert (found["painted"], found["rival"]) == ("cbmat_filter", "copy_paste")
     assert found["tissues"] == ["ground_glass", "fibrosis", "consolidation"]  # nobody has emphysema
@@ -198,6 +212,7 @@ def test_the_overall_answer_is_the_mean_over_tissues_of_the_best_arms(finished):
     assert 0 < low < found["difference"] < high and found["verdict"] == "gain"
 
 
+@pytest.mark.usefixtures("without_ink")
 def test_no_gain_over_the_free_rivals_is_said_when_the_interval_holds_zero(finished):
     path = finished / "results.csv"
     rng = np.random.default_rng(3)
@@ -214,13 +229,16 @@ def test_no_gain_over_the_free_rivals_is_said_when_the_interval_holds_zero(finis
     assert "No gain from painting over the free rivals: the best painted arm" in page_of(finished / "report.html").text
 
 
-def test_one_seed_gives_no_verdict_and_says_so(data, tmp_path):
+@pytest.mark.usefixtures("without_ink")
+def test_one_seed_gives_no_verdict_and_says_so(data, tmp_path, capsys):
     report(comparison(data, tmp_path / "one", ["real", "copy_paste", "cbmat_filter"], seeds=(0,)))
+    assert str(tmp_path / "one/report.html") in capsys.readouterr().out
     text = page_of(tmp_path / "one/report.html").text
     assert "No verdict on painting, one seed only:" in text and "One seed only: every arm was trained once" in text
     assert "one seed only, so no verdict for ground glass and fibrosis" in text and "▲" not in text
 
 
+@pytest.mark.usefixtures("without_ink")
 def test_a_comparison_without_painted_arms_or_with_real_alone_has_a_report_too(data, tmp_path):
     report(comparison(data, tmp_path / "two", ["real", "oversampled"]))
     text = page_of(tmp_path / "two/report.html").text
@@ -241,8 +259,8 @@ def test_the_same_comparison_gives_the_same_page(finished, tmp_path):
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
-def test_acceptance_counts_every_tissue_and_joins_reasons_that_differ_in_figures_only(finished):
-    folders = tables.augmented_folders(finished)
+def test_acceptance_counts_every_tissue_and_joins_reasons_that_differ_in_figures_only(made):
+    folders = tables.augmented_folders(made)
     rows = [row for row in tables.acceptance(folders, LABELS) if row["method"] == "painted, CBMAT"]
     assert [(row["tissue"], row["cases"], row["accepted"]) for row in rows] == [("fibrosis", 2, 1), ("emphysema", 2, 0)]
     assert rows[0]["reasons"] == "another tissue of the case (1)"
@@ -270,6 +288,7 @@ def test_the_quality_card_shows_the_floor_beside_the_mean_of_the_folds(finished)
             tables.quality([*folders, other])
 
 
+@pytest.mark.usefixtures("without_ink")
 def test_a_test_patient_that_a_stage_was_fitted_on_is_named(finished):
     summary = read_json(finished / "summary.json")
     summary["runs"][0]["fitted_on"]["synthesizer"] = ["real0", "t3"]
@@ -322,13 +341,12 @@ def test_largest_median_and_smallest_case_are_chosen_and_the_smallest_gives_way_
 def test_the_patients_right_is_on_the_left_and_the_front_is_up(monkeypatch):
     hu = np.full((20, 20), -1350.0)
     hu[15:, 15:] = 150  # to the patient's right (RAS: larger x) and front
-    from tools.report.figures import ct_slice
-
-    image = np.asarray(Image.open(io.BytesIO(ct_slice(hu, (1.0, 1.0)))).convert("L"))
+    image = np.asarray(Image.open(io.BytesIO(figures.ct_slice(hu, (1.0, 1.0)))).convert("L"))
     quarter = image.shape[0] // 8
     assert image[:quarter, :quarter].mean() > 250 and image[-quarter:].mean() < 5 and image[:, -quarter:].mean() < 5
 
 
+@pytest.mark.usefixtures("without_ink")
 def test_a_folder_that_holds_no_finished_comparison_is_refused(finished, tmp_path):
     with pytest.raises(InputError, match="absent is not a folder"):
         report(tmp_path / "absent")
@@ -365,8 +383,6 @@ def test_a_folder_that_holds_no_finished_comparison_is_refused(finished, tmp_pat
 
 
 def test_many_arms_are_drawn_one_below_the_other_with_readable_titles():
-    from tools.report import figures
-
     keys = list(arms.ARMS)
     rng = np.random.default_rng(0)
     rows = [

@@ -70,6 +70,7 @@ def test_a_ct_becomes_a_map_on_its_grid_a_table_a_picture_and_a_page(tmp_path, w
     assert "<script" not in page and "http" not in page and 'src="data:' in page  # nothing else is needed
 
 
+@pytest.mark.usefixtures("without_ink")
 def test_names_of_files_are_escaped_on_the_page(tmp_path, by_hu):
     weights = segmenter_weights(tmp_path / "w", trained_on="<b>CTs</b> & more")
     ct = save(chest(lungs()), tmp_path / "<img src=x onerror=alert(1)>.nii.gz")
@@ -81,6 +82,7 @@ def test_names_of_files_are_escaped_on_the_page(tmp_path, by_hu):
     assert "<b>CTs" not in page and "&lt;b&gt;CTs&lt;/b&gt; &amp; more" in page
 
 
+@pytest.mark.usefixtures("without_ink")
 def test_files_folders_and_series_are_taken_together_and_one_without_lung_is_told(tmp_path, weights, by_hu, capsys):
     series = write_series(tmp_path / "series", chest(ill()), AFFINE)
     save(chest(lungs()), tmp_path / "folder/a.nii")
@@ -94,6 +96,7 @@ def test_files_folders_and_series_are_taken_together_and_one_without_lung_is_tol
     assert not (tmp_path / "out/air.png").exists()
 
 
+@pytest.mark.usefixtures("without_ink")
 def test_a_synthetic_ct_stays_marked(tmp_path, weights, by_hu, capsys):
     image = nib.Nifti1Image(chest(lungs()), AFFINE)
     image.header["descrip"] = b"SYNTHETIC difflung_synthesis"
@@ -115,6 +118,7 @@ def test_the_answer_is_that_of_the_bundle(tmp_path, weights):
     assert np.array_equal(found, nib.load(tmp_path / "answers/a_tissues.nii.gz").dataobj)
 
 
+@pytest.mark.usefixtures("without_ink")
 def test_with_a_lung_mask_tissue_lies_in_it_and_nowhere_else(tmp_path, weights, capsys):
     save(chest(ill()), tmp_path / "ct/a.nii.gz")
     mask = lungs() > 0

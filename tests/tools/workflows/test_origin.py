@@ -1,12 +1,13 @@
 """Weights that may be used by who only wants an answer: they are there, and their card says what they are."""
 
 import pytest
+import torch
 
 from tests.tools.fakes.chest import segmenter_weights
 from tools.bundles import BUNDLES
 from tools.io.files import InputError, read_json, sha256, write_json
 from tools.workflows import origin
-from tools.workflows.origin import find_weights, trained_settings
+from tools.workflows.origin import find_weights, read_state, trained_settings
 
 
 def refusal(weights, flag="--weights"):
@@ -57,3 +58,18 @@ def test_what_the_card_says_of_the_training_goes_into_the_settings(tmp_path):
     settings = trained_settings(find_weights("lung_tissue_seg", weights, "--weights"), config)
     assert settings["window_size"] == [96, 96] and settings["spacing_mm"] == [2, 2, -1]
     assert "batch_size" not in settings
+
+
+def test_weights_that_cannot_be_read_are_refused_even_where_torch_says_nothing(tmp_path):
+    path = tmp_path / "model.pt"
+    path.touch()
+    with pytest.raises(InputError, match="model.pt cannot be read as weights: ."):
+        read_state(path)
+    torch.save([1, 2], path)
+    with pytest.raises(InputError, match="it holds a list, not a state dict"):
+        read_state(path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match="cannot be read as weights: ."):
+        read_state(path)
+    torch.save({"a": torch.ones(2)}, path)
+    assert list(read_state(path)) == ["a"]
