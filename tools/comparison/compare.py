@@ -10,6 +10,7 @@ from tools.comparison.run import Run
 from tools.comparison.verdicts import PATIENTS_FOR_VERDICT, format_table, parse_primary
 from tools.data.datalist import check_real, read_datalist, split, tissues_in
 from tools.data.provenance import check_twins
+from tools.data.twins import warn_of_near_duplicates
 from tools.flags import check_numbers, listed
 from tools.io.files import InputError, RunError, open_run, sha256
 from tools.tissues import tissue_labels
@@ -119,7 +120,7 @@ def compare(
         "synthesis_overrides": synthesis_overrides,
     }
     output = open_run(Path(output), settings)
-    for sentence in warnings(real, folds, tested):
+    for sentence in warnings(real, folds, tested) + warn_of_near_duplicates(real["training"]):
         say(sentence)
     painting |= {"seed": augmentation_seed, "overrides": synthesis_overrides}
     experiment = Experiment(datalist, real, output, seeds[0], iterations, overrides, painting, others, paint_per_seed)
