@@ -10,7 +10,7 @@ import pytest
 
 from tools import demo
 from tools.bundles import BUNDLES
-from tools.comparison import results, verdicts
+from tools.comparison import results
 from tools.data.datalist import read_datalist, split
 from tools.data.provenance import GATE_CARD, MAPS_CARD, SYNTHESIZER_CARD, cases_read
 from tools.io.files import InputError, read_json, sha256, write_json
@@ -33,8 +33,8 @@ def calls(monkeypatch):
     def run_bundle(bundle, config_files, overrides, log, variables):
         calls.append((log.parent.name, overrides["seed"], overrides["max_epochs"] * overrides["epoch_length"]))
         test = [item for item in read_json(overrides["datalist"])["training"] if item["fold"] == overrides["fold"]]
-        lines = ["case,tissue,dice,surface_dice,percent_error"]
-        lines += [f"{case_name(item['label'])},{tissue},0.5,0.5,1" for item in test for tissue in TISSUES]
+        lines = ["case,tissue,state,dice,surface_dice,percent_error,ml_predicted"]
+        lines += [f"{case_name(item['label'])},{tissue},present,0.5,0.5,1,2" for item in test for tissue in TISSUES]
         (log.parent / results.SCORES_FILE).write_text("\n".join(lines))
 
     def augment(datalist, fold, output, method, **settings):
@@ -53,7 +53,6 @@ def calls(monkeypatch):
     bundle = types.SimpleNamespace(run_bundle=run_bundle, check_overrides=lambda *_: None)
     monkeypatch.setitem(sys.modules, "tools.workflows.run", bundle)
     monkeypatch.setitem(sys.modules, "tools.painting.augment", types.SimpleNamespace(augment=augment))
-    monkeypatch.setattr(verdicts, "RESAMPLES", 400)
     for name in ("SHORT", "LONG"):
         small = dataclasses.replace(getattr(demo, name), patients=6, size=(64, 64, 4), iterations=7)
         monkeypatch.setattr(demo, name, small)

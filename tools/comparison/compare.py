@@ -7,9 +7,10 @@ from tools.comparison.arms import ARMS, REFERENCE, arm_key
 from tools.comparison.experiment import Experiment, say
 from tools.comparison.results import SCHEMA, collect, read_results
 from tools.comparison.run import Run
-from tools.comparison.verdicts import PATIENTS_FOR_VERDICT, format_table
+from tools.comparison.verdicts import PATIENTS_FOR_VERDICT, format_table, parse_primary
 from tools.data.datalist import check_real, read_datalist, split, tissues_in
 from tools.data.provenance import check_twins
+from tools.data.twins import warn_of_near_duplicates
 from tools.flags import check_numbers, listed
 from tools.io.files import InputError, RunError, open_run, sha256
 from tools.tissues import tissue_labels
@@ -31,11 +32,13 @@ def compare(
     ratios: tuple = (1,),
     fractions: tuple = (1,),
     external: Path | None = None,
+    primary: str | None = None,
     iterations: int = 2000,
     balance: float = 1.0,
     steps: int = 8,
     max_cases: int | None = None,
     augmentation_seed: int = 0,
+    paint_per_seed: bool = False,
     overrides: dict | None = None,
     synthesis_overrides: dict | None = None,
     synthesizer: Path | None = None,
@@ -54,15 +57,19 @@ def compare(
         arms: Some of real, oversampled, class_weighted, copy_paste, no_ablation, konz, cbmat, cbmat_filter, each of the
             last five with _oversampled or _weighted, and synthetic_only; real must be among them.
         folds: Folds to hold out, one after the other; default all.
-        seeds: Seeds of the segmenter; each is a training run of its own. A verdict needs two.
+        seeds: Seeds of the segmenter; each is a training run of its own. A verdict needs two, and three folds.
         ratios: Ratios of synthetic to real cases as the segmenter draws them, for example 0.25,0.5,1,2.
         fractions: Shares of the training patients, for a learning curve, for example 0.1,0.25,0.5,1.
         external: A datalist.json of other patients; every segmenter is tested on them too.
+        primary: The one question named beforehand, ARM,TISSUE, for example cbmat_filter,mean. Its verdict is not
+            corrected for the number of the others; mean stands for the mean over the pathological tissues.
         iterations: Optimizer steps of every segmenter.
         balance: How far augment fills up the rare tissues.
         steps: Sampling steps of the synthesizer.
         max_cases: Largest number of new cases of augment.
-        augmentation_seed: Seed of augment; one synthesizer per fold serves all seeds.
+        augmentation_seed: Seed of augment.
+        paint_per_seed: Whether each seed gets maps, a synthesizer and painted cases of its own, so that their luck
+            averages out over the seeds; else one synthesizer per fold serves all seeds, which takes less time.
         overrides: Config ids of the segmenter's train.json, for example {"device": "cpu", "batch_size": 2}.
         synthesis_overrides: Config ids of the synthesizer, passed to augment.
         synthesizer: Weights with their card.json to paint with in every fold, instead of training some in each.
@@ -85,6 +92,8 @@ def compare(
         raise InputError(f"--synthesizer gives the weights, but {', '.join(trained_anew)} are ways to train them anew")
     keys = list(dict.fromkeys(arm_key(name, ratio) for name in arms for ratio in ratios))
     tested = patients_with(real, folds)
+    tissues = [name for name in real["labels"] if name != "background"]
+    named = parse_primary(primary, keys, tissues)
     if plan:
         pilot = read_results(output) if output else None
         if not pilot:
@@ -92,7 +101,8 @@ def compare(
                 "compare --plan needs --output, a folder with the results.csv of a small comparison on like data: how "
                 "much patients and trainings vary is taken from it"
             )
-        print(power.format_plan(power.plan(tested, len(folds), len(seeds), len(keys), pilot)))
+        everybody = {case.patient for case in real["training"] if case.fold in folds}
+        print(power.format_plan(power.plan(tested, len(everybody), len(folds), len(seeds), len(keys), pilot)))
         return
     if output is None:
         raise InputError("compare needs --output, the folder of its runs")
@@ -109,15 +119,17 @@ def compare(
         "iterations": iterations,
         **painting,
         "augmentation_seed": augmentation_seed,
+        "paint_per_seed": paint_per_seed,
+        "primary": ",".join(named) if named else None,
         "overrides": overrides,
         "synthesis_overrides": synthesis_overrides,
         "synthesizer_sha256": sha256(synthesizer) if synthesizer else None,
     }
     output = open_run(Path(output), settings)
-    for sentence in warnings(real, folds, tested):
+    for sentence in warnings(real, folds, tested) + warn_of_near_duplicates(real["training"]):
         say(sentence)
     painting |= {"seed": augmentation_seed, "overrides": synthesis_overrides, "synthesizer": synthesizer}
-    experiment = Experiment(datalist, real, output, seeds[0], iterations, overrides, painting, others)
+    experiment = Experiment(datalist, real, output, seeds[0], iterations, overrides, painting, others, paint_per_seed)
     runs = [
         Run(fold, float(fraction), seed, key)
         for fraction in sorted(fractions, reverse=True)
@@ -133,8 +145,9 @@ def compare(
         )
     summary = collect(output, real)
     print(f"\n{format_table(summary['rows'])}\n")
-    print(f"difference: Dice minus that of arm {REFERENCE} per patient, seeds averaged")
-    print("gain or loss: the whole interval, which holds the chance of patients and of training, lies on one side of 0")
+    print(f"difference: Dice over all patients, 1 or 0 where a tissue is absent, minus that of arm {REFERENCE}")
+    print("interval: of one question alone, with patients, trainings and painted sets as chance; the fold is the unit")
+    print(f"gain or loss: p (Holm) of at most 0.05, corrected for all rows{' but the primary one' if named else ''}")
     print(f"wrote results.csv and summary.json in {output}; next: python -m tools report --directory {output}")
 
 

@@ -74,6 +74,7 @@ class Experiment:
         overrides: Config ids of the segmenter and their values.
         augmentation: Arguments of ``augment``.
         external: Content of a second datalist to test on, or None.
+        paint_per_seed: Whether each seed of a segmenter has painted cases of its own.
     """
 
     datalist: Path
@@ -84,6 +85,7 @@ class Experiment:
     overrides: dict
     augmentation: dict
     external: dict | None
+    paint_per_seed: bool = False
 
     def run_all(self, runs: list[Run], workers: int) -> list[str]:
         """Make every run that is not finished, some side by side, and return which failed.
@@ -119,7 +121,9 @@ class Experiment:
         return Run(run.fold, run.fraction, self.first_seed, REFERENCE)
 
     def _augmented_folder(self, run: Run) -> Path:
-        return share_folder(self.output, run.fold, run.fraction) / f"augment_{arm_of(run.key)[0].method}"
+        folder = share_folder(self.output, run.fold, run.fraction)
+        name = f"augment_{arm_of(run.key)[0].method}"
+        return folder / f"seed{run.seed}" / name if self.paint_per_seed else folder / name
 
     def _augment(self, run: Run, _: dict) -> None:
         """Make the painted cases that a run trains on; nothing if they are there."""
@@ -131,13 +135,14 @@ class Experiment:
         if method != "copy_paste" and not self._is_finished(judge):
             raise RunError(f"{judge}, which the quality gate asks, is not finished")
         start = time.monotonic()
+        own = {"seed": self.augmentation["seed"] + run.seed} if self.paint_per_seed else {}
         augment(
             datalist=self.shares[run.fold, run.fraction][0],
             fold=run.fold,
             output=folder,
             method=method,
             segmenter=None if method == "copy_paste" else judge.folder(self.output) / "model.pt",
-            **self.augmentation,
+            **self.augmentation | own,
         )
         say(f"augment ({method}) for fold {run.fold} took {(time.monotonic() - start) / 60:.1f} minutes")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tools.comparison.arms import arm_of
 from tools.data.datalist import Case, patients, read_datalist, split
-from tools.data.provenance import GATE_CARD, MAPS_CARD, SYNTHESIZER_CARD, cases_read, check_disjoint
+from tools.data.provenance import GATE_CARD, MAPS_CARD, SYNTHESIZER_CARD, cases_read, check_disjoint, find_twin
 from tools.io.files import InputError, read_json
 from tools.painting.manifest import read_manifest
 
@@ -61,16 +61,16 @@ def check_augmented(directory: Path, method: str, real: dict, fold: int, unfilte
         for stage, cases in augmented_stages(directory, method).items()
     }
     names = {row["case"] for row in test} - {case.name for case in training}
-    digests = {row["image_sha256"]: row["case"] for row in test}
     for line in read_manifest(directory / "manifest.jsonl"):
         donors = [donor["case"] for donor in line.get("donors", [])]
         for role, cases in (("source", [line["source"]]), ("donor", donors)):
             shared = sorted(names & set(cases))
             if shared:
                 raise InputError(f"leak in {directory}: {line['case']} has the test case {shared[0]} as its {role}")
-        if line.get("source_sha256") in digests:
-            twin = digests[line["source_sha256"]]
-            raise InputError(f"leak in {directory}: the source of {line['case']} is the CT of test case {twin}")
+        source = {"image_sha256": line.get("source_sha256"), "content_sha256": line.get("source_content_sha256")}
+        twin = find_twin(source, test)
+        if twin:
+            raise InputError(f"leak in {directory}: the source of {line['case']} is the CT of test case {twin['case']}")
     return datalist, fitted
 
 

@@ -1,4 +1,4 @@
-"""What a comparison can be expected to find, before it is run: power for a number of patients, folds and seeds."""
+"""What a comparison can be expected to find, before it is run: simulated comparisons, judged by the verdict itself."""
 
 import bisect
 from collections.abc import Callable
@@ -7,201 +7,172 @@ from typing import NamedTuple
 import numpy as np
 
 from tools.comparison.arms import REFERENCE
-from tools.comparison.variance import gather, pair, patient_variance, run_variance
-from tools.comparison.verdicts import (
-    CONFIDENCE,
-    OWN_RUN_FREEDOM,
-    PATIENTS_FOR_VERDICT,
-    WITHIN_RUNS_FREEDOM,
-    columns,
-)
+from tools.comparison.intervals import Values, by_fold, gather, pair
+from tools.comparison.simulate import draw, share_found
+from tools.comparison.verdicts import HEADLINE, HEALTHY, MEAN, PATIENTS_FOR_VERDICT, columns, lacking, with_means
 from tools.io.files import InputError
 
 GAINS = (0.01, 0.03, 0.05)  # of which the plan states the power: +1, +3 and +5 Dice points
 PLANNED_GAIN, POWER = 0.03, 0.8  # for which the plan states the numbers needed
-MOST_PATIENTS, MOST_SEEDS = 10_000, 30  # beyond these, none suffices
+EXPERIMENTS = 400  # simulated comparisons; a power of 80 % is then known to 2 points
+PATIENTS = (10, 20, 40, 80, 160, 320, 640)
+FOLDS = (3, 5, 7, 10, 15, 20)
 
 
 class Spread(NamedTuple):
-    """Standard deviations, in the measure's unit, of the terms of the model in ``variance``."""
+    """Standard deviations of the terms of a paired difference, in the measure's unit."""
 
-    patient: float  # of (patient x arm), in the difference of two arms
+    fold: float  # shared by all seeds and patients of a fold: its training patients, synthesizer and painted set
+    patient: float  # of a patient, in all runs
+    run: float  # of a run, shared by all its patients
     noise: float  # of one patient in one run
-    luck: float  # of a run, shared by all its patients
 
 
-def variances(records: list[dict], tissue: str, measure: str = "dice") -> Spread:
-    """Estimate from the records of finished runs, over all their arms, how much patients and runs vary for a tissue.
+def spread_of(records: list[dict], tissue: str, measure: str = HEADLINE) -> Spread:
+    """Estimate from the records of finished runs, over all their arms, how the differences vary for a tissue.
 
-    A variance estimated as negative counts as 0.
+    The terms are the moments of a nested analysis of variance: patients by seeds within the fold, then folds. A
+    variance estimated as negative counts as 0.
 
     Raises:
-        InputError: with fewer than five patients, two arms or two seeds, or where no two patients share their runs.
+        InputError: with fewer than five patients, two arms, two folds or two seeds, or where no fold has two patients.
     """
     arms = {arm: values for (name, arm), values in gather(records, measure).items() if name == tissue}
-    reference = arms.get(REFERENCE, {})
-    runs = run_variance(list(arms.values()))
-    if len(reference) < PATIENTS_FOR_VERDICT or not runs.freedom:
+    reference = arms.pop(REFERENCE, {})
+    runs = {run for row in reference.values() for run in row}
+    folds, seeds = ({run[axis] for run in runs} for axis in (0, 1))
+    if len(reference) < PATIENTS_FOR_VERDICT or not arms or len(folds) < 2 or len(seeds) < 2:
         raise InputError(
-            f"the pilot has {len(reference)} patients with {tissue}, {len(arms)} arms and "
-            f"{len({run[1] for row in reference.values() for run in row})} seeds; to plan from it takes at least "
-            f"{PATIENTS_FOR_VERDICT} patients, {REFERENCE} and one more arm, and 2 seeds of each"
+            f"the pilot has {len(reference)} patients with {tissue}, {len(arms) + 1} arms, {len(folds)} folds and "
+            f"{len(seeds)} seeds; to plan from it takes at least "
+            f"{PATIENTS_FOR_VERDICT} patients, {REFERENCE} and one more arm, 2 folds and 2 seeds"
         )
-    between, noise, single = [], [], []
-    for arm, own in arms.items():
-        paired = pair(own, reference)
-        if arm == REFERENCE or not paired:
-            continue
-        _, means, part = patient_variance(paired)
-        if not part.freedom:
-            raise InputError(f"no two patients with {tissue} share two runs of arm {arm} in the pilot")
-        between.append(means.value)
-        noise.append(part.value)
-        single.append(part.value * np.mean([len(row) for row in paired.values()]) / 2)
-    folds = {run[0] for row in reference.values() for run in row}
-    per_fold = sum(len({run[0] for run in row}) for row in reference.values()) / len(folds)
-    squares = (
-        np.mean(between) - np.mean(noise),
-        np.mean(single),
-        runs.value - np.mean(single) / per_fold,
-    )
-    return Spread(*(float(np.sqrt(max(0.0, square))) for square in squares))
+    every = [found for found in (_variances(pair(own, reference)) for own in arms.values()) if found]
+    if not every:
+        raise InputError(f"no two patients with {tissue} share two runs of an arm in the pilot")
+    return Spread(*(float(np.sqrt(max(0.0, value))) for value in np.mean(every, axis=0)))
 
 
-def _error(patients: int, folds: int, seeds: int, arms: int, spread: Spread) -> tuple[float, float, float]:
-    """Return what ``verdicts.difference_interval`` is expected to be: its standard error, half width, and freedom.
-
-    The squared error is a sum of mean squares, the noise subtracted once since patients and runs both hold it; its
-    degrees of freedom are those of Satterthwaite ("An approximate distribution of estimates of variance components",
-    1946). The half width weights the squared quantiles of Student's t of both parts by their variances (Cochran 1964);
-    the estimate of (patient x arm) is taken as normal, cut off at 0.
-    """
-    from scipy import stats
-
-    folds = min(folds, patients)
-    run = spread.luck**2 + spread.noise**2 * folds / patients  # variance of a run's mean
-    own, pooled = folds * (seeds - 1), folds * (seeds - 1) * (arms - 1)
-    shares = np.bincount(np.arange(patients) % folds) / patients
-    runs = (2 * run * np.sum(shares**2) / seeds, own if own >= OWN_RUN_FREEDOM else pooled)
-    single = 2 * spread.noise**2 / seeds
-    if patients - folds >= WITHIN_RUNS_FREEDOM:
-        between = ((spread.patient**2 + single) / patients, patients - folds)
-        shared = (single / patients, (patients - folds) * (seeds - 1))
-    else:
-        between = ((spread.patient**2 + single + 2 * spread.luck**2 / seeds) / patients, patients - 1)
-        shared = (2 * run / seeds / patients, runs[1])
-    patient = max(0.0, between[0] - shared[0])
-    doubt = np.sqrt(sum(2 * part**2 / freedom for part, freedom in (between, shared)))
-    estimate = patient
-    if doubt:
-        estimate = patient * stats.norm.cdf(patient / doubt) + doubt * stats.norm.pdf(patient / doubt)
-    square = patient + runs[0]
-    wide = [stats.t.ppf((1 + CONFIDENCE) / 2, freedom) ** 2 for freedom in (between[1], runs[1])]
-    freedom = sum(part**2 / freedom for part, freedom in (between, shared, runs))
-    half_width = np.sqrt(wide[0] * estimate + wide[1] * runs[0])
-    return float(np.sqrt(square)), float(half_width), square**2 / freedom if freedom else float("inf")
+def _variances(paired: Values) -> tuple[float, float, float, float] | None:
+    """Return the variances of one arm's differences in the order of ``Spread``; None where they cannot be told."""
+    blocks = []  # per fold: differences, patients by seeds
+    for fold in by_fold(paired):
+        rows = [{run: value for run, value in row.items() if run[0] == fold} for row in paired.values()]
+        rows = [row for row in rows if row]
+        shared = sorted(set.intersection(*(set(row) for row in rows)))
+        if shared:
+            blocks.append(np.array([[row[run] for run in shared] for row in rows]))
+    full = [block for block in blocks if min(block.shape) > 1]
+    if len(blocks) < 2 or not full:
+        return None
+    noise = run = patient = freedom = patients_freedom = runs_freedom = 0.0
+    for block in full:
+        (number, seeds), rows, columns_ = block.shape, block.mean(1), block.mean(0)
+        left = block - rows[:, None] - columns_ + block.mean()
+        noise, freedom = noise + np.sum(left**2), freedom + (number - 1) * (seeds - 1)
+    noise /= freedom
+    for block in full:
+        number, seeds = block.shape
+        patient += (number - 1) * (block.mean(1).var(ddof=1) - noise / seeds)
+        run += (seeds - 1) * (block.mean(0).var(ddof=1) - noise / number)
+        patients_freedom, runs_freedom = patients_freedom + number - 1, runs_freedom + seeds - 1
+    patient, run = max(0.0, patient / patients_freedom), max(0.0, run / runs_freedom)
+    within = [patient / number + run / seeds + noise / number / seeds for number, seeds in (b.shape for b in blocks)]
+    return np.var([block.mean() for block in blocks], ddof=1) - np.mean(within), patient, run, noise
 
 
-def power(difference: float, patients: int, folds: int, seeds: int, arms: int, spread: Spread) -> float:
-    """Return the expected probability of the verdict "gain" (noncentral t distribution).
+def power(
+    difference: float, patients: int, folds: int, seeds: int, spread: Spread, questions: int = 1, seed: int = 0
+) -> float:
+    """Return how often the verdict is "gain" in simulated comparisons.
 
     Args:
         difference: True gain, in the unit of ``spread``.
         patients: Number of test patients who have the tissue, in all folds together.
         folds: Number of folds, held out one after the other, at least 1 (else InputError).
         seeds: Number of seeds per fold and arm, at least 1.
-        arms: Number of arms, the reference among them, at least 2.
-        spread: Spread of patients and runs.
+        spread: Spread of the differences.
+        questions: Verdicts that are corrected for each other; 1 for the primary question.
+        seed: Seed for the simulation.
 
     Example:
-        >>> spread = Spread(patient=0.05, noise=0.05, luck=0.02)
-        >>> round(power(0.03, 40, 5, 3, 4, spread), 2), power(0.03, 40, 5, 1, 4, spread)
-        (0.6, 0.0)
+        >>> spread = Spread(fold=0.01, patient=0.05, run=0.02, noise=0.05)
+        >>> power(0.1, 40, 5, 3, spread) > 0.95, power(0.1, 40, 1, 3, spread)
+        (True, 0.0)
     """
-    from scipy import stats
-
-    for name, value, least in (("folds", folds, 1), ("seeds", seeds, 1), ("arms", arms, 2)):
-        if value < least:
-            raise InputError(f"a comparison has at least {least} {name}, not {value}")
-    if patients < PATIENTS_FOR_VERDICT or seeds < 2:
+    for name, value in (("folds", folds), ("seeds", seeds)):
+        if value < 1:
+            raise InputError(f"a comparison has at least 1 {name}, not {value}")
+    if lacking(patients, min(folds, patients), seeds):
         return 0.0
-    error, half_width, freedom = _error(patients, folds, seeds, arms, spread)
-    if error == 0:
-        return float(difference > 0)
-    return float(np.clip(stats.nct.sf(half_width / error, freedom, difference / error), 0, 1))
-
-
-def _least(sufficient: Callable[[int], bool], first: int, most: int) -> int | None:
-    """Return the smallest number that suffices, from first to most, if more is never worse; None if most does not."""
-    if not sufficient(most):
-        return None
-    return first + bisect.bisect_left(range(first, most), True, key=sufficient)
-
-
-def patients_needed(
-    difference: float, folds: int, seeds: int, arms: int, spread: Spread, chance: float = POWER
-) -> int | None:
-    """Return how many test patients with the tissue, in all folds together, find a true gain with the power asked for.
-
-    None if the luck of so few runs hides the gain from any number.
-    """
-    return _least(
-        lambda patients: power(difference, patients, folds, seeds, arms, spread) >= chance,
-        PATIENTS_FOR_VERDICT,
-        MOST_PATIENTS,
-    )
+    means = draw(np.random.default_rng(seed), patients, folds, seeds, spread, EXPERIMENTS)
+    return share_found(means, difference, questions)
 
 
 def smallest_gain(
-    patients: int, folds: int, seeds: int, arms: int, spread: Spread, chance: float = POWER
+    patients: int, folds: int, seeds: int, spread: Spread, questions: int = 1, chance: float = POWER
 ) -> float | None:
     """Return the smallest gain, rounded up to 0.001, that is found with the power asked for; None if none up to 1."""
-    thousandths = _least(lambda gain: power(gain / 1000, patients, folds, seeds, arms, spread) >= chance, 1, 1000)
-    return None if thousandths is None else thousandths / 1000
+    if lacking(patients, min(folds, patients), seeds):
+        return None
+    means = draw(np.random.default_rng(0), patients, folds, seeds, spread, EXPERIMENTS)
+    found = bisect.bisect_left(range(1, 1001), True, key=lambda n: share_found(means, n / 1000, questions) >= chance)
+    return None if found == 1000 else (found + 1) / 1000
 
 
-def plan(patients_with: dict[str, int], folds: int, seeds: int, arms: int, pilot: list[dict]) -> list[dict]:
-    """Say per tissue what a comparison will find, in Dice; arguments as for ``power``.
+def _first(numbers: tuple[int, ...], sufficient: Callable[[int], bool]) -> int | None:
+    """Return the first number that suffices, None if none does."""
+    return next((number for number in numbers if sufficient(number)), None)
+
+
+def plan(having: dict[str, int], patients: int, folds: int, seeds: int, arms: int, pilot: list[dict]) -> list[dict]:
+    """Say per tissue what a comparison will find, in Dice over all patients.
 
     Args:
-        patients_with: Tissue to number of test patients who have it, in all folds together.
+        having: Tissue to number of test patients who have it, in all folds together.
+        patients: Number of all test patients.
         folds: Number of folds.
         seeds: Number of seeds.
-        arms: Number of arms.
+        arms: Number of arms, the reference among them.
         pilot: Records of finished runs on like data, from which the spread is estimated.
 
     Returns:
-        One row per tissue: ``tissue``, ``patients``, ``spread`` (patient, noise, luck), ``power`` (gain to
-        probability), ``smallest_gain`` (found with 80 % power), ``patients_needed`` and ``seeds_needed`` (each for
-        +0.03 with 80 % power, the other held), None where no number suffices. A tissue of which the pilot holds too
-        little has ``tissue`` and ``unknown``, the reason.
+        One row per tissue, and one for the mean over the pathological ones: ``tissue``, ``having``, ``spread`` (by the
+        names of ``Spread``), ``power`` (gain to probability) and ``smallest_gain`` (with 80 % power), each for the
+        primary question, ``family_gain`` (the same gain if the question is one of all), and ``patients_needed`` and
+        ``folds_needed`` (the first of ``PATIENTS`` and ``FOLDS`` that finds +0.03 with 80 % power, the other held; None
+        where none does). A tissue of which the pilot holds too little has ``tissue`` and ``unknown``, the reason.
 
     Raises:
         InputError: if there is no tissue, or the pilot cannot tell the spread of any.
     """
-    if not patients_with:
+    if not having:
         raise InputError("there is no tissue to plan for")
+    pilot = with_means(pilot, list(having), [HEADLINE])
+    every = having | ({MEAN: patients} if len([name for name in having if name != HEALTHY]) > 1 else {})
+    questions = max(1, (arms - 1) * len(every))
     rows = []
-    for tissue, patients in patients_with.items():
+    for tissue, count in every.items():
         try:
-            spread = variances(pilot, tissue)
+            spread = spread_of(pilot, tissue)
         except InputError as error:
             rows.append({"tissue": tissue, "unknown": str(error)})
             continue
-        design = (folds, seeds, arms, spread)
+        known = count >= PATIENTS_FOR_VERDICT
+
+        def chance(gain: float, number: int = patients, parts: int = folds, spread: Spread = spread) -> float:
+            return power(gain, number, parts, seeds, spread)
+
         rows.append(
             {
                 "tissue": tissue,
-                "patients": patients,
+                "having": count,
                 "spread": spread._asdict(),
-                "power": {gain: power(gain, patients, *design) for gain in GAINS},
-                "smallest_gain": smallest_gain(patients, *design),
-                "patients_needed": patients_needed(PLANNED_GAIN, *design),
-                "seeds_needed": _least(
-                    lambda number, n=patients, s=spread: power(PLANNED_GAIN, n, folds, number, arms, s) >= POWER,
-                    2,
-                    MOST_SEEDS,
-                ),
+                "power": {gain: chance(gain) if known else 0.0 for gain in GAINS},
+                "smallest_gain": smallest_gain(patients, folds, seeds, spread) if known else None,
+                "family_gain": smallest_gain(patients, folds, seeds, spread, questions) if known else None,
+                "patients_needed": _first(PATIENTS, lambda n: chance(PLANNED_GAIN, number=n) >= POWER),  # noqa: B023
+                "folds_needed": _first(FOLDS, lambda n: chance(PLANNED_GAIN, parts=n) >= POWER),  # noqa: B023
             }
         )
     if all("unknown" in row for row in rows):
@@ -210,16 +181,16 @@ def plan(patients_with: dict[str, int], folds: int, seeds: int, arms: int, pilot
 
 
 def format_plan(rows: list[dict]) -> str:
-    """Return the rows of ``plan`` as a table for the terminal, with a line on how to read it."""
-    head = ("tissue", "patients", *(f"power {gain:+.2f}" for gain in GAINS), "80 % power from")
-    lines = [(*head, "patients for +0.03", "seeds for +0.03")]
+    """Return the rows of ``plan`` as a table for the terminal, with lines on how to read it."""
+    head = ("tissue", "have it", *(f"power {gain:+.2f}" for gain in GAINS), "80 % from", "as one of all")
+    lines = [(*head, "patients for +0.03", "folds for +0.03")]
     for row in rows:
         if "unknown" in row:
             continue
         chances = [f"{chance:.2f}" for chance in row["power"].values()]
-        gain = "-" if row["smallest_gain"] is None else f"+{row['smallest_gain']:.3f}"
-        needed = str(row["patients_needed"] or "add seeds"), str(row["seeds_needed"] or "add patients")
-        lines.append((row["tissue"], str(row["patients"]), *chances, gain, *needed))
-    notes = ["power: probability of the verdict gain, if the true gain in Dice is so large, by the pilot's spread"]
+        gains = ["-" if row[name] is None else f"+{row[name]:.3f}" for name in ("smallest_gain", "family_gain")]
+        needed = str(row["patients_needed"] or "add folds"), str(row["folds_needed"] or "add patients")
+        lines.append((row["tissue"], str(row["having"]), *chances, *gains, *needed))
+    notes = [f"power: share of {EXPERIMENTS} simulated comparisons with the verdict gain for the primary question"]
     notes += [f"{row['tissue']} is not planned: {row['unknown']}" for row in rows if "unknown" in row]
     return "\n".join([*columns(lines), "", *notes])

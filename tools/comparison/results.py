@@ -5,12 +5,13 @@ from pathlib import Path
 import pandas
 
 from tools.comparison.arms import ARMS, arm_name, arm_of
-from tools.comparison.verdicts import MEASURES, summarise
-from tools.data.datalist import Case
+from tools.comparison.verdicts import HEADLINE, MEASURES, parse_primary, summarise
+from tools.data.datalist import Case, read_datalist
 from tools.io.files import InputError, RunError, atomic_file, read_json, write_json
 from tools.io.volume import case_name
 
-SCHEMA = 2  # of summary.json, results.csv and result.json
+SCHEMA = 3  # of summary.json, results.csv and result.json
+EARLIER = 2  # its runs are read anew from the tables of scores that the segmenter left beside them
 SCORES_FILE = "scores.csv"
 RESULT_COLUMNS = ("test", "fraction", "fold", "seed", "arm", "patient", "tissue", *MEASURES)
 
@@ -19,8 +20,11 @@ def read_scores(path: Path, test: list[Case], tissues: list[str]) -> dict[str, d
     """Read the table of scores of the segmenter's evaluation and average the cases of each patient.
 
     Returns:
-        Patient to tissue to ``dice`` and ``surface_dice`` (None where no case of the patient holds the tissue) and
-        ``volume_error``, the size of the error of the tissue's share of the lung, in points.
+        Patient to tissue to measures. Where a patient's reference maps (label) hold the tissue: ``dice`` and
+        ``surface_dice``, and None elsewhere. Always: ``dice_all``, which is 1 for a case without the tissue in which
+        none was found and 0 where any was; ``volume_error``, the size of the error of the tissue's share of the lung,
+        in points. Of the cases without the tissue: ``false_ml``, the volume found, in ml. ``dice_lung_known`` and
+        ``dice_all_lung_known`` are of the answer with the lung known; None in a table of an earlier version.
 
     Raises:
         RunError: if the table is missing, or does not hold each test case and tissue once.
@@ -36,6 +40,10 @@ def read_scores(path: Path, test: list[Case], tissues: list[str]) -> dict[str, d
         raise RunError(f"{path} does not hold each test case and tissue once: {' '.join(differing[0])}")
     table["patient"] = table["case"].map(patient)
     table["volume_error"] = table["percent_error"].abs()
+    lacked = table["state"].isin(("false", "absent"))
+    table["dice_all"] = table["dice"].where(~lacked, (table["state"] == "absent").astype(float))
+    table["false_ml"] = table["ml_predicted"].where(lacked)
+    table = table.reindex(columns=["patient", "tissue", *MEASURES])
     means = table.groupby(["patient", "tissue"])[list(MEASURES)].mean()
     means = means.astype(object).where(means.notna(), None)
     return {name: means.loc[name].loc[tissues].to_dict("index") for name in sorted(set(patient.values()))}
@@ -59,16 +67,23 @@ def read_results(output: Path, fraction: float = 1) -> list[dict] | None:
         raise InputError(f"{path} is damaged ({error}); run compare again") from None
 
 
-def find_results(output: Path) -> list[dict]:
+def find_results(output: Path, tissues: list[str]) -> list[dict]:
     """Return what all finished runs below a folder wrote, largest share of the patients first.
 
+    Runs of the version before are read anew from the tables that the segmenter left; old and new are never mixed.
+
     Raises:
-        InputError: if a run is of an older version, or says that one of its stages saw one of its test patients.
+        InputError: if runs are of several versions or an unknown one, one lacks its table of scores, or says that one
+            of its stages saw one of its test patients.
     """
-    results = [read_json(path) for path in sorted(Path(output).glob("fold*/**/seed*/*/result.json"))]
-    for result in results:
-        if result.get("schema") != SCHEMA:
-            raise InputError(f"{output} holds runs of another version; name another folder")
+    paths = sorted(Path(output).glob("fold*/**/seed*/*/result.json"))
+    results = [read_json(path) for path in paths]
+    schemas = {result.get("schema") for result in results}
+    if not schemas <= {SCHEMA} and schemas != {EARLIER}:
+        raise InputError(f"{output} holds runs of {'several versions' if len(schemas) > 1 else 'another version'}")
+    for path, result in zip(paths, results):
+        if result["schema"] == EARLIER:
+            result["scores"] = _rescored(path.parent, result, tissues)
         for stage, names in result["fitted_on"].items():
             shared = sorted(set(names) & set(result["test_patients"]))
             if shared:
@@ -79,6 +94,21 @@ def find_results(output: Path) -> list[dict]:
     return results
 
 
+def _rescored(folder: Path, result: dict, tissues: list[str]) -> dict:
+    """Return the scores of an earlier run, computed anew from its tables; InputError if they are gone."""
+    folder = folder.with_name(result.get("same_as", result["arm"]))
+    scores = {}
+    for test in result["scores"]:
+        place = folder if test == "own" else folder / test
+        try:
+            cases = read_datalist(place / "datalist.json")["training"]
+            tested = [case for case in cases if case.fold == (result["fold"] if test == "own" else 0)]
+            scores[test] = read_scores(place / SCORES_FILE, tested, tissues)
+        except (InputError, RunError) as error:
+            raise InputError(f"{folder} was made by an earlier version and cannot be scored anew: {error}") from None
+    return scores
+
+
 def _order(key: str) -> tuple[int, float]:
     return list(ARMS).index(arm_name(key)), arm_of(key)[1]
 
@@ -86,7 +116,8 @@ def _order(key: str) -> tuple[int, float]:
 def collect(output: Path, real: dict) -> dict:
     """Gather all finished runs below a folder of ``compare``, write results.csv and summary.json; return the latter."""
     output = Path(output)
-    results = find_results(output)
+    tissues = [name for name in real["labels"] if name != "background"]
+    results = find_results(output, tissues)
     records = [
         {"test": test, "patient": patient, "tissue": tissue}
         | {key: result[key] for key in ("fraction", "fold", "seed", "arm")}
@@ -99,25 +130,30 @@ def collect(output: Path, real: dict) -> dict:
     table = pandas.DataFrame(records, columns=RESULT_COLUMNS).to_csv(index=False, lineterminator="\r\n")
     with atomic_file(output / "results.csv") as temporary:
         temporary.write_text(table, newline="")
-    tissues = [name for name in real["labels"] if name != "background"]
+    settings = read_json(output / "run.json")
+    every = sorted({result["arm"] for result in results}, key=_order)
+    primary = parse_primary(settings.get("primary"), every, tissues)
     fractions = sorted({result["fraction"] for result in results})
 
-    def rows(measure: str = "dice", test: str = "own", fraction: float = fractions[-1]) -> list[dict]:
+    def rows(measure: str = HEADLINE, test: str = "own", fraction: float = fractions[-1]) -> list[dict]:
         kept = [record for record in records if record["test"] == test and record["fraction"] == fraction]
         arms = list(dict.fromkeys(sorted((record["arm"] for record in kept), key=_order)))
-        return summarise(kept, tissues, arms, measure) if kept else []
+        known = any(record.get(measure) is not None for record in kept)  # an earlier version had fewer measures
+        return summarise(kept, tissues, arms, measure, primary) if known else []
 
     summary = {
         "schema": SCHEMA,
-        "settings": read_json(output / "run.json"),
+        "settings": settings,
+        "primary": list(primary) if primary else None,
+        "recomputed": any(result["schema"] == EARLIER for result in results),
         "labels": real["labels"],
-        "arms": sorted({result["arm"] for result in results}, key=_order),
+        "arms": every,
         "folds": sorted({result["fold"] for result in results}),
         "seeds": sorted({result["seed"] for result in results}),
         "fractions": fractions,
         "runs": [{key: value for key, value in result.items() if key != "scores"} for result in results],
         "rows": rows(),
-        "measures": {measure: rows(measure) for measure in MEASURES if measure != "dice"},
+        "measures": {measure: rows(measure) for measure in MEASURES if measure != HEADLINE},
         "curve": [row | {"fraction": fraction} for fraction in fractions for row in rows(fraction=fraction)]
         * (len(fractions) > 1),
         "external": rows(test="external"),

@@ -1,141 +1,112 @@
-"""Paired statistics: is an arm better than training on real patients only, and how sure is that?"""
+"""Is an arm better than training on real patients only, and how sure is that? Paired statistics and their verdicts."""
 
-import functools
 import itertools
 
 import numpy as np
 
 from tools.comparison.arms import REFERENCE
-from tools.comparison.variance import Values, Variance, gather, pair, patient_variance, run_variance
+from tools.comparison.intervals import CONFIDENCE, Estimate, Values, difference, fold_means, gather, pair
 from tools.io.files import InputError
 
-MEASURES = {"dice": 1, "surface_dice": 1, "volume_error": -1}  # 1: higher is better, -1: lower is better
-CONFIDENCE = 0.95
-RESAMPLES = 10_000
-# With fewer patients an interval says next to nothing; with fewer than six no signed-rank p can fall below 0.05.
+# 1: higher is better, -1: lower is better. The first decides; the docstring of read_scores in results.py explains each.
+MEASURES = {
+    "dice_all": 1, "dice": 1, "surface_dice": 1, "volume_error": -1, "false_ml": -1,
+    "dice_all_lung_known": 1, "dice_lung_known": 1,
+}  # fmt: skip
+HEADLINE = "dice_all"
+MEAN = "mean"  # in place of a tissue: the mean over the pathological tissues
+HEALTHY = "healthy"
 PATIENTS_FOR_VERDICT = 5
-PATIENTS_FOR_TEST = 6
-# Degrees of freedom from which the two arms compared tell their own run variance; below, all arms are taken together.
-OWN_RUN_FREEDOM = 8
-WITHIN_RUNS_FREEDOM = 4  # below, patients are compared across folds too, the luck of their runs included
-
-
-@functools.lru_cache(maxsize=32)
-def _resampled(patients: int, resamples: int, seed: int) -> np.ndarray:
-    """Return how often each patient is drawn, over the number of patients, shape (resamples, patients)."""
-    draws = np.random.default_rng(seed).multinomial(patients, np.full(patients, 1 / patients), size=resamples)
-    return draws.astype(np.float32) / patients
-
-
-def _pivot(variance: Variance, rng: np.random.Generator) -> np.ndarray | float:
-    """Return draws of what the true variance may be: the estimate over a chi-squared variate per degree of freedom."""
-    if not variance.freedom:
-        return 0.0
-    return variance.value * variance.freedom / rng.chisquare(variance.freedom, RESAMPLES)
-
-
-def _patient_part(paired: Values, runs: Variance | None) -> tuple[np.ndarray, Variance, Variance]:
-    """Return the patients' residuals, sorted, their variance, and the part of it that is also in the runs' variance."""
-    residuals, between, noise = patient_variance(paired)
-    if runs is not None and between.freedom >= WITHIN_RUNS_FREEDOM:
-        return residuals, between, noise
-    means = np.sort([np.mean(list(row.values())) for row in paired.values()])
-    shared = Variance(0.0, 0)
-    if runs is not None:  # almost every patient has runs of his own, whose luck is part of what patients differ by
-        shared = Variance(2 * runs.value * np.mean([1 / len(row) for row in paired.values()]), runs.freedom)
-    return means - means.mean(), Variance(float(means.var(ddof=1)), len(means) - 1), shared
-
-
-def difference_interval(paired: Values, runs: Variance | None, seed: int = 0) -> tuple[float, float]:
-    """Return the confidence interval of the mean of paired differences, with patients and runs as random factors.
-
-    The sum of two independent parts is drawn, and its quantiles are the interval (as for the Behrens-Fisher problem):
-
-    - patients: bootstrap means of the patients' residuals, scaled to the variance of (patient x arm), which is the
-      variance between patients less the noise of single runs (that noise is in the runs' variance already). Both
-      variances are drawn too, as the estimate over a chi-squared variate per degree of freedom (generalised pivots;
-      Weerahandi, "Generalized confidence intervals", 1993), which widens the interval for few patients;
-    - runs: Student's t times ``sqrt(2 variance sum_r w_r^2)``, w_r being the weight of run r in the mean difference;
-      the variance is that of ``run_variance``, None to leave the luck of runs out (one seed).
-
-    Both bounds are the mean itself if nothing varies, NaN for fewer than two patients.
-
-    Example:
-        >>> difference_interval({"a": {(0, 0): 0.5}, "b": {(0, 0): 0.5}, "c": {(0, 0): 0.5}}, None)
-        (0.5, 0.5)
-    """
-    from scipy import stats
-
-    number = len(paired)
-    if number < 2:
-        return float("nan"), float("nan")
-    residuals, between, noise = _patient_part(paired, runs)
-    size = np.sqrt(np.mean(residuals**2)) or 1.0
-    rng = np.random.default_rng((seed, number))
-    spread = np.sqrt(np.maximum(_pivot(between, rng) - _pivot(noise, rng), 0))
-    draws = spread * (_resampled(number, RESAMPLES, seed) @ (residuals / size))
-    if runs is not None:
-        weights: dict[tuple, float] = {}
-        for row in paired.values():
-            for run in row:
-                weights[run] = weights.get(run, 0.0) + 1 / (number * len(row))
-        scale = np.sqrt(2 * runs.value * np.sum(np.square(list(weights.values()))))
-        draws += scale * rng.permutation(stats.t.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES, runs.freedom))
-    tail = (1 - CONFIDENCE) / 2
-    middle = np.mean([np.mean(list(row.values())) for row in paired.values()])
-    low, high = middle + np.quantile(draws, [tail, 1 - tail], method="hazen")  # unbiased for the even steps of t
-    return float(low), float(high)
-
-
-def signed_rank_p(differences: list[float]) -> float | None:
-    """Return the two-sided p of Wilcoxon's signed-rank test, or None with too few patients for any p below 0.05.
-
-    Example:
-        >>> signed_rank_p([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
-        0.03125
-        >>> signed_rank_p([0.1, 0.2, 0.3]) is None
-        True
-    """
-    from scipy import stats
-
-    if len(differences) < PATIENTS_FOR_TEST:
-        return None
-    if not np.any(differences):
-        return 1.0
-    return float(stats.wilcoxon(differences).pvalue)
+FOLDS_FOR_VERDICT = 3  # with fewer, the luck of a draw of training patients and of its painted set cannot be told
 
 
 def holm(p_values: list[float | None]) -> list[float | None]:
     """Return Holm's corrected p values (Holm 1979); None stays None and does not count as a test.
 
+    statsmodels' ``multipletests`` collects garbage at each call, a quarter of a second, too slow for simulations.
+
     Example:
         >>> [p and round(p, 4) for p in holm([0.01, None, 0.04, 0.03])]
         [0.03, None, 0.06, 0.06]
     """
-    from statsmodels.stats.multitest import multipletests
+    order = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    highest = 0.0
+    for step, (p, place) in enumerate(order):
+        highest = max(highest, min(1.0, p * (len(order) - step)))
+        corrected[place] = highest
+    return corrected
 
-    tested = [p for p in p_values if p is not None]
-    corrected = iter(multipletests(tested, method="holm")[1] if tested else [])
-    return [None if p is None else float(next(corrected)) for p in p_values]
+
+def lacking(patients: int, folds: int, seeds: int) -> str | None:
+    """Return what is too little for a verdict, or None.
+
+    Example:
+        >>> lacking(3, 5, 2), lacking(12, 1, 2), lacking(12, 5, 1), lacking(12, 5, 2)
+        ('too few patients (3)', 'too few folds (1)', 'one seed only', None)
+    """
+    if patients < PATIENTS_FOR_VERDICT:
+        return f"too few patients ({patients})"
+    if folds < FOLDS_FOR_VERDICT:
+        return f"too few folds ({folds})"
+    return "one seed only" if seeds < 2 else None
 
 
-def verdict(interval: tuple[float, float], patients: int, seeds: int, better: int = 1) -> str:
-    """Return "gain", "loss" or "no gain", if there are enough patients with the tissue and seeds to tell.
+def decide(mean: float, p: float, better: int = 1) -> str:
+    """Return "gain", "loss" or "no gain" from a mean difference and its p, which is corrected for the family.
 
     ``better`` is 1 where higher is better, -1 where lower is.
 
     Example:
-        >>> verdict((0.01, 0.05), 12, 2), verdict((0.01, 0.05), 12, 2, better=-1), verdict((-0.01, 0.05), 12, 2)
+        >>> decide(0.03, 0.01), decide(0.03, 0.01, better=-1), decide(0.03, 0.2)
         ('gain', 'loss', 'no gain')
-        >>> verdict((0.1, 0.2), 3, 2), verdict((0.1, 0.2), 12, 1)
-        ('too few patients (3)', 'one seed only')
     """
-    if patients < PATIENTS_FOR_VERDICT:
-        return f"too few patients ({patients})"
-    if seeds < 2:
-        return "one seed only"
-    low, high = sorted(better * bound for bound in interval)
-    return "gain" if low > 0 else "loss" if high < 0 else "no gain"
+    if p > 1 - CONFIDENCE:
+        return "no gain"
+    return "gain" if better * mean > 0 else "loss"
+
+
+def parse_primary(text: str | tuple | list | None, arms: list[str], tissues: list[str]) -> tuple[str, str] | None:
+    """Return arm and tissue of the question named beforehand, None if there is none.
+
+    Args:
+        text: ``ARM,TISSUE``, the tissue ``mean`` for the mean over the pathological tissues.
+        arms: Keys of the arms compared.
+        tissues: Names of the tissues.
+
+    Raises:
+        InputError: if the arm or the tissue does not exist, or the arm is the reference itself.
+    """
+    if text is None:
+        return None
+    parts = [str(part).strip() for part in (text.split(",") if isinstance(text, str) else text)]
+    if len(parts) != 2:
+        raise InputError(f"primary is ARM,TISSUE such as cbmat_filter,mean; not {','.join(parts)!r}")
+    arm, tissue = parts[0], parts[1].lower() if parts[1].lower() == MEAN else parts[1]
+    others = [key for key in arms if key != REFERENCE]
+    if arm not in others:
+        raise InputError(f"primary names arm {arm!r}; compared with {REFERENCE} are {', '.join(others) or 'none'}")
+    if tissue not in (*tissues, MEAN):
+        raise InputError(f"primary names tissue {tissue!r}; there are {', '.join(tissues)} and {MEAN}")
+    return arm, tissue
+
+
+def with_means(records: list[dict], tissues: list[str], measures: list[str]) -> list[dict]:
+    """Return the records and, per run and patient, one whose tissue is ``MEAN``: over the pathological tissues.
+
+    A measure that is not defined for a tissue of the patient is left out of the mean.
+    """
+    ill = [name for name in tissues if name != HEALTHY]
+    groups: dict[tuple, list[dict]] = {}
+    for record in records:
+        if record["tissue"] in ill:
+            groups.setdefault((record["arm"], record["fold"], record["seed"], record["patient"]), []).append(record)
+    added = []
+    for own in groups.values():
+        known = {name: [record[name] for record in own if record.get(name) is not None] for name in measures}
+        means = {name: float(np.mean(values)) if values else None for name, values in known.items()}
+        added.append(own[0] | {"tissue": MEAN} | means)
+    return records + added
 
 
 def _seed_means(per_patient: Values) -> dict[int, float]:
@@ -152,71 +123,88 @@ def _spread(values: list[float]) -> float | None:
 
 
 def summarise(
-    records: list[dict], tissues: list[str], arms: list[str], measure: str = "dice", seed: int = 0
+    records: list[dict],
+    tissues: list[str],
+    arms: list[str],
+    measure: str = HEADLINE,
+    primary: tuple[str, str] | None = None,
 ) -> list[dict]:
-    """Compare every arm with the reference arm, tissue by tissue; patients and training runs are random factors.
+    """Compare every arm with the reference arm, tissue by tissue and in the mean over the pathological tissues.
 
     An arm is paired with the reference within the same fold, seed and patient; a run without a partner does not count
-    towards the difference. Holm's correction runs over all tissues and arms that could be tested.
+    towards the difference. The verdicts of all rows are one family: Holm's correction keeps the chance of any false one
+    at 5 %. The primary question, named beforehand, stands outside the family.
 
     Args:
         records: One per fold, seed, arm, patient and tissue, as in results.csv; the measure is None where it is not
             defined, as Dice where the patient's reference map does not hold the tissue.
-        tissues: Tissues in the order of the rows wanted.
+        tissues: Tissues in the order of the rows wanted; ``MEAN`` follows if there are two pathological ones.
         arms: Arms in the order wanted; ``real`` among them.
-        measure: One of ``MEASURES``, else InputError. A gain of ``volume_error`` is a decrease, a difference below 0.
-        seed: Seed for the bootstrap.
+        measure: One of ``MEASURES``, else InputError. A gain of an error is a decrease, a difference below 0.
+        primary: Arm and tissue of the primary question, or None.
 
     Returns:
-        One row per tissue and arm: ``patients`` (number with the tissue), ``mean`` (over patients of the mean over
-        seeds), ``mean_per_seed``, ``seed_sd`` (standard deviation of those), and for all but the reference
-        ``difference`` (arm minus reference), ``interval``, ``effect_size`` (the difference over the standard deviation
-        of the patients' differences, Cohen's d_z), ``difference_per_patient``, ``difference_per_seed``, ``p`` (over
-        patients: unlike the interval, it knows nothing of the runs' luck), ``p_holm`` and ``verdict``. What cannot be
-        computed is None.
+        One row per tissue and arm: ``patients`` (number of those who have the tissue, as far as the records tell by
+        their ``dice``; in the mean row and else those for whom the measure is defined), ``folds``, ``mean`` (over folds
+        of the mean over patients of the mean over seeds), ``mean_per_seed``, ``seed_sd`` (standard deviation of those),
+        and for all but the reference ``difference`` (arm minus reference), ``interval`` (95 %, of this question alone),
+        ``effect_size`` (the difference over the standard deviation of the patients' differences, Cohen's d_z),
+        ``difference_per_patient``, ``difference_per_seed``, ``p`` (of the interval), ``p_holm``, ``primary`` and
+        ``verdict``. What cannot be computed is None.
     """
     if measure not in MEASURES:
         raise InputError(f"there is no measure {measure!r}; there are {', '.join(MEASURES)}")
-    found, rows = gather(records, measure), []
-    for tissue in tissues:
-        present = {arm: found.get((tissue, arm), {}) for arm in arms}
-        all_runs = run_variance(list(present.values()))
-        for arm, own in present.items():
+    several = len([name for name in tissues if name != HEALTHY]) > 1
+    having = gather(records, "dice") if any("dice" in record for record in records) else None
+    found, rows = gather(with_means(records, tissues, [measure]) if several else records, measure), []
+    for tissue in [*tissues, *[MEAN] * several]:
+        reference = found.get((tissue, REFERENCE), {})
+        for arm in arms:
+            own = found.get((tissue, arm), {})
             seed_means = _seed_means(own)
             row = {
                 "tissue": tissue,
                 "arm": arm,
-                "patients": len(own),
-                "mean": float(np.mean([np.mean(list(runs.values())) for runs in own.values()])) if own else None,
+                "patients": len(
+                    own if having is None or tissue == MEAN else own.keys() & having.get((tissue, arm), {})
+                ),
+                "folds": len({fold for runs in own.values() for fold, _ in runs}),
+                "mean": float(np.mean(fold_means(own))) if own else None,
                 "mean_per_seed": seed_means,
                 "seed_sd": _spread(list(seed_means.values())),
             }
             if arm != REFERENCE:
-                row |= _compared(own, present.get(REFERENCE, {}), all_runs, MEASURES[measure], seed)
+                row |= _compared(pair(own, reference), row["patients"]) | {"primary": (arm, tissue) == primary}
             rows.append(row)
-    compared = [row for row in rows if row["arm"] != REFERENCE]
-    for row, p in zip(compared, holm([row["p"] for row in compared])):
-        row["p_holm"] = p
+    judge([row for row in rows if row["arm"] != REFERENCE], MEASURES[measure])
     return rows
 
 
-def _compared(own: Values, reference: Values, all_runs: Variance, better: int, seed: int) -> dict:
-    """Return the part of a row that compares an arm with the reference."""
-    paired = pair(own, reference)
+def judge(rows: list[dict], better: int) -> None:
+    """Give the compared rows their corrected p and their verdict; ``better`` as for ``decide``."""
+    family = [row for row in rows if not row["primary"]]
+    for row, p in zip(family, holm([None if row["lacking"] else row["p"] for row in family])):
+        row["p_holm"] = p
+    for row in rows:
+        if row["primary"]:
+            row["p_holm"] = None if row["lacking"] else row["p"]
+        row["verdict"] = row.pop("lacking") or decide(row["difference"], row["p_holm"], better)
+
+
+def _compared(paired: Values, patients: int) -> dict:
+    """Return the part of a row that compares an arm with the reference; ``patients`` have the tissue."""
+    found: Estimate = difference(paired)
     per_patient = {patient: float(np.mean(list(runs.values()))) for patient, runs in paired.items()}
-    differences, per_seed = list(per_patient.values()), _seed_means(paired)
-    own_runs = run_variance([own, reference])
-    runs = own_runs if own_runs.freedom >= OWN_RUN_FREEDOM else all_runs
-    interval = difference_interval(paired, runs if len(per_seed) > 1 else None, seed)
-    mean, spread = float(np.mean(differences)) if differences else None, _spread(differences)
+    per_seed, spread = _seed_means(paired), _spread(list(per_patient.values()))
+    known, folds = np.isfinite(found.low), len({fold for runs in paired.values() for fold, _ in runs})
     return {
-        "difference": mean,
-        "interval": list(interval) if np.isfinite(interval).all() else None,
-        "effect_size": mean / spread if spread else None,
+        "difference": found.mean if paired else None,
+        "interval": [found.low, found.high] if known else None,
+        "effect_size": found.mean / spread if spread else None,
         "difference_per_patient": per_patient,
         "difference_per_seed": per_seed,
-        "p": signed_rank_p(differences),
-        "verdict": verdict(interval, len(differences), len(per_seed), better),
+        "p": found.p if known else None,
+        "lacking": lacking(min(patients, len(paired)), folds, len(per_seed)),
     }
 
 
@@ -231,6 +219,7 @@ def format_table(rows: list[dict]) -> str:
             "" if row.get(key) is None else text.format(row[key])
             for key, text in (formats | {"seed_sd": "{:.3f}", "verdict": "{}"}).items()
         ]
+        cells[-1] += " (primary)" * bool(row.get("primary"))
         lines.append((row["tissue"], row["arm"], str(row["patients"]), mean, *cells))
     blocks = itertools.groupby(zip(lines, columns(lines)), key=lambda pair: pair[0][0])
     return "\n\n".join("\n".join(text for _, text in block) for _, block in blocks)

@@ -1,6 +1,5 @@
 """``python -m tools dataset``: turn folders of CT and tissue maps into a checked datalist with patient-level folds."""
 
-import hashlib
 import shlex
 import sys
 from collections import Counter
@@ -14,8 +13,9 @@ from tools.data.card import TissueStatistics, card_text, data_card
 from tools.data.folds import assign_folds, scarce_tissues
 from tools.data.pairs import check_case, pair_files, refuse
 from tools.data.patients import read_patients
+from tools.data.twins import digest_of, near_duplicates, sketches
 from tools.io.files import InputError, check_new_directory, new_directory, read_json, write_json, write_text
-from tools.io.volume import relative, save_nifti, spacing_mm
+from tools.io.volume import canonical, relative, save_nifti, spacing_mm
 from tools.tissues import tissue_labels, unlabelled_value
 
 HEALTHY_MEDIAN_AT_MOST_HU = -500
@@ -74,7 +74,8 @@ def dataset(
             raise InputError(f"folds is {folds}, but there are only {count} patients; a patient cannot be divided")
 
     statistics = TissueStatistics(scheme)
-    owners: dict[str, str] = {}  # hash of the voxels to case
+    owners: dict[str, str] = {}  # digest of what a CT shows to case
+    drawn: dict[str, np.ndarray] = {}
     partly: list[str] = []
     converted: list[str] = []
     with new_directory(output) as partial:
@@ -83,13 +84,14 @@ def dataset(
             if checked is None:
                 continue
             hu, tissue, file = checked
-            twin = owners.setdefault(hashlib.sha256(np.ascontiguousarray(hu.T)).hexdigest(), case)
+            twin = owners.setdefault(digest_of(hu), case)
             both = [items[name]["patient"] for name in (case, twin) if name in items]
             if len(set(both)) == 2:
                 problems.append(
                     f"{image_path} has the same voxels as {pairs[twin][0].name}, but belongs to patient {both[0]} "
                     f"instead of {both[1]}; name one patient, or remove one file"
                 )
+            drawn[case] = sketches(*(canonical(part, file.affine) for part in (hu, tissue)))
             unknown = tissue == unlabelled_value()
             if unknown.any():
                 partly.append(case)
@@ -111,6 +113,7 @@ def dataset(
         else:
             fold_of = assign_folds(tissues, folds, seed, sizes)
         warnings += content_warnings(statistics, tissues) + scarce_tissues(tissues, fold_of, folds)
+        warnings += near_duplicates(drawn, {case: item["patient"] for case, item in items.items()})
         if partly:
             warnings.append(
                 f"voxels are unlabelled in {named(partly)}; only the segmenter's bundle can learn from them, "

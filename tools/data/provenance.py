@@ -1,9 +1,10 @@
-"""Which CTs a stage has read, by their SHA-256, and whether a test patient is among them."""
+"""Which CTs a stage has read, by file and by voxels, and whether a test patient is among them."""
 
 import functools
 from pathlib import Path
 
 from tools.data.datalist import Case
+from tools.data.twins import content_digest
 from tools.io.files import InputError, read_json, sha256
 
 SYNTHESIZER_CARD, MAPS_CARD, GATE_CARD = "synthesizer/card.json", "maps.json", "gate.json"
@@ -20,15 +21,31 @@ def digest(path: Path) -> str:
 
 
 def cases_read(cases: list[Case]) -> list[dict]:
-    """Return what a stage writes down about the cases it reads: case, patient and the CT's SHA-256, sorted by case."""
-    rows = [{"case": case.name, "patient": case.patient, "image_sha256": digest(case.image)} for case in cases]
+    """Return what a stage writes down about the cases it reads, sorted by case.
+
+    Case, patient, the SHA-256 of the CT's file, and that of what it shows (``twins.content_digest``).
+    """
+    rows = [
+        {"case": case.name, "patient": case.patient}
+        | {"image_sha256": digest(case.image), "content_sha256": content_digest(case.image)}
+        for case in cases
+    ]
     return sorted(rows, key=lambda row: row["case"])
+
+
+def find_twin(row: dict, others: list[dict]) -> dict | None:
+    """Return the row among ``others`` that is the same CT, by content or, of cards without it, by file; or None."""
+    for other in others:
+        for key in ("content_sha256", "image_sha256"):
+            if other.get(key) and other[key] == row.get(key):
+                return other
+    return None
 
 
 def check_disjoint(where: str, stage: str, cases: list[dict], test: list[dict]) -> list[str]:
     """Return the patients that a stage has read, if none of them, under whatever name, is a test patient.
 
-    ``cases`` (as the stage wrote them, perhaps without the SHA-256) and ``test`` are rows of ``cases_read``; ``where``
+    ``cases`` (as the stage wrote them, perhaps without digests) and ``test`` are rows of ``cases_read``; ``where``
     begins the message.
 
     Raises:
@@ -38,9 +55,8 @@ def check_disjoint(where: str, stage: str, cases: list[dict], test: list[dict]) 
     shared = sorted(read & {row["patient"] for row in test})
     if shared:
         raise InputError(f"leak in {where}: stage {stage} was fitted on test patients {', '.join(shared)}")
-    digests = {row["image_sha256"]: row for row in cases if row.get("image_sha256")}
     for row in test:
-        twin = digests.get(row["image_sha256"])
+        twin = find_twin(row, cases)
         if twin:
             raise InputError(
                 f"leak in {where}: stage {stage} was fitted on {twin['case']} of patient {twin['patient']}, "
@@ -71,7 +87,7 @@ def check_twins(datalist: dict, path: Path) -> None:
     """Raise InputError if a datalist holds one CT under two patients, which could lie on both sides of a split."""
     seen: dict[str, Case] = {}
     for case in datalist["training"]:
-        twin = seen.setdefault(digest(case.image), case)
+        twin = seen.setdefault(content_digest(case.image), case)
         if twin.patient != case.patient:
             raise InputError(
                 f"{path}: {twin.name} of patient {twin.patient} and {case.name} of patient {case.patient} "

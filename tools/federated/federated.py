@@ -10,7 +10,7 @@ from monai.bundle import ConfigParser
 
 from tools.bundles import BUNDLES
 from tools.data.datalist import check_real, read_datalist, split
-from tools.data.provenance import cases_read, check_twins
+from tools.data.provenance import cases_read, check_twins, find_twin
 from tools.flags import check_numbers
 from tools.io.files import InputError, check_new_directory, read_json, sha256, write_json, write_text
 from tools.workflows.run import check_overrides, check_python, run_worker
@@ -125,11 +125,10 @@ def check_apart(one: str, first: dict, other: str, second: dict) -> None:
     shared = sorted({row["patient"] for row in rows} & {row["patient"] for row in others})
     if shared:
         raise InputError(f"{one} and {other} share patient {shared[0]}; a patient can be held out at one site only")
-    twins = {row["image_sha256"]: row["case"] for row in rows}
     for row in others:
-        if row["image_sha256"] in twins:
-            twin = twins[row["image_sha256"]]
-            raise InputError(f"case {twin} of {one} and case {row['case']} of {other} are the same CT (SHA-256)")
+        twin = find_twin(row, rows)
+        if twin:
+            raise InputError(f"case {twin['case']} of {one} and case {row['case']} of {other} are the same CT")
 
 
 def table(sites: Path) -> pandas.DataFrame:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from tools.bundles import BUNDLES
 from tools.data.provenance import digest
+from tools.data.twins import content_digest
 from tools.io.files import InputError, RunError, read_json, write_text
 from tools.io.volume import SYNTHETIC_MARK, load_ct, relative, save_nifti
 from tools.maps.bank import PlannedCase
@@ -89,6 +90,7 @@ def write_painted(
             "map_sha256": planned.map_sha256,
             "map_kind": planned.map_kind,
             "source_sha256": digest(source.image),
+            "source_content_sha256": content_digest(source.image),
             "label_sha256": digest(source.label),
             "image_file": relative(source.image, output),
             "label_file": relative(source.label, output),

@@ -4,18 +4,37 @@ import base64
 from pathlib import Path
 
 from tools.comparison.arms import REFERENCE, arm_title, is_painted
-from tools.comparison.results import SCHEMA, read_results
-from tools.comparison.verdicts import summarise
+from tools.comparison.results import EARLIER, SCHEMA, collect, read_results
+from tools.comparison.verdicts import FOLDS_FOR_VERDICT, HEADLINE, MEAN, decide, summarise
 from tools.io.files import InputError, check_writable, read_json, write_text
 from tools.plotting import LUNG_WINDOW_HU
 from tools.report import figures, sweeps, tables
 from tools.report.figures import sentence
-from tools.report.sweeps import tissue_mean
 from tools.tissues import tissue_colours, words
 
 TEMPLATE = "report.html.j2"
 SUMMARY_KEYS = ("settings", "labels", "arms", "folds", "seeds", "fractions", "runs", "rows")
-MEASURE_TITLES = {"surface_dice": "Normalised surface Dice", "volume_error": "Error of the volume fraction"}
+TITLES = {
+    HEADLINE: "Dice over all patients",
+    "dice": "Dice of the patients who have the tissue",
+    "surface_dice": "Normalised surface Dice",
+    "volume_error": "Error of the volume fraction",
+    "false_ml": "Volume found in patients without the tissue",
+    "dice_all_lung_known": "Dice over all patients, the lung known",
+    "dice_lung_known": "Dice of the patients who have the tissue, the lung known",
+}
+EXPLAINED = {
+    "dice": "Overlap in the patients whose reference map holds the tissue; what is found in the others costs nothing.",
+    "surface_dice": "Share of the tissue's surface within the tolerance of the true surface; higher is better.",
+    "volume_error": "Size of the error of the tissue's share of the lung, in percentage points; lower is better, so a "
+    "gain is a negative difference.",
+    "false_ml": "In ml, per patient whose reference map lacks the tissue; lower is better, so a gain is a negative "
+    "difference.",
+    "dice_all_lung_known": "Of the likeliest tissue at each voxel of the reference lung: no error at the lung's border "
+    "counts.",
+    "dice_lung_known": "Of the likeliest tissue at each voxel of the reference lung: no error at the lung's border "
+    "counts.",
+}
 
 
 def report(directory: Path, output: Path | None = None) -> None:
@@ -76,7 +95,9 @@ def render(directory: Path) -> str:
     compared = [name for name in colours if any(r.get("difference") is not None for r in rows if r["tissue"] == name)]
     return environment.get_template(TEMPLATE).render(
         summary=summary,
-        overall=overall(records, rows, pathological),
+        overall=overall(records, rows, [name for name in labels if name != "background"]),
+        explained=EXPLAINED,
+        primary=next((row for row in rows if row.get("primary")), None),
         answers=answers(rows, pathological),
         external=answers(summary["external"], pathological),
         warnings=warnings(summary),
@@ -109,7 +130,9 @@ def render(directory: Path) -> str:
 
 
 def load(directory: Path) -> tuple[dict, list[dict]]:
-    """Read summary.json, and of results.csv the Dice of the own test patients at the largest share of patients.
+    """Read summary.json, and of results.csv the scores of the own test patients at the largest share of patients.
+
+    A comparison made under the statistics of the version before is computed anew from its scores first.
 
     Raises:
         InputError: if the folder or a file is missing, incomplete or of an older version.
@@ -123,6 +146,9 @@ def load(directory: Path) -> tuple[dict, list[dict]]:
     path = directory / "summary.json"
     summary = read_json(path)
     version = summary.get("schema", 1) if isinstance(summary, dict) else None
+    if version == EARLIER and summary.get("labels"):
+        print(f"{directory} was made under earlier statistics; it is computed anew from its scores")
+        summary, version = collect(directory, summary), SCHEMA
     if version != SCHEMA:
         age = "an older" if isinstance(version, int) and version < SCHEMA else "another"
         raise InputError(f"{path} was made by {age} version (schema {version}, not {SCHEMA}); run compare again")
@@ -161,53 +187,39 @@ def _join(names: list[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
-def overall(records: list[dict], rows: list[dict], pathological: list[str]) -> dict | None:
-    """Compare the best painted arm with the best free rival, both by mean Dice over the pathological tissues.
+def overall(records: list[dict], rows: list[dict], tissues: list[str]) -> dict | None:
+    """Compare the best painted arm with the best free rival, both by the mean over the pathological tissues.
 
-    The interval is that of ``verdicts.summarise`` for the mean over tissues: patient p contributes
-    ``(N / T) sum_t dice_pt / n_t`` (N patients, T tissues, n_t patients with tissue t), so that the mean over patients
-    is the mean over tissues of the tissues' means.
+    Both were picked after the fact, so p is multiplied by the number of pairs that they were picked from.
 
     Returns:
-        ``painted``, ``rival`` and ``real`` (arm and mean; None if no such arm), ``tissues``, and if there are both
+        ``painted``, ``rival`` and ``real`` (arm and mean; None if no such arm), ``pairs``, and if there are both
         ``difference``, ``interval`` and ``verdict`` of painted against rival (or against real if there is no rival).
         None if nothing but real was run.
     """
-    tissues = [name for name in pathological if any(row["tissue"] == name and row["patients"] for row in rows)]
-    means = {arm: tissue_mean(rows, arm, tissues) for arm in dict.fromkeys(row["arm"] for row in rows)}
-    means = {arm: mean for arm, mean in means.items() if mean is not None}
+    pooled = MEAN if any(row["tissue"] == MEAN for row in rows) else tissues[-1]
+    means = {row["arm"]: row["mean"] for row in rows if row["tissue"] == pooled and row["mean"] is not None}
     if set(means) <= {REFERENCE}:
         return None
     best = {"painted": [arm for arm in means if is_painted(arm)]}
     best["rival"] = [arm for arm in means if arm != REFERENCE and not is_painted(arm)]
     found: dict = {name: max(arms, key=means.get) if arms else None for name, arms in best.items()}
-    found |= {"real": REFERENCE, "means": means, "tissues": tissues}
+    found |= {"real": REFERENCE, "means": means, "pairs": len(best["painted"]) * max(1, len(best["rival"]))}
     if found["painted"] is None:
         return found
-    against = found["rival"] or REFERENCE
-    pooled = _over_tissues(records, {against: REFERENCE, found["painted"]: found["painted"]}, tissues)
-    row = summarise(pooled, ["all"], [REFERENCE, found["painted"]])[1]
+    names = {found["rival"] or REFERENCE: REFERENCE, found["painted"]: found["painted"]}
+    kept = [record | {"arm": names[record["arm"]]} for record in records if record["arm"] in names]
+    every = summarise(kept, tissues, [REFERENCE, found["painted"]])
+    row = next(row for row in every if row["tissue"] == pooled and row["arm"] == found["painted"])
+    if row["p_holm"] is not None:
+        row["verdict"] = decide(row["difference"], found["pairs"] * row["p"])
     return found | {key: row[key] for key in ("difference", "interval", "verdict")}
-
-
-def _over_tissues(records: list[dict], names: dict[str, str], tissues: list[str]) -> list[dict]:
-    """Return one record per run and patient of some arms, renamed, with the contribution that ``overall`` defines."""
-    kept = [r for r in records if r["arm"] in names and r["tissue"] in tissues and r["dice"] is not None]
-    having = {tissue: len({r["patient"] for r in kept if r["tissue"] == tissue}) for tissue in tissues}
-    number = len({record["patient"] for record in kept})
-    sums: dict[tuple, float] = {}
-    for record in kept:
-        key = (names[record["arm"]], record["fold"], record["seed"], record["patient"])
-        share = number / len(tissues) / having[record["tissue"]]
-        sums[key] = sums.get(key, 0.0) + share * record["dice"]
-    columns = ("arm", "fold", "seed", "patient")
-    return [dict(zip(columns, key)) | {"tissue": "all", "dice": value} for key, value in sums.items()]
 
 
 def answers(rows: list[dict], pathological: list[str]) -> list[tuple[str, str]]:
     """Return, for each arm but real, its name and one sentence with the verdicts; painted arms come first.
 
-    Of the tissues that are not pathological only losses are told: what a gain elsewhere has cost.
+    Of other rows only losses are told: what a gain elsewhere has cost healthy lung.
 
     Example:
         >>> row = {"tissue": "fibrosis", "arm": "cbmat", "difference": 0.031, "verdict": "gain"}
@@ -220,12 +232,13 @@ def answers(rows: list[dict], pathological: list[str]) -> list[tuple[str, str]]:
     for arm in arms:
         groups: dict[str, list[str]] = {"gain": [], "loss": [], "no gain": []}
         for row in rows:
-            if row["arm"] == arm and (row["tissue"] in pathological or row["verdict"] == "loss"):
+            if row["arm"] == arm and (row["tissue"] in (*pathological, MEAN) or row["verdict"] == "loss"):
                 verdict = row["verdict"].split(" (")[0]
                 figure = minus(f" ({row['difference']:+.3f})") if verdict in ("gain", "loss") else ""
-                name = "healthy lung" if row["tissue"] == "healthy" else words(row["tissue"])
+                names = {"healthy": "healthy lung", MEAN: "the mean of the tissues"}
+                name = names.get(row["tissue"], words(row["tissue"]))
                 groups.setdefault(verdict, []).append(name + figure)
-        ends = {"too few patients": " to tell", "one seed only": ", so no verdict"}
+        ends = {"too few patients": " to tell", "too few folds": ", so no verdict", "one seed only": ", so no verdict"}
         parts = [f"{verdict}{ends.get(verdict, '')} for {_join(names)}" for verdict, names in groups.items() if names]
         sentences.append((arm, "; ".join(parts) + "."))
     return sentences
@@ -234,12 +247,23 @@ def answers(rows: list[dict], pathological: list[str]) -> list[tuple[str, str]]:
 def warnings(summary: dict) -> list[str]:
     """Return what a reader must know before he believes a verdict, in sentences."""
     told = []
+    if summary.get("recomputed"):
+        told.append(
+            "The runs are of an earlier version. Their scores were read anew and judged by today's statistics; scores "
+            "with the lung known do not exist."
+        )
+    if len(summary["folds"]) < FOLDS_FOR_VERDICT:
+        told.append(
+            f"{len(summary['folds'])} fold{'s' * (len(summary['folds']) > 1)} only: how much one draw of training "
+            "patients and its painted cases differ from another cannot be told, so no verdict is given. Three folds "
+            "are the least."
+        )
     if len(summary["seeds"]) == 1:
         told.append(
             "One seed only: every arm was trained once, so luck in training cannot be told from the effect of an arm, "
             "and no verdict is given."
         )
-    few = {row["tissue"]: row["patients"] for row in summary["rows"] if "too few" in row.get("verdict", "")}
+    few = {row["tissue"]: row["patients"] for row in summary["rows"] if "too few patients" in row.get("verdict", "")}
     if few:
         names = _join([f"{words(tissue)} ({count})" for tissue, count in few.items()])
         told.append(f"Too few test patients for a verdict: {names}. Five is the least.")
@@ -254,17 +278,23 @@ def warnings(summary: dict) -> list[str]:
 
 
 def result_tables(summary: dict) -> list[dict]:
-    """Return the tables of results that there are: title, what is measured, and per tissue the rows."""
+    """Return the tables of results that there are: title, what is measured, and per tissue the rows.
+
+    A row of the first table has ``known``: mean and difference of the same measure with the lung known, or None.
+    """
     tissues = [name for name in summary["labels"] if name != "background"]
-    wanted = [("dice", "Dice", summary["rows"])]
-    wanted += [(name, MEASURE_TITLES.get(name, words(name)), rows) for name, rows in summary["measures"].items()]
-    wanted += [("external", "Dice", summary["external"])]
+    known = {(row["tissue"], row["arm"]): row for row in summary["measures"].get("dice_all_lung_known") or []}
+    first = [row | {"known": known.get((row["tissue"], row["arm"]))} for row in summary["rows"]]
+    wanted = [(HEADLINE, TITLES[HEADLINE], first)]
+    wanted += [(name, TITLES.get(name, words(name)), rows) for name, rows in summary["measures"].items()]
+    wanted += [("external", TITLES[HEADLINE], summary["external"])]
     return [
         {
             "measure": measure,
             "title": title,
-            "digits": 2 if measure == "volume_error" else 3,
-            "tissues": {name: [row for row in rows if row["tissue"] == name] for name in tissues},
+            "digits": 2 if measure in ("volume_error", "false_ml") else 3,
+            "known": measure == HEADLINE and bool(known),
+            "tissues": {name: [row for row in rows if row["tissue"] == name] for name in (*tissues, MEAN)},
         }
         for measure, title, rows in wanted
         if rows

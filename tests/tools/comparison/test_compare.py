@@ -12,6 +12,7 @@ from tests.tools.fakes.standin import LABELS, TISSUES, install, make_case, twelv
 from tools.comparison import arms, compare, results
 from tools.data.datalist import Case, read_datalist
 from tools.io.files import InputError, RunError, read_json, write_json
+from tools.report.report import load
 
 
 @pytest.fixture
@@ -24,16 +25,16 @@ def standin(monkeypatch):
     return install(monkeypatch)
 
 
-def test_all_arms_run_and_the_known_gain_is_called_a_gain(datalist, standin, tmp_path, capsys):
-    output = tmp_path / "out"
+def test_all_arms_run_and_the_known_gain_is_called_a_gain(standin, tmp_path, capsys):
+    output, datalist = tmp_path / "out", twelve_patients(tmp_path, folds=3)
     compare.compare(datalist, output, arms="real,oversampled,copy_paste,cbmat,cbmat_filter", seeds=(0, 1), iterations=9)
-    assert len(standin.trained) == 2 * 2 * 4  # cbmat_filter trains as cbmat did
-    assert sorted(standin.augmented) == [(fold, method, 0) for fold in (0, 1) for method in ("cbmat", "copy_paste")]
+    assert len(standin.trained) == 3 * 2 * 4  # cbmat_filter trains as cbmat did
+    assert sorted(standin.augmented) == [(fold, method, 0) for fold in range(3) for method in ("cbmat", "copy_paste")]
     summary = read_json(output / "summary.json")
     verdicts = {(row["tissue"], row["arm"]): row.get("verdict") for row in summary["rows"]}
     assert verdicts["fibrosis", "cbmat_filter"] == verdicts["fibrosis", "oversampled"] == "gain"
     assert verdicts["fibrosis", "copy_paste"] == verdicts["emphysema", "cbmat"] == "no gain"
-    assert verdicts["consolidation", "cbmat"] == "too few patients (2)"
+    assert verdicts["mean", "cbmat"] == "gain" and verdicts["consolidation", "cbmat"] == "too few patients (2)"
     errors = {(row["tissue"], row["arm"]): row.get("verdict") for row in summary["measures"]["volume_error"]}
     assert errors["emphysema", "cbmat"] == "gain"  # the error falls from 3 points to 1
     with open(output / "results.csv", newline="") as stream:
@@ -42,10 +43,11 @@ def test_all_arms_run_and_the_known_gain_is_called_a_gain(datalist, standin, tmp
     assert len(rows) == 5 * 2 * 12 * len(TISSUES)
     one = next(row for row in rows if (row["patient"], row["tissue"], row["arm"]) == ("p04", "fibrosis", "real"))
     assert float(one["dice"]) == pytest.approx(0.5 + 0.04 + 0.01)  # the two cases of a patient are averaged
-    assert float(one["volume_error"]) == 3
-    assert next(row for row in rows if (row["patient"], row["tissue"]) == ("p04", "consolidation"))["dice"] == ""
+    assert float(one["volume_error"]) == 3 and one["false_ml"] == ""
+    lacked = next(row for row in rows if (row["patient"], row["tissue"]) == ("p04", "consolidation"))
+    assert [lacked[name] for name in ("dice", "dice_all", "false_ml")] == ["", "0.0", "0.5"]
     printed = capsys.readouterr().out
-    assert "run 3 of 20: fold 0, seed 0, arm copy_paste" in printed
+    assert "run 3 of 30: fold 0, seed 0, arm copy_paste" in printed
     assert "consolidation lies in 2 test patients: a verdict needs 5 or more" in printed
     assert f"python -m tools report --directory {output}" in printed
 
@@ -274,18 +276,86 @@ def test_a_table_of_scores_that_does_not_fit_the_test_cases_is_refused(tmp_path)
     file = tmp_path / "scores.csv"
     with pytest.raises(RuntimeError, match="ended without"):
         results.read_scores(file, test, ["fibrosis"])
-    head = "case,tissue,dice,surface_dice,percent_error\n"
+    head = "case,tissue,state,dice,surface_dice,percent_error,ml_predicted\n"
+    row = "{},present,0.5,0.5,1,2\n".format
     for text, message in (
-        ("a,fibrosis,0.5,0.5,1\n", "once: b fibrosis"),
-        ("a,fibrosis,0.5,0.5,1\na,fibrosis,0.5,0.5,1\nb,fibrosis,0.5,0.5,1\n", "once: a case twice"),
-        ("a,fibrosis,0.5,0.5,1\nb,fibrosis,0.5,0.5,1\nc,fibrosis,0.5,0.5,1\n", "once: c fibrosis"),
-        ("a,fibrosis,0.5,0.5,1\nb,emphysema,0.5,0.5,1\n", "once: b emphysema"),
+        (row("a,fibrosis"), "once: b fibrosis"),
+        (row("a,fibrosis") * 2 + row("b,fibrosis"), "once: a case twice"),
+        (row("a,fibrosis") + row("b,fibrosis") + row("c,fibrosis"), "once: c fibrosis"),
+        (row("a,fibrosis") + row("b,emphysema"), "once: b emphysema"),
     ):
         file.write_text(head + text)
-        with pytest.raises(RuntimeError, match=message):
+        with pytest.raises(RunError, match=message):
             results.read_scores(file, test, ["fibrosis"])
-    file.write_text(head + "b,fibrosis,,,0.5\na,fibrosis,0.5,0.25,-2\n")
-    assert results.read_scores(file, test, ["fibrosis"]) == {
-        "a": {"fibrosis": {"dice": 0.5, "surface_dice": 0.25, "volume_error": 2.0}},
-        "b": {"fibrosis": {"dice": None, "surface_dice": None, "volume_error": 0.5}},
-    }
+    file.write_text(head + "b,fibrosis,false,,,0.5,3\na,fibrosis,present,0.5,0.25,-2,3\n")
+    unknown = {"dice_all_lung_known": None, "dice_lung_known": None}
+    found = {"dice_all": 0.5, "dice": 0.5, "surface_dice": 0.25, "volume_error": 2.0, "false_ml": None}
+    lacked = {"dice_all": 0.0, "dice": None, "surface_dice": None, "volume_error": 0.5, "false_ml": 3.0}
+    scores = {"a": {"fibrosis": found | unknown}, "b": {"fibrosis": lacked | unknown}}
+    assert results.read_scores(file, test, ["fibrosis"]) == scores
+    file.write_text(head + "b,fibrosis,absent,,,0.5,0\na,fibrosis,missed,0,0,-2,0\n")
+    assert [results.read_scores(file, test, ["fibrosis"])[name]["fibrosis"]["dice_all"] for name in "ab"] == [0, 1]
+
+
+def earlier(output):
+    """Make a finished comparison look as the version before left it."""
+    for path in output.glob("fold*/**/result.json"):
+        result = read_json(path)
+        for row in (row for scores in result["scores"].values() for row in scores.values()):
+            for measures in row.values():
+                for name in ("dice_all", "false_ml", "dice_all_lung_known", "dice_lung_known"):
+                    measures.pop(name)
+        write_json(path, result | {"schema": 2})
+    settings = read_json(output / "run.json") | {"schema": 2}
+    write_json(output / "run.json", {k: v for k, v in settings.items() if k not in ("primary", "paint_per_seed")})
+    write_json(output / "summary.json", read_json(output / "summary.json") | {"schema": 2})
+
+
+def test_a_comparison_begun_under_the_old_statistics_is_recomputed_from_its_scores_and_never_mixed(
+    datalist, standin, tmp_path, capsys
+):
+    output = tmp_path / "out"
+    given = {"arms": "real,cbmat,cbmat_filter", "seeds": (0, 1), "iterations": 1}
+    compare.compare(datalist, output, **given)
+    today = (output / "results.csv").read_text()
+    earlier(output)
+    (output / "results.csv").write_text("")
+    with pytest.raises(InputError, match="schema was 2, now 3"):
+        compare.compare(datalist, output, **given)
+    summary, records = load(output)
+    assert summary["schema"] == 3 and summary["recomputed"] and (output / "results.csv").read_text() == today
+    assert len(records) == 3 * 2 * 12 * len(TISSUES) and "computed anew from its scores" in capsys.readouterr().out
+    run = output / "fold0/seed0/cbmat/result.json"
+    write_json(run, read_json(run) | {"schema": 3})
+    with pytest.raises(InputError, match="holds runs of several versions"):
+        results.collect(output, read_datalist(datalist))
+    write_json(run, read_json(run) | {"schema": 2})
+    (output / "fold1/seed1/real/scores.csv").unlink()
+    with pytest.raises(InputError, match="made by an earlier version and cannot be scored anew"):
+        results.collect(output, read_datalist(datalist))
+
+
+def test_each_seed_can_have_painted_cases_of_its_own(datalist, standin, tmp_path):
+    given = {"arms": "real,cbmat", "folds": 0, "seeds": (0, 3), "iterations": 1}
+    compare.compare(datalist, tmp_path / "out", paint_per_seed=True, augmentation_seed=4, **given)
+    assert sorted(standin.augmented) == [(0, "cbmat", 4), (0, "cbmat", 7)]
+    assert (tmp_path / "out/fold0/seed3/augment_cbmat/datalist.json").is_file()
+    assert len(standin.trained) == 4
+
+
+def test_the_primary_question_is_named_beforehand(standin, tmp_path, capsys):
+    datalist = twelve_patients(tmp_path, folds=3)
+    given = {"arms": "real,cbmat,oversampled", "seeds": (0, 1), "iterations": 1}
+    for primary, message in (
+        ("konz,mean", "primary names arm 'konz'; compared with real are cbmat, oversampled"),
+        ("real,mean", "primary names arm 'real'"),
+        ("cbmat,honeycombing", "primary names tissue 'honeycombing'; there are healthy, ground_glass"),
+        ("cbmat", "primary is ARM,TISSUE such as cbmat_filter,mean; not 'cbmat'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            compare.compare(datalist, tmp_path / "out", primary=primary, **given)
+    compare.compare(datalist, tmp_path / "out", primary="cbmat,MEAN", **given)
+    summary = read_json(tmp_path / "out/summary.json")
+    assert summary["primary"] == ["cbmat", "mean"] and "gain (primary)" in capsys.readouterr().out
+    with pytest.raises(InputError, match="primary was cbmat,mean, now oversampled,mean"):
+        compare.compare(datalist, tmp_path / "out", primary="oversampled,mean", **given)

@@ -2,12 +2,16 @@
 
 import sys
 
+import nibabel as nib
+import numpy as np
 import pytest
+from scipy import ndimage
 
 from tests.tools.fakes.standin import install, twelve_patients
 from tools.comparison import compare, results
 from tools.data.datalist import read_datalist
-from tools.data.provenance import GATE_CARD, MAPS_CARD, SYNTHESIZER_CARD, cases_read
+from tools.data.provenance import GATE_CARD, MAPS_CARD, SYNTHESIZER_CARD, cases_read, check_disjoint
+from tools.data.twins import near_duplicates, sketches
 from tools.io.files import InputError, read_json, write_json
 from tools.painting.manifest import read_manifest
 
@@ -67,6 +71,60 @@ def test_one_ct_under_two_patients_is_refused(datalist, standin, tmp_path):
     (folder / "case05a.nii.gz").write_bytes((folder / "case02b.nii.gz").read_bytes())
     with pytest.raises(InputError, match="case02b of patient p02 and case05a of patient p05 are the same CT"):
         compare.compare(datalist, tmp_path / "out", iterations=1)
+
+
+def stored_otherwise(path, how):
+    """Return a CT of which no byte of the file is as before."""
+    image = nib.load(path)
+    if how == "uncompressed":
+        return image
+    if how == "as floats":
+        return nib.Nifti1Image(image.get_fdata().astype(np.float32), image.affine)
+    if how == "without its place":
+        return nib.Nifti1Image(np.asarray(image.dataobj), np.diag([1.0, 1.0, 1.0, 1.0]))
+    return image.as_reoriented(np.array([[2, -1], [0, 1], [1, -1]]))  # in another order of storage
+
+
+@pytest.mark.parametrize("how", ["uncompressed", "as floats", "without its place", "in another order"])
+def test_one_ct_in_two_files_of_other_bytes_is_refused(datalist, standin, tmp_path, how):
+    """The failure that was shown: the same voxels as .nii and as .nii.gz under two names passed."""
+    content, folder = read_json(datalist), datalist.parent
+    copy = stored_otherwise(folder / "images/case02b.nii.gz", how)
+    nib.save(copy, folder / "images/other.nii")
+    label = nib.Nifti1Image(np.ones(copy.shape, np.uint8), copy.affine)
+    nib.save(label, folder / "labels/other.nii")
+    files = {"image": "images/other.nii", "label": "labels/other.nii"}
+    write_json(datalist, content | {"training": [*content["training"], files | {"fold": 1, "patient": "other"}]})
+    with pytest.raises(InputError, match="case02b of patient p02 and other of patient other are the same CT"):
+        compare.compare(datalist, tmp_path / "out", iterations=1)
+
+
+def test_a_card_of_an_earlier_version_still_tells_a_test_ct_by_its_file(datalist):
+    rows = cases_read(read_datalist(datalist)["training"])
+    old = {key: value for key, value in rows[3].items() if key != "content_sha256"} | {"patient": "somebody"}
+    with pytest.raises(InputError, match="of patient somebody, which is the same CT as test case case01b"):
+        check_disjoint("here", "synthesizer", [old], rows)
+
+
+def chest(seed):
+    """Return a CT of three slices and the lung in it, its vessels drawn by the seed."""
+    rng = np.random.default_rng(seed)
+    hu = -850 + 900 * (ndimage.gaussian_filter(rng.normal(size=(60, 50, 3)), (1.5, 1.5, 0.3)) > 0.12)
+    label = np.zeros(hu.shape, np.uint8)
+    label[8:52, 6:44] = 1
+    return hu.astype(np.float32), label
+
+
+def test_slices_of_one_ct_under_two_names_are_named_and_other_patients_are_not(tmp_path):
+    (hu, label), (other, _) = chest(0), chest(1)
+    noise = np.random.default_rng(2).normal(0, 20, hu[..., :1].shape)
+    cut = [
+        ndimage.zoom(part[..., 1:2], (1.5, 1.5, 1), order=0) for part in (hu + noise, label)
+    ]  # voxels of another size
+    drawn = {"whole": sketches(hu, label), "slice": sketches(*cut), "other": sketches(other, label)}
+    (sentence,) = near_duplicates(drawn, {"whole": "p1", "slice": "p2", "other": "p3"})
+    assert sentence.startswith("whole of patient p1 and slice of patient p2 show nearly the same slice")
+    assert not near_duplicates(drawn, {"whole": "p1", "slice": "p1", "other": "p3"})
 
 
 def test_a_painted_test_case_is_refused_under_any_patient_name(datalist, standin, tmp_path):

@@ -3,6 +3,8 @@
 import csv
 import json
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 import tools.evaluation.curve as module
@@ -20,10 +22,13 @@ def cohort(tmp_path):
     folder = tmp_path / "cohort"
     items = [{"image": f"images/c{n}.nii.gz", "label": f"labels/c{n}.nii.gz", "patient": f"p{n}", "fold": n % 2}
              for n in range(8)]  # fmt: skip
-    for item in items:
+    for number, item in enumerate(items):
         for kind in ("image", "label"):
             (folder / item[kind]).parent.mkdir(parents=True, exist_ok=True)
             (folder / item[kind]).write_text(item[kind])
+        hu = np.full((2, 2, 1), -1000 + number, np.int16)
+        hu[0] = 0
+        nib.save(nib.Nifti1Image(hu, np.eye(4)), folder / item["image"])
     (folder / "datalist.json").write_text(json.dumps({"labels": tissue_labels(), "training": items}))
     (folder / "model.pt").write_bytes(b"weights")
     return folder

@@ -1,5 +1,6 @@
 """A small comparison with known scores, as ``compare`` and ``augment`` leave it, for the tests of the report."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -82,16 +83,21 @@ def augmentation(data: Path, folder: Path, hu: int) -> None:
     write_json(folder / "maps.json", {"cases": [], "table": [row | {"floor": None}]})
 
 
-def scores(arm: str, seed: int, fraction: float, tested: list[str]) -> dict:
+def scores(arm: str, seed: int, fraction: float, tested: dict[int, str]) -> dict:
     """Return known scores: the arm's gain for fibrosis; consolidation in two patients, emphysema in none."""
     table = {}
-    for index, name in enumerate(tested):
+    for index, name in tested.items():
         gain = GAIN.get(arm, 0.25 if arm.startswith("cbmat") else 0)
         shift = gain - 0.1 * (1 - fraction) + 0.001 * ((3 * index) % 5 if gain else 2)
         value = {"dice": 0.4 + 0.02 * index + 0.01 * seed, "surface_dice": 0.6 + 0.02 * index, "volume_error": 2.5}
-        empty = {"dice": None, "surface_dice": None, "volume_error": 0.5}
+        value |= {"dice_all": value["dice"], "false_ml": None, "dice_lung_known": 0.9, "dice_all_lung_known": 0.95}
+        empty = {"dice": None, "surface_dice": None, "volume_error": 0.5, "dice_all": 0.0, "false_ml": 1.5}
+        empty |= {"dice_lung_known": None, "dice_all_lung_known": 1.0}
         table[name] = dict.fromkeys(("healthy", "ground_glass"), value)
-        table[name] |= {"fibrosis": value | {"dice": value["dice"] + shift}, "emphysema": empty}
+        table[name] |= {
+            "fibrosis": value | dict.fromkeys(("dice", "dice_all"), value["dice"] + shift),
+            "emphysema": empty,
+        }
         table[name] |= {"consolidation": value if index < 2 else empty}
     return table
 
@@ -103,26 +109,29 @@ def comparison(
     seeds: tuple = (0, 1),
     fractions: tuple = (1.0,),
     external: bool = False,
+    folds: int = 4,
+    primary: str | None = None,
 ) -> Path:
-    """Write the runs of a comparison of fold 0, and summary.json and results.csv with ``results.collect``."""
+    """Write the runs of a comparison, painted cases in fold 0 alone, and its summary with ``results.collect``."""
     settings = {"command": "compare", "datalist_sha256": "d" * 64, "iterations": 123, "overrides": {"device": "cpu"}}
-    write_json(output / "run.json", settings | {"max_cases": None, "synthesis_overrides": {}})
+    write_json(output / "run.json", settings | {"max_cases": None, "synthesis_overrides": {}, "primary": primary})
     for fraction in fractions:
         share = "" if fraction == 1 else f"patients{100 * fraction:g}"
-        for seed in seeds:
-            for key in wanted:
-                arm, ratio = arms.arm_of(key)
-                tested = {"own": scores(key, seed, fraction, PATIENTS)}
-                if external:
-                    tested["external"] = scores(key, seed, fraction, [f"e{number}" for number in range(6)])
-                run = {
-                    "schema": 2, "arm": key, "fold": 0, "seed": seed, "fraction": fraction, "ratio": ratio,
-                    "iterations": 123, "training_items": 9,
+        for fold, seed, key in itertools.product(range(folds), seeds, wanted):
+            arm, ratio = arms.arm_of(key)
+            own = dict(list(enumerate(PATIENTS))[fold::folds])
+            tested = {"own": scores(key, seed, fraction, own)}
+            if external:
+                tested["external"] = scores(key, seed, fraction, {number: f"e{number}" for number in range(6)})
+            run = {
+                    "schema": results.SCHEMA, "arm": key, "fold": fold, "seed": seed, "fraction": fraction,
+                    "ratio": ratio, "iterations": 123, "training_items": 9,
                     "synthetic_items": int(arm.method not in (None, "copy_paste")),
-                    "train_patients": ["real0"], "test_patients": PATIENTS, "fitted_on": {"segmenter": ["real0"]},
-                    "spacing_mm": [0.7, 0.7, -1], "seconds": 90.0, "versions": {"monai": "1.6.1"}, "scores": tested,
+                    "train_patients": ["real0"], "test_patients": list(own.values()),
+                    "fitted_on": {"segmenter": ["real0"]}, "spacing_mm": [0.7, 0.7, -1], "seconds": 90.0,
+                    "versions": {"monai": "1.6.1"}, "scores": tested,
                 }  # fmt: skip
-                write_json(output / f"fold0/{share}/seed{seed}/{key}/result.json", run)
+            write_json(output / f"fold{fold}/{share}/seed{seed}/{key}/result.json", run)
     for method, hu in {"cbmat": -300, "copy_paste": -100}.items():
         if any(arms.arm_of(key)[0].method == method for key in wanted):
             augmentation(data, output / f"fold0/augment_{method}", hu)

@@ -4,6 +4,8 @@ import json
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 import tools.federated.federated as module
@@ -24,16 +26,18 @@ for name, file in job["site_files"].items():
 
 
 class Site:
-    """A data set of three patients in two folds; its files hold their own names instead of CT."""
+    """A data set of three patients in two folds; its maps hold their own names."""
 
     def __init__(self, folder: Path) -> None:
         self.path, self.name = folder / "datalist.json", folder.name
         self.content = {"labels": tissue_labels(), "training": []}
         for number in range(3):
             files = {kind: f"{kind}{number}.nii.gz" for kind in ("image", "label")}
-            for file in files.values():
-                folder.mkdir(exist_ok=True)
-                (folder / file).write_text(f"{folder.name} {file}")
+            folder.mkdir(exist_ok=True)
+            (folder / files["label"]).write_text(f"{folder.name} {files['label']}")
+            hu = np.full((4, 4, 1), -1000, np.int16)
+            hu[0, 0] += 1 + ord(folder.name[0]) + number
+            nib.save(nib.Nifti1Image(hu, np.eye(4)), folder / files["image"])
             self.content["training"].append(files | {"patient": f"{folder.name}{number}", "fold": number % 2})
         self.write()
 
@@ -85,8 +89,9 @@ def test_a_patient_of_two_sites_is_named(sites):
 
 
 def test_a_ct_of_two_sites_is_found_under_another_name(sites):
-    (sites[1].path.parent / "image2.nii.gz").write_text("A image0.nii.gz")
-    assert refusal(sites) == "case image0 of site-1 and case image2 of site-2 are the same CT (SHA-256)"
+    image = nib.load(sites[0].path.parent / "image0.nii.gz")
+    nib.save(nib.Nifti1Image(image.get_fdata(), image.affine), sites[1].path.parent / "image2.nii.gz")
+    assert refusal(sites) == "case image0 of site-1 and case image2 of site-2 are the same CT"
 
 
 def test_other_labels_are_refused(sites):
