@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from tools.data.folds import assign_folds
 from tools.data.patients import read_patients
+from tools.data.twins import content_digest
 from tools.io.files import InputError, new_directory, sha256, write_json, write_text
 from tools.io.volume import SYNTHETIC_MARK, check_same_geometry, list_cts, list_nifti, load_ct, save_nifti
 from tools.phantom.disease import EXISTING_DENSE_HU, EXISTING_DENSE_SHARE, KINDS, describe_case, draw_disease
@@ -114,13 +115,14 @@ def draw_into_ct(
     with new_directory(output) as folder:
         for name in tqdm(cts, desc="drawing", unit="CT"):
             host = read_host(name, cts[name], masks.get(name))
-            digest = _digest(host.path)
+            source = {"source": host.path.name, "sha256": _digest(host.path)}
+            source["content_sha256"] = content_digest(host.path)
             for number in range(cases_per_ct):
                 rng = np.random.default_rng([seed, number, *name.encode()])
                 case = f"{name}_drawn{number:03d}"
                 row, record = _draw_case(rng, host, folder, case, slices, shares, kind, real, labels)
                 rows.append(row | {"patient": owners[name]["patient"]})
-                records.append({"case": case, "source": host.path.name, "sha256": digest, "seed": seed} | record)
+                records.append({"case": case, **source, "seed": seed} | record)
         _write_tables(folder, rows, records, labels)
     print(
         f"wrote {len(rows)} cases, drawn into {len(cts)} CTs, to {output}; next: python -m monai.bundle run "

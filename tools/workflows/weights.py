@@ -196,7 +196,8 @@ def _origin(folder: Path, settings: dict, more: tuple[str, ...]) -> dict:
         item = owners[record["case"]]
         if item["fold"] != HELD_OUT:
             row = {"case": record["case"].rsplit("_drawn", 1)[0], "patient": item["patient"]}
-            cases[row["case"]] = row | {"image_sha256": record["sha256"]}
+            digests = {"image_sha256": record["sha256"], "content_sha256": record["content_sha256"]}
+            cases[row["case"]] = row | digests
     patches, start = settings["patches"], settings["start"]
     made = ("patches_share", "keep_out", "cases_per_ct", "seed", *more)
     return {
