@@ -166,3 +166,25 @@ def test_unusable_settings_are_refused(settings, message):
 def test_input_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"the input must have the shape \(N, 1, W, H, D\), not \(1, 1, 32, 32\)"):
         lungs.LungInferer([64, 64])(torch.rand(1, 1, 32, 32), Pointwise())
+
+
+def test_pieces_far_smaller_than_the_lung_are_no_lung():
+    """The stand-in calls every dark voxel healthy: the two lungs, and a bubble in the abdomen."""
+    module = load("lungs")
+    hu = np.full((64, 48, 8), -1000.0, np.float32)
+    hu[4:60, 4:44] = 40
+    hu[10:28, 12:36] = hu[36:54, 12:36] = -850
+    hu[30:33, 38:41, 2:4] = -900
+
+    def network(image):
+        dark = (image < 0.4).float()
+        return torch.cat([1 - dark, dark], dim=1) * 20
+
+    image = MetaTensor(
+        torch.from_numpy((hu + 1024) / 1324)[None, None], affine=torch.diag(torch.tensor([4.0, 4, 4, 1]))
+    )
+    answers = {share: module.LungInferer([64, 64], island_share=share)(image, network)[0, 0] for share in (0.0, 0.01)}
+    assert answers[0.0][31, 39, 3] == 1 and answers[0.01][31, 39, 3] == 0
+    assert answers[0.01][20, 20, 3] == answers[0.01][45, 20, 3] == 1
+    with pytest.raises(ValueError, match="island_share must be from 0 to below 1, not 1"):
+        module.LungInferer([64, 64], island_share=1)

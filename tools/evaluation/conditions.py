@@ -78,6 +78,7 @@ def conditions(
         print(f"{format_table(files.read_json(output / 'summary.json'))}\n\n{output} is complete already")
         return
     config = files.read_json(BUNDLES / SYNTHESIZER / "configs/inference.json")
+    config["attributes"] = config["attributes"]["otherwise"]
     told = {key: value for key, value in of_card.items() if key in config} | {"num_steps": steps} | overrides
     hu_window, attributes = ((config | told)[key] for key in ("hu_window", "attributes"))
     training, held_out = ([case.told(attributes) for case in cases] for cases in (training, held_out))

@@ -59,6 +59,20 @@ def find_lungs(hu: np.ndarray, voxel_mm: Sequence[float]) -> tuple[slice, slice,
     return tuple(box)
 
 
+def find_islands(lung: np.ndarray, share: float) -> np.ndarray:
+    """Return the connected pieces of a mask that are smaller than a share of all of it.
+
+    Example:
+        >>> find_islands(np.array([[[1, 1, 1, 1, 0, 1]]], bool), 0.3).astype(int)
+        array([[[0, 0, 0, 0, 0, 1]]])
+    """
+    pieces, _ = ndimage.label(lung, np.ones((3, 3, 3), bool))
+    sizes = np.bincount(pieces.ravel())
+    small = sizes < share * sizes[1:].sum()
+    small[0] = False
+    return small[pieces]
+
+
 def _extent(occupied: np.ndarray) -> tuple[int, int]:
     """Return the first occupied place, and the one after the last."""
     places = np.flatnonzero(occupied)
@@ -83,6 +97,8 @@ class LungInferer(Inferer):
         multiple: Number of which a window's sides must be multiples.
         fit_windows: Whether to shrink windows to the box; False for networks that take one size only, as TensorRT's do.
         probabilities: Whether to return probabilities instead of labels.
+        island_share: Pieces of lung smaller than this share of all lung found become background, where the lungs are
+            looked for: blankets, bowel and the air round a patient. 0 keeps them.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -91,13 +107,15 @@ class LungInferer(Inferer):
     def __init__(
         self, roi_size: Sequence[int], sw_batch_size: int = 8, overlap: float = 0.25, mirror: bool = False,
         find_lung: bool = True, hu_window: Sequence[float] = (-1024, 300), multiple: int = 16,
-        probabilities: bool = False, fit_windows: bool = True,
+        probabilities: bool = False, fit_windows: bool = True, island_share: float = 0.01,
     ) -> None:  # fmt: skip
         self.roi_size = [int(side) for side in roi_size]
         if len(self.roi_size) not in (2, 3) or any(side < 1 or side % multiple for side in self.roi_size[:2]):
             raise ValueError(f"a window has two or three sides, the first two multiples of {multiple}, not {roi_size}")
         if not 0 <= overlap < 1:
             raise ValueError(f"overlap must be from 0 to below 1, not {overlap}")
+        if not 0 <= island_share < 1:
+            raise ValueError(f"island_share must be from 0 to below 1, not {island_share}")
         if sw_batch_size < 1:
             raise ValueError(f"sw_batch_size must be at least 1, not {sw_batch_size}")
         switches = {
@@ -111,7 +129,7 @@ class LungInferer(Inferer):
                 raise ValueError(f"{name} must be True or False, not {switch!r}")
         self.sw_batch_size, self.overlap, self.mirror, self.find_lung = sw_batch_size, overlap, mirror, find_lung
         self.hu_window, self.multiple, self.probabilities = hu_window, multiple, probabilities
-        self.fit_windows = fit_windows
+        self.fit_windows, self.island_share = fit_windows, island_share
 
     def __call__(self, inputs: torch.Tensor, network: Callable, *args, **kwargs) -> torch.Tensor:  # noqa: D417
         """Label CTs.
@@ -158,6 +176,9 @@ class LungInferer(Inferer):
                 answer = self._background(volume, found.shape[1])
             place = (slice(None), slice(None), *box[:2], slice(box[2].start + part.start, box[2].start + part.stop))
             answer[place] = found if self.probabilities else found.max(1, keepdim=True).indices  # argmax is slower
+        if self.find_lung and self.island_share and not self.probabilities and answer is not None:
+            inside = answer[(0, 0, *box)]
+            inside[torch.from_numpy(find_islands(inside.cpu().numpy() > 0, self.island_share)).to(inside.device)] = 0
         if answer is None:  # nothing to look at: as many classes as the network has
             classes = network(volume.new_zeros(1, 1, *self.roi_size), *args, **kwargs).shape[1]
             answer = self._background(volume, classes)

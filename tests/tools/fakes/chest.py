@@ -48,7 +48,7 @@ def segmenter_weights(folder: Path, **card) -> Path:
     """Write random weights of the segmenter with a card, and return their path."""
     torch.manual_seed(0)
     parser = ConfigParser()
-    parser.read_config(read_json(BUNDLES / "lung_tissue_seg/configs/inference.json"))
+    parser.read_config(read_json(BUNDLES / "lung_tissue_seg/configs/train.json"))
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(parser.get_parsed_content("network_def").state_dict(), folder / "model.pt")
     write_json(folder / "card.json", {"trained_on": "nothing, they are random"} | card)

@@ -59,7 +59,9 @@ class Standin:
         self.held_out, self.planted_items, self.donor = None, [], None
         self.accepts = True
 
-    def augment(self, datalist, fold, output, method, segmenter, balance, steps, max_cases, seed, overrides):
+    def augment(
+        self, datalist, fold, output, method, segmenter, balance, steps, max_cases, seed, overrides, synthesizer
+    ):
         self.augmented.append((fold, method, seed))
         assert (segmenter is None) == (method == "copy_paste")
         assert segmenter is None or (segmenter.is_file() and segmenter.parent.name == "real")

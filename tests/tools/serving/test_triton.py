@@ -27,7 +27,7 @@ def test_configuration_holds_the_tensors_of_the_metadata():
     assert 'name: "paint"\nbackend: "pytorch"\nmax_batch_size: 16\n' in text
     assert '{ name: "image", data_type: TYPE_FP32, dims: [10, -1, -1] }' in text
     assert '{ name: "timesteps", data_type: TYPE_FP32, dims: [1], reshape: { shape: [ ] } }' in text
-    assert '{ name: "attributes", data_type: TYPE_FP32, dims: [16] }' in text
+    assert '{ name: "attributes", data_type: TYPE_FP32, dims: [18] }' in text
     assert '{ name: "pred", data_type: TYPE_FP32, dims: [1, -1, -1] }' in text
     assert "# Sides of an image: 8*n x 8*n." in text
 
