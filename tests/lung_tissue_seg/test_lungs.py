@@ -166,3 +166,14 @@ def test_unusable_settings_are_refused(settings, message):
 def test_input_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"the input must have the shape \(N, 1, W, H, D\), not \(1, 1, 32, 32\)"):
         lungs.LungInferer([64, 64])(torch.rand(1, 1, 32, 32), Pointwise())
+
+
+def test_the_likeliest_tissue_is_told_beside_the_label():
+    image = scaled(chest())
+    inferer = lungs.LungInferer([160, 160], tissues=True)
+    both, label = inferer(image, Pointwise()), lungs.LungInferer([160, 160])(image, Pointwise())
+    assert both.shape == (1, 2, *label.shape[2:]) and torch.equal(both[:, :1], label)
+    inside = both[0, 1] > 0
+    assert inside.any() and torch.equal(both[0, 1][label[0, 0] > 0], label[0, 0][label[0, 0] > 0])
+    with pytest.raises(ValueError, match="tissues adds a channel to labels"):
+        lungs.LungInferer([160, 160], tissues=True, probabilities=True)
