@@ -188,3 +188,14 @@ def test_pieces_far_smaller_than_the_lung_are_no_lung():
     assert answers[0.01][20, 20, 3] == answers[0.01][45, 20, 3] == 1
     with pytest.raises(ValueError, match="island_share must be from 0 to below 1, not 1"):
         module.LungInferer([64, 64], island_share=1)
+
+
+def test_the_likeliest_tissue_is_told_beside_the_label():
+    image = scaled(chest())
+    inferer = lungs.LungInferer([160, 160], tissues=True)
+    both, label = inferer(image, Pointwise()), lungs.LungInferer([160, 160])(image, Pointwise())
+    assert both.shape == (1, 2, *label.shape[2:]) and torch.equal(both[:, :1], label)
+    inside = both[0, 1] > 0
+    assert inside.any() and torch.equal(both[0, 1][label[0, 0] > 0], label[0, 0][label[0, 0] > 0])
+    with pytest.raises(ValueError, match="tissues adds a channel to labels"):
+        lungs.LungInferer([160, 160], tissues=True, probabilities=True)

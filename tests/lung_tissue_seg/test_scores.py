@@ -13,7 +13,7 @@ from monai.losses import DiceCELoss
 
 from tests.lung_tissue_seg.bundle import BUNDLE, load
 
-sampling, scores, unlabelled = load("sampling"), load("scores"), load("unlabelled")
+lungs, sampling, scores, unlabelled = load("lungs"), load("sampling"), load("scores"), load("unlabelled")
 LABELS = {"background": 0, "healthy": 1, "fibrosis": 3, "emphysema": 4}
 VOXEL_MM = (2.0, 1.0, 5.0)
 
@@ -73,6 +73,30 @@ def test_absent_missed_and_added_tissues_are_told_apart():
     assert (summary["fibrosis"]["cases"], summary["fibrosis"]["missed"], summary["fibrosis"]["dice"]) == (1, 1, 0)
     assert (summary["emphysema"]["cases"], summary["emphysema"]["false"]) == (0, 1)
     assert summary["emphysema"]["dice"] is None and summary["emphysema"]["percent_error"] == pytest.approx(3)
+
+
+def test_tissue_found_where_there_is_none_costs_dice_over_all_cases():
+    """The failure that was shown: what is found in patients without the tissue cost nothing."""
+    metric = scored([volume(emphysema=(5, 9)), volume()], [volume(fibrosis=(5, 9)), volume()])
+    rows = rows_of(metric)
+    added, absent = rows["case0", "emphysema"], rows["case1", "emphysema"]
+    assert (added["dice_all"], absent["dice_all"], rows["case0", "fibrosis"]["dice_all"]) == (0, 1, 0)
+    assert added["false_ml"] == pytest.approx(4 * 12 * 2 * 0.01) and absent["false_ml"] == 0
+    assert rows["case0", "fibrosis"]["false_ml"] is None
+    assert metric.compute()["emphysema"]["dice_all"] == pytest.approx(0.5)
+
+
+def test_with_the_lung_known_an_error_at_its_border_does_not_count():
+    label = volume(fibrosis=(5, 9))
+    answer, tissue = label.clone(), torch.where(label > 0, label, 3)
+    answer[:, 5:9] = 0  # fibrosis is taken for the chest wall
+    known = lungs.LungKnownd("pred")({"pred": torch.cat([answer, tissue]), "label": label})
+    assert torch.equal(known["pred"], answer) and torch.equal(known["lung_known"], label)
+    metric = scores.TissueScores(LABELS)
+    metric.update(([known["pred"]], [with_file(label, "case0")], [known["lung_known"]]))
+    row = rows_of(metric)["case0", "fibrosis"]
+    assert (row["dice"], row["dice_lung_known"], row["dice_all_lung_known"]) == (0, 1, 1)
+    assert rows_of(scored([answer], [label]))["case0", "fibrosis"]["dice_lung_known"] is None
 
 
 def test_voxels_that_nobody_labelled_count_nowhere():
@@ -139,7 +163,10 @@ def test_files_and_engine_hold_the_scores(tmp_path):
     fibrosis = next(row for row in tables["scores_summary"] if row["tissue"] == "fibrosis")
     assert fibrosis["cases"] == "2" and float(fibrosis["dice_low"]) <= 0.875 <= float(fibrosis["dice_high"])
     page = (tmp_path / "out/report.md").read_text()
-    assert "| fibrosis | 2 | 0 | 0 | 0.875 (0.750, 1.000) |" in page and "| emphysema | 0 | 0 | 0 |  |" in page
+    assert (
+        "| fibrosis | 2 | 0 | 0 | 0.875 (0.750, 1.000) |  | 0.875 (0.750, 1.000) |" in page
+        and "| emphysema | 0 | 0 | 0 | 1.000 (1.000, 1.000) |  |  |" in page
+    )
     assert (tmp_path / "out/report.png").read_bytes().startswith(b"\x89PNG") and not list(tmp_path.glob("out/.*"))
     true = {row.pop("true"): {name: int(count) for name, count in row.items()} for row in tables["confusion"]}
     assert true["fibrosis"] == {"background": 0, "healthy": 24, "fibrosis": 4 * 24 + 3 * 24, "emphysema": 0}

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from tools.data.datalist import Case
 from tools.gate.copies import HU_WINDOW, TILES_KEPT, TileBank
+from tools.gate.realness import Realness, Sample, sample, tile_features
 from tools.gate.tissue import Tissue, card, describe, none_for_nan, out_of_distribution
 from tools.io.files import InputError
 from tools.io.volume import canonical, load_labels
@@ -28,8 +29,6 @@ MARGINS = {
     "region_distance": (2.0, None),
     "patch_distance": (2.0, None),
 }
-RECALL_SHARE = 0.5  # of the median recall of real tissue
-JUDGE_AT_LEAST = 0.5  # median recall of real tissue from which a segmenter may judge painted tissue
 WITHOUT_CALIBRATION = 0.03  # limit of a distance to the nearest tile where no tissue is held by two patients
 Limit = tuple[float | None, float | None]  # lowest and highest value allowed
 REGION, PATCH = 16, 32  # edge of the tiles, voxels: painted voxels alone, and with their surroundings
@@ -51,8 +50,9 @@ class Gate:
         self.regions = {name: TileBank(REGION, most=most) for name in self.labels}
         self.patches = {name: TileBank(PATCH, whole=True, most=most) for name in self.labels}
         self.earlier = {name: TileBank(REGION, most=2000) for name in self.labels}  # painted cases
-        for case in tqdm(training, desc="learning what is real", unit="case"):
-            self._learn(case)
+        self.samples: dict[str, list[Sample]] = {name: [] for name in self.labels}
+        for number, case in enumerate(tqdm(training, desc="learning what is real", unit="case")):
+            self._learn(case, number)
         self.real = {name: tissues for name, tissues in self.real.items() if tissues}
         if not self.real:
             raise InputError(f"the {len(training)} training cases hold none of {', '.join(self.labels)} to judge by")
@@ -62,16 +62,26 @@ class Gate:
             tissue.region = tissue.patch = None
         self.limits = {name: self._limits(name) for name in self.real}
         self._lend_limits()
+        every = tqdm(self.real, desc="telling real tissue from fakes", unit="tissue")
+        self.realness = {name: Realness(self.samples[name], self._others(name)) for name in every}
+        for name, realness in self.realness.items():
+            self.limits[name] |= {f"realness_{edge}": (limit, None) for edge, limit in realness.limits.items()}
 
-    def _learn(self, case: Case) -> None:
+    def _others(self, name: str) -> list[Sample]:
+        """Return what the training cases hold of other tissues."""
+        return [one for other, samples in self.samples.items() if other != name for one in samples]
+
+    def _learn(self, case: Case, number: int) -> None:
         """Keep what one training case holds of each tissue."""
         label, hu, _ = case.volumes()
+        healthy = tile_features(hu, label == tissue_labels()["healthy"])
         for name, value in self.labels.items():
             where = label == value
             if np.count_nonzero(where) < MIN_VOXELS:
                 continue
             tissue = self._describe(name, case.name, case.patient, hu, where, (label > 0) & ~where)
             self.real[name].append(tissue)
+            self.samples[name].append(sample(case.patient, hu, where, healthy, number))
             for bank in (self.regions[name], self.patches[name]):
                 bank.add(case.name, tissue.owner, hu, where)
 
@@ -120,12 +130,10 @@ class Gate:
             for limits in self.limits.values():
                 limits.setdefault(measure, (min(known) if known else WITHOUT_CALIBRATION, None))
 
-    def calibrate_faithfulness(self, answers: Iterable[tuple[str, np.ndarray]]) -> None:
-        """Set the limit of recall from the segmenter's answers: case name, and tissue map in canonical orientation.
+    def measure_real_recall(self, answers: Iterable[tuple[str, np.ndarray]]) -> None:
+        """Measure the segmenter's recall of real tissue: case name, and its answer in canonical orientation.
 
-        The segmenter has been trained on these training cases, so its recall there is better than on patients it has
-        not seen; the limit, half of the median, leaves room for that. Of a tissue that it hardly finds even there it is
-        no judge: below a median of ``JUDGE_AT_LEAST`` recall is measured and sets no limit.
+        It stands beside that of painted tissue, and rejects nothing: what is hard to find may be what to learn from.
 
         Raises:
             InputError: if a case is not a training case or an answer has another shape than its map.
@@ -141,10 +149,6 @@ class Gate:
                 for tissue in tissues:
                     if tissue.case == case:
                         tissue.measures["recall"] = recall(answer, self.labels[name], label == self.labels[name])
-        for name, tissues in self.real.items():
-            recalls = [tissue.measures["recall"] for tissue in tissues if "recall" in tissue.measures]
-            if recalls and np.median(recalls) >= JUDGE_AT_LEAST:
-                self.limits[name]["recall"] = (RECALL_SHARE * float(np.median(recalls)), None)
 
     def measure(
         self, case: str, source: str, hu: np.ndarray, target: np.ndarray, region: np.ndarray,
@@ -162,7 +166,8 @@ class Gate:
 
         Returns:
             Tissue to measures: ``voxels``; ``not_finite`` voxels, and if there are any nothing more; ``median_hu``,
-            ``spread_hu``; ``seam_ratio``; ``ood``; ``region_distance``, ``patch_distance`` and ``earlier_distance``
+            ``spread_hu``; ``seam_ratio``; ``ood``; ``realness`` and ``realness_limit``, mean log odds of its tiles;
+            ``region_distance``, ``patch_distance`` and ``earlier_distance``
             (1 - r to the nearest tile of the training set, of other patients with surroundings, and of cases painted
             before), each with its ``_nearest``, such as "case007 slice 12"; ``recall``. None where unmeasurable.
         """
@@ -183,6 +188,8 @@ class Gate:
             twin = self.earlier[name].nearest(tissue.region, case)
             tissue.region = tissue.patch = None
             tissue.measures["earlier_distance"] = twin.distance
+            score, limit = self.realness[name].judge(tile_features(hu, where))
+            tissue.measures |= {"realness": score, "realness_limit": limit}
             if answer is not None:
                 tissue.measures["recall"] = recall(answer, value, where)
             self.earlier[name].add(case, case, hu, where)
@@ -190,6 +197,12 @@ class Gate:
             places = zip(("region_nearest", "patch_nearest", "earlier_nearest"), (*nearest, twin.where))
             measured[name] = none_for_nan(measures | tissue.measures | dict(places))
         return measured
+
+    def forget(self) -> None:
+        """Forget the painted cases, so that the next is not compared with them."""
+        for name in self.labels:
+            self.painted[name].clear()
+            self.earlier[name] = TileBank(REGION, most=self.earlier[name].most)
 
     def judge(self, measured: Mapping[str, dict]) -> dict[str, dict]:
         """Return the measures of each tissue with ``accepted`` and ``reasons``, one sentence for each limit broken."""
@@ -208,9 +221,11 @@ class Gate:
         if name not in self.real:
             return ["no training case holds this tissue, so there is nothing to judge it by"]
         reasons = []
-        for measure, (low, high) in (
-            self.limits[name] | {"earlier_distance": self.limits[name]["region_distance"]}
-        ).items():
+        limits = {measure: limit for measure, limit in self.limits[name].items() if measure in SENTENCES}
+        limits |= {"earlier_distance": self.limits[name]["region_distance"]}
+        if measures.get("realness_limit") is not None:
+            limits = {"realness": (measures["realness_limit"], None)} | limits
+        for measure, (low, high) in limits.items():
             value = measures.get(measure)
             if value is not None and ((low is not None and value < low) or (high is not None and value > high)):
                 reasons.append(SENTENCES[measure].format(value=value, low=low, high=high, **measures))
@@ -231,7 +246,7 @@ SENTENCES = {
     "spread_hu": "spread {value:.0f} HU, outside {low:.0f} to {high:.0f}",
     "seam_ratio": "border {value:.2f} as abrupt as a jump, outside {low:.2f} to {high:.2f}",
     "ood": "texture {value:.2f} deviations from real tiles, above {high:.2f}",
-    "recall": "the segmenter finds {value:.2f} of it, below {low:.2f}",
+    "realness": "not like real tissue of its kind: log odds {value:.1f}, below {low:.1f}",
     "region_distance": "a copy of {region_nearest} (1 - r = {value:.3f}, below {low:.3f})",
     "patch_distance": "with its surroundings a copy of {patch_nearest} (1 - r = {value:.3f}, below {low:.3f})",
     "earlier_distance": "almost the same as painted {earlier_nearest} (1 - r = {value:.3f}, below {low:.3f})",

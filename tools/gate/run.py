@@ -31,10 +31,10 @@ def check_painted(
     if segmenter:
         card = read_json(Path(segmenter).with_name("card.json"))
         real = {case.name: case.image for case in training}
-        gate.calibrate_faithfulness(segment(real, segmenter, card, work / "real"))
+        gate.measure_real_recall(segment(real, segmenter, card, work / "real"))
         answers = dict(segment(painted, segmenter, card, work / "judged"))
     else:
-        print("no segmenter was given, so whether one would find what was painted is not checked")
+        print("no segmenter was given, so how well one finds what was painted is not measured")
     checks = {}
     for planned in tqdm(plan, desc="checking", unit="case"):
         case, image = planned.name, nib.load(painted[planned.name])
@@ -56,9 +56,10 @@ def check_painted(
 
 def quality_measures(card: dict) -> dict:
     """Return a card of ``tissue.card`` measure by measure, painted beside what real tissue scores: its floor."""
-    distances = ("hu_wasserstein", "texture_distance")
-    painted = {name: card[name] for name in distances} | card["painted"]
-    floors = {name: card[f"{name}_floor"] for name in distances} | card["real"]
+    painted = {"texture_distance": card["texture_distance"], "auc": card["auc"]}
+    painted |= {"hu_wasserstein": card["hu_wasserstein"]} | card["painted"]
+    floors = {"texture_distance": card["texture_distance_floor"], "auc": 0.5}
+    floors |= {"hu_wasserstein": card["hu_wasserstein_floor"]} | card["real"]
     return {"painted_cases": painted["cases"], "real_cases": floors["cases"]} | {
         name: {"painted": painted.get(name), "floor": floor, "unit": "HU" if "hu" in name.split("_") else ""}
         for name, floor in floors.items()

@@ -91,19 +91,26 @@ def out_of_distribution(textures: np.ndarray, reference: np.ndarray) -> float:
 def card(real: Sequence[Tissue], painted: Sequence[Tissue]) -> dict:
     """Return the quality of one tissue: painted beside real (not empty), and real beside real as the floor.
 
-    The floor compares the real cases of one half (every second case) with those of the other. A texture distance
-    depends on the number of tiles: painting is compared with either half in turn and as many tiles as the floor.
+    The patients are taken alternately into two halves. The floor compares the real tissue of one half with that of the
+    other; painting is compared in the same way, painted tissue in patients of one half with real tissue of the other.
 
     Returns:
         ``painted`` and ``real``, each with cases, voxels, hu_q05, hu_q50, hu_q95, laa950 (share below -950 HU) and the
-        medians over the cases of the measures; ``hu_wasserstein`` (HU) and ``texture_distance``, each with its
-        ``_floor``. None where a figure cannot be had.
+        medians over the cases of the measures; ``texture_distance`` and ``hu_wasserstein`` (HU), each with its
+        ``_floor``; ``auc``, how well a classifier trained on one half tells real from painted tiles of the other, .5
+        where it cannot. None where a figure cannot be had.
     """
-    halves = [real[0::2], real[1::2]]
+    owners = sorted({tissue.owner for tissue in real})
+    sides = [set(owners[0::2]), set(owners[1::2])]
+    halves = [[tissue for tissue in real if tissue.owner in side] for side in sides]
+    drawn = [[tissue for tissue in painted if tissue.owner in side] for side in sides]
     result = {"painted": summary(painted), "real": summary(real)}
-    result["hu_wasserstein"] = hu_distance(real, painted)
+    result |= texture_distances(halves, drawn)
+    result["auc"] = crossed_auc(halves, drawn)
+    found = [hu_distance(halves[1 - side], drawn[side]) for side in (0, 1)]
+    known = [value for value in found if np.isfinite(value)]
+    result["hu_wasserstein"] = float(np.mean(known)) if known else float("nan")
     result["hu_wasserstein_floor"] = hu_distance(*halves)
-    result |= texture_distances(halves, painted)
     return none_for_nan(result)
 
 
@@ -131,16 +138,34 @@ def hu_distance(first: Sequence[Tissue], second: Sequence[Tissue]) -> float:
     return float(load_script(SYNTHESIZER, "hu_distance").wasserstein_1(*pair, bin_width=1))
 
 
-def texture_distances(halves: list[Sequence[Tissue]], painted: Sequence[Tissue]) -> dict[str, float]:
-    """Return ``texture_distance`` and ``texture_distance_floor``, NaN where there are too few tiles."""
+def texture_distances(halves: list[Sequence[Tissue]], painted: list[Sequence[Tissue]]) -> dict[str, float]:
+    """Return ``texture_distance`` and ``texture_distance_floor``, NaN where there are too few tiles.
+
+    A distance depends on the number of tiles, so all sets are thinned to as many as the smallest has.
+    """
     frechet = load_script(SYNTHESIZER, "texture").frechet_distance
-    if not all((*halves, painted)):
+    sides = [side for side in (0, 1) if painted[side]]
+    if not all(halves) or not sides:
         return dict.fromkeys(("texture_distance", "texture_distance_floor"), float("nan"))
-    sets = [np.concatenate([tissue.textures for tissue in tissues]) for tissues in (*halves, painted)]
-    reference = np.concatenate(sets[:2])
-    first, second, own = (spread(rows, min(map(len, sets))) for rows in sets)
-    distance = (frechet(first, own, reference) + frechet(second, own, reference)) / 2
-    return {"texture_distance": distance, "texture_distance_floor": frechet(first, second, reference)}
+    real = [tiles_of(half) for half in halves]
+    drawn = {side: tiles_of(painted[side]) for side in sides}
+    reference, least = np.concatenate(real), min(len(rows) for rows in (*real, *drawn.values()))
+    real = [spread(rows, least) for rows in real]
+    distances = [frechet(real[1 - side], spread(drawn[side], least), reference) for side in sides]
+    return {"texture_distance": float(np.mean(distances)), "texture_distance_floor": frechet(*real, reference)}
+
+
+def crossed_auc(halves: list[Sequence[Tissue]], painted: list[Sequence[Tissue]]) -> float:
+    """Return ``classifier.crossed_auc`` of the tiles of both halves, NaN where a half lacks real or painted ones."""
+    if not all((*halves, *painted)):
+        return float("nan")
+    sets = [[tiles_of(painted[side]), tiles_of(halves[side])] for side in (0, 1)]
+    return load_script(SYNTHESIZER, "classifier").crossed_auc(sets)
+
+
+def tiles_of(tissues: Sequence[Tissue]) -> np.ndarray:
+    """Return the features of all tiles of some cases."""
+    return np.concatenate([tissue.textures for tissue in tissues])
 
 
 def none_for_nan(values: dict) -> dict:

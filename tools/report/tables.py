@@ -16,8 +16,12 @@ from tools.tissues import words
 METHODS = ("cbmat", "konz", "no_ablation", "copy_paste")  # in the order of the page
 # Title and explanation of the measures of quality.json; one that is missing here is shown under its own name.
 MEASURES = {
-    "hu_wasserstein": ("HU distance", "Wasserstein-1 distance between painted and real HU values"),
-    "texture_distance": ("texture distance", "Fréchet distance between features of the texture"),
+    "texture_distance": ("texture distance", "Fréchet distance between features of the texture, of different patients"),
+    "auc": (
+        "told from real",
+        "area under the curve of a classifier of real and painted tiles, on patients it has not seen; 0.5 is perfect",
+    ),
+    "hu_wasserstein": ("HU distance", "Wasserstein-1 distance between the HU values of different patients; a check"),
     "hu_q05": ("5 % quantile", "HU that 5 % of the tissue's voxels do not exceed, all cases together"),
     "hu_q50": ("median", "of all the tissue's voxels"),
     "hu_q95": ("95 % quantile", "of all the tissue's voxels"),
@@ -29,6 +33,8 @@ MEASURES = {
     "region_distance": ("nearest real lesion", "distance to it (1 − correlation); far below the floor means a copy"),
     "patch_distance": ("nearest with surroundings", "the same with what lies around the tissue, other patients only"),
     "earlier_distance": ("nearest painted case", "the same among the painted cases; near 0 means painted twice"),
+    "realness": ("likeness", "log odds that a classifier of fakes gives for real tissue; higher is better"),
+    "realness_limit": ("its limit", "95 % of real cases of unseen patients lie above it"),
     "recall": ("recall", "share of the painted tissue that a segmenter trained on real tissue finds; higher is better"),
 }
 

@@ -2,14 +2,16 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, combinations
 
 import numpy as np
 import torch
+from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.inferers import Inferer, sliding_window_inference
+from monai.transforms import MapTransform
 from scipy import ndimage
 
 AIR_HU = -500.0
@@ -99,6 +101,7 @@ class LungInferer(Inferer):
         probabilities: Whether to return probabilities instead of labels.
         island_share: Pieces of lung smaller than this share of all lung found become background, where the lungs are
             looked for: blankets, bowel and the air round a patient. 0 keeps them.
+        tissues: Whether to return, as a second channel, the likeliest label but background, for :class:`LungKnownd`.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -107,7 +110,7 @@ class LungInferer(Inferer):
     def __init__(
         self, roi_size: Sequence[int], sw_batch_size: int = 8, overlap: float = 0.25, mirror: bool = False,
         find_lung: bool = True, hu_window: Sequence[float] = (-1024, 300), multiple: int = 16,
-        probabilities: bool = False, fit_windows: bool = True, island_share: float = 0.01,
+        probabilities: bool = False, fit_windows: bool = True, tissues: bool = False, island_share: float = 0.01,
     ) -> None:  # fmt: skip
         self.roi_size = [int(side) for side in roi_size]
         if len(self.roi_size) not in (2, 3) or any(side < 1 or side % multiple for side in self.roi_size[:2]):
@@ -123,6 +126,7 @@ class LungInferer(Inferer):
             "find_lung": find_lung,
             "probabilities": probabilities,
             "fit_windows": fit_windows,
+            "tissues": tissues,
         }
         for name, switch in switches.items():
             if not isinstance(switch, bool):  # the command line makes text of "false"
@@ -130,6 +134,9 @@ class LungInferer(Inferer):
         self.sw_batch_size, self.overlap, self.mirror, self.find_lung = sw_batch_size, overlap, mirror, find_lung
         self.hu_window, self.multiple, self.probabilities = hu_window, multiple, probabilities
         self.fit_windows, self.island_share = fit_windows, island_share
+        self.tissues = tissues
+        if probabilities and tissues:
+            raise ValueError("tissues adds a channel to labels; probabilities has one per label already")
 
     def __call__(self, inputs: torch.Tensor, network: Callable, *args, **kwargs) -> torch.Tensor:  # noqa: D417
         """Label CTs.
@@ -139,7 +146,8 @@ class LungInferer(Inferer):
             network: Network that returns logits, shape (N, classes, ...).
 
         Returns:
-            Labels as uint8, shape (N, 1, W, H, D), or probabilities, shape (N, classes, W, H, D).
+            Labels as uint8, shape (N, 1, W, H, D), or (N, 2, W, H, D) with ``tissues``; or probabilities, shape (N,
+            classes, W, H, D).
         """
         if inputs.ndim != 5 or inputs.shape[1] != 1:
             raise ValueError(f"the input must have the shape (N, 1, W, H, D), not {tuple(inputs.shape)}")
@@ -175,7 +183,7 @@ class LungInferer(Inferer):
             if answer is None:
                 answer = self._background(volume, found.shape[1])
             place = (slice(None), slice(None), *box[:2], slice(box[2].start + part.start, box[2].start + part.stop))
-            answer[place] = found if self.probabilities else found.max(1, keepdim=True).indices  # argmax is slower
+            answer[place] = self._answer(found)
         if self.find_lung and self.island_share and not self.probabilities and answer is not None:
             inside = answer[(0, 0, *box)]
             inside[torch.from_numpy(find_islands(inside.cpu().numpy() > 0, self.island_share)).to(inside.device)] = 0
@@ -183,6 +191,13 @@ class LungInferer(Inferer):
             classes = network(volume.new_zeros(1, 1, *self.roi_size), *args, **kwargs).shape[1]
             answer = self._background(volume, classes)
         return answer
+
+    def _answer(self, found: torch.Tensor) -> torch.Tensor:
+        """Return what is wanted of probabilities, shape (N, classes, W, H, D)."""
+        if self.probabilities:
+            return found
+        labels = found.max(1, keepdim=True).indices  # argmax is slower
+        return torch.cat([labels, found[:, 1:].max(1, keepdim=True).indices + 1], 1) if self.tissues else labels
 
     def _parts(self, cut: torch.Tensor) -> list[slice]:
         """Return which slices are labelled together: some in two dimensions, all in three."""
@@ -195,7 +210,7 @@ class LungInferer(Inferer):
     def _background(self, volume: torch.Tensor, classes: int) -> torch.Tensor:
         shape = volume.shape[2:]
         if not self.probabilities:
-            return torch.zeros((1, 1, *shape), dtype=torch.uint8, device=volume.device)
+            return torch.zeros((1, 1 + self.tissues, *shape), dtype=torch.uint8, device=volume.device)
         answer = torch.zeros((1, classes, *shape), dtype=volume.dtype, device=volume.device)
         answer[:, 0] = 1
         return answer
@@ -205,3 +220,28 @@ class LungInferer(Inferer):
         flips = list(chain.from_iterable(combinations(axes, count) for count in range(len(axes) + 1)))
         found = [network(window.flip(flip), *args, **kwargs).float().softmax(1).flip(flip) for flip in flips]
         return sum(found) / len(found)
+
+
+class LungKnownd(MapTransform):
+    """Part the two channels of a :class:`LungInferer` with ``tissues``: the answer, and the answer with the lung known.
+
+    The latter, ``lung_known``, has at each voxel of the reference lung the likeliest tissue, and background elsewhere.
+    Where it scores well and the answer does not, the error is the lung's border, not its tissue.
+
+    Args:
+        keys: Key of the answer, shape (2, W, H, D); it keeps the first channel.
+        label_key: Key of the reference map, shape (1, W, H, D), 0 outside the lung.
+    """
+
+    def __init__(self, keys: KeysCollection, label_key: str = "label") -> None:
+        super().__init__(keys)
+        self.label_key = label_key
+
+    def __call__(self, data: Mapping) -> dict:
+        """Return the sample with ``lung_known``."""
+        sample = dict(data)
+        for key in self.keys:
+            answer, inside = sample[key], sample[self.label_key] > 0
+            sample[key], tissue = answer[:1], answer[1:]
+            sample["lung_known"] = tissue * inside.to(device=tissue.device, dtype=tissue.dtype)
+        return sample

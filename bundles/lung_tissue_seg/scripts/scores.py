@@ -18,7 +18,10 @@ from scipy.stats import bootstrap
 from .report import write_report
 
 RESAMPLES = 2000
-MEASURES = ("dice", "surface_dice", "hd95_mm", "percent_error")
+MEASURES = (
+    *("dice_all", "dice_all_lung_known", "dice", "dice_lung_known"),
+    *("surface_dice", "hd95_mm", "percent_error", "false_ml"),
+)  # fmt: skip
 
 
 class TissueScores(Metric):
@@ -30,6 +33,9 @@ class TissueScores(Metric):
     - ``dice``; ``surface_dice``, the normalised surface Dice at ``tolerance_mm`` (Nikolov et al., JMIR 2021);
       ``hd95_mm``, the 95 % Hausdorff distance. The first two are 0 for a missed tissue, where the third is empty;
       all are empty for a tissue that the label lacks: what the answer adds there shows in the volumes;
+    - ``dice_all``, the Dice which counts those cases too: 1 where none was found, 0 where any was; ``false_ml``, the
+      volume found there, empty where the label holds the tissue;
+    - ``dice_lung_known`` and ``dice_all_lung_known``, the same of the answer with the lung known, if there is one;
     - ``ml``, ``ml_predicted``; ``percent``, ``percent_predicted`` of the lung; ``percent_error``, their
       difference.
 
@@ -45,7 +51,8 @@ class TissueScores(Metric):
         output_dir: Folder of the files; None for no files.
         tolerance_mm: Tolerance of the surface Dice, mm.
         seed: Seed of the bootstrap.
-        output_transform: As in ignite; must give a list of answers and a list of labels, each of shape (1, W, H, D).
+        output_transform: As in ignite; must give a list of answers and a list of labels, each of shape (1, W, H, D), or
+            a third too, of answers with the lung known (``scripts.lungs.LungKnownd``).
 
     Raises:
         ValueError: If ``tolerance_mm`` is not above 0; on update, if an answer and its label differ in shape, or hold a
@@ -73,23 +80,31 @@ class TissueScores(Metric):
 
     def update(self, output) -> None:
         """Add the cases of one iteration."""
-        for answer, label in zip(*output, strict=True):
+        for answer, label, *known in zip(*output, strict=True):
             case = case_name(label, f"case {len(self.cases)}")
             voxel_mm = label.pixdim.tolist() if isinstance(label, MetaTensor) else [1.0] * 3
-            found, truth = (torch.as_tensor(part).detach().cpu().long()[0] for part in (answer, label))
+            found, truth, *known = (torch.as_tensor(part).detach().cpu().long()[0] for part in (answer, label, *known))
             if found.shape != truth.shape:
                 raise ValueError(f"{case}: the answer has shape {tuple(found.shape)}, its label {tuple(truth.shape)}")
-            for what, part in (("answer", found), ("label", truth)):
+            for what, part in (("answer", found), ("label", truth), *(("answer", part) for part in known)):
                 unnamed = set(part.unique().tolist()) - set(self.names)
                 if unnamed:
                     named = ", ".join(f"{name}={value}" for value, name in self.names.items())
                     raise ValueError(f"{case}: the {what} holds {min(unnamed)}, but labels name only {named}")
-            self.cases.append(self._score(case, found, truth, voxel_mm))
+            scored = self._score(case, found, truth, voxel_mm)
+            known_confusion = self._confusion(known[0], truth) if known else None
+            for row, value in zip(scored["rows"], (value for value in self.names if value)):
+                row |= overlaps(known_confusion, value, "_lung_known")
+            self.cases.append(scored)
+
+    def _confusion(self, found: torch.Tensor, truth: torch.Tensor) -> np.ndarray:
+        """Return the number of voxels by true label and answer."""
+        size = max(self.names) + 1
+        return torch.bincount((truth * size + found).flatten(), minlength=size * size).view(size, size).numpy()
 
     def _score(self, case: str, found: torch.Tensor, truth: torch.Tensor, voxel_mm: list[float]) -> dict:
         """Return what one case adds: a row per tissue, and its confusion matrix."""
-        size = max(self.names) + 1
-        confusion = torch.bincount((truth * size + found).flatten(), minlength=size * size).view(size, size).numpy()
+        confusion = self._confusion(found, truth)
         ml = float(np.prod(voxel_mm)) / 1000
         lung = {"": confusion[1:].sum(), "_predicted": confusion[:, 1:].sum()}
         rows = []
@@ -99,11 +114,10 @@ class TissueScores(Metric):
             voxels = {"": int(confusion[value].sum()), "_predicted": int(confusion[:, value].sum())}
             in_label, in_answer = (bool(count) for count in voxels.values())
             state = ("absent", "false", "missed", "present")[2 * in_label + in_answer]
-            row = {"case": case, "tissue": name, "state": state, "dice": None, "surface_dice": None, "hd95_mm": None}
-            if in_label:
-                row |= {"dice": 0.0, "surface_dice": 0.0}
+            row = {"case": case, "tissue": name, "state": state} | overlaps(confusion, value)
+            row |= {"surface_dice": 0.0 if in_label else None, "hd95_mm": None}
+            row["false_ml"] = None if in_label else voxels["_predicted"] * ml
             if in_label and in_answer:
-                row["dice"] = 2 * float(confusion[value, value]) / sum(voxels.values())
                 masks = [(part == value)[None, None] for part in (found, truth)]
                 settings = {"include_background": True, "spacing": voxel_mm}
                 row["surface_dice"] = float(compute_surface_dice(*masks, [self.tolerance_mm], **settings))
@@ -161,6 +175,20 @@ class TissueScores(Metric):
             write_csv(folder / "confusion.csv", table)
             at = list(self.names)
             write_report(folder, rows, summary, confusion[np.ix_(at, at)], list(self.names.values()))
+
+
+def overlaps(confusion: np.ndarray | None, value: int, ending: str = "") -> dict[str, float | None]:
+    """Return ``dice`` and ``dice_all`` of a label value, the names with an ending; None without a confusion matrix.
+
+    Example: one voxel of label 1 among four, and two answers
+        >>> overlaps(np.array([[2, 1], [0, 1]]), 1), overlaps(np.array([[3, 1], [0, 0]]), 1)
+        ({'dice': 0.6666666666666666, 'dice_all': 0.6666666666666666}, {'dice': None, 'dice_all': 0.0})
+    """
+    if confusion is None:
+        return {f"dice{ending}": None, f"dice_all{ending}": None}
+    true, answered = int(confusion[value].sum()), int(confusion[:, value].sum())
+    both = 2 * float(confusion[value, value]) / (true + answered) if true + answered else 1.0
+    return {f"dice{ending}": both if true else None, f"dice_all{ending}": both}
 
 
 def case_name(label: torch.Tensor, otherwise: str) -> str:

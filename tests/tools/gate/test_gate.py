@@ -31,10 +31,7 @@ def learnt(cases):
 @pytest.fixture
 def gate(learnt):
     """The gate as it was before any test showed it a painted case."""
-    for name in LABELS:
-        learnt.painted[name].clear()
-        learnt.earlier[name] = type(learnt.earlier[name])(learnt.earlier[name].edge, most=learnt.earlier[name].most)
-        learnt.limits.get(name, {}).pop("recall", None)
+    learnt.forget()
     return learnt
 
 
@@ -55,13 +52,13 @@ def reasons(gate, hu, label, **given):
 
 def test_real_tissue_of_an_unseen_patient_passes_every_check(gate, cases, unseen):
     label, hu = unseen
-    gate.calibrate_faithfulness((f"phantom00{n}", cases[n].volumes()[0]) for n in range(5))
     judged = judge(gate, hu, label, answer=label)
     assert {"ground_glass", "fibrosis"} <= set(judged)
     assert all(tissue["accepted"] and not tissue["reasons"] for tissue in judged.values())
     measured = judged["ground_glass"]
-    for name in ("median_hu", "spread_hu", "seam_ratio", "ood", "region_distance", "patch_distance", "recall"):
+    for name in ("median_hu", "spread_hu", "seam_ratio", "ood", "region_distance", "patch_distance"):
         assert np.isfinite(measured[name]) and name in gate.limits["ground_glass"]
+    assert measured["realness"] > measured["realness_limit"] and measured["recall"] == 1
 
 
 def test_too_bright_tissue_is_rejected(gate, unseen):
@@ -92,13 +89,13 @@ def test_a_rim_around_the_painting_is_rejected(gate, unseen):
     assert "as abrupt as a jump" in found
 
 
-def test_tissue_the_segmenter_does_not_find_is_rejected(gate, cases, unseen):
+def test_tissue_that_is_hard_to_find_is_no_reason_to_reject(gate, cases, unseen):
+    """The failure that was shown: with a good segmenter the rule of recall threw out what one could learn from."""
     label, hu = unseen
-    assert "recall" not in judge(gate, hu, label, answer=label, case="a")["ground_glass"]["reasons"]
-    gate.calibrate_faithfulness((f"phantom00{n}", cases[n].volumes()[0]) for n in range(5))
-    assert gate.limits["ground_glass"]["recall"][0] == pytest.approx(0.5)  # this segmenter errs nowhere
-    found = reasons(gate, hu, label, answer=np.ones_like(label), case="b")
-    assert "the segmenter finds 0.00 of it, below 0.50" in found
+    gate.measure_real_recall((f"phantom00{n}", cases[n].volumes()[0]) for n in range(5))
+    judged = judge(gate, hu, label, answer=np.ones_like(label), case="b")["ground_glass"]
+    assert judged["accepted"] and judged["recall"] == 0
+    assert gate.card()["ground_glass"]["real"]["recall"] == 1
 
 
 def test_a_copy_of_training_tissue_is_rejected_and_names_its_case_and_slice(gate, cases):
@@ -155,11 +152,11 @@ def test_unknown_source_and_answers_that_do_not_fit_are_refused(gate, unseen):
     with pytest.raises(InputError, match="source phantom005 of x is not a training case"):
         gate.measure("x", "phantom005", hu, label, label > 1)
     with pytest.raises(InputError, match="answer of phantom005, which is not a training case"):
-        gate.calibrate_faithfulness([("phantom005", label)])
+        gate.measure_real_recall([("phantom005", label)])
     with pytest.raises(
         InputError, match=r"answer of phantom000 has shape \(144, 144\), but its map has \(144, 144, 6\)"
     ):
-        gate.calibrate_faithfulness([("phantom000", label[..., 0])])
+        gate.measure_real_recall([("phantom000", label[..., 0])])
 
 
 def test_single_slices_and_a_single_patient_are_judged(gate, cases, unseen):

@@ -65,7 +65,7 @@ def test_a_ct_becomes_a_map_on_its_grid_a_table_a_picture_and_a_page(tmp_path, w
     told = json.loads((out / "quantification.json").read_text())
     assert told["cases"]["12"]["left"]["ground_glass_ml"] == pytest.approx(wanted, rel=0.05)
     page = (out / "segmentation.html").read_text()
-    assert "Trained on: nothing, they are random (1 source CT)." in page and "Trained for 7 steps." in page
+    assert "Trained on: nothing, they are random." in page and "Trained for 7 steps." in page
     assert "not a medical device" in page and "data:image/png;base64,iVBOR" in page
     assert "<script" not in page and "http" not in page and 'src="data:' in page  # nothing else is needed
 
