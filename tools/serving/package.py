@@ -109,6 +109,9 @@ def _stage(bundle: str, weights: Path | None, data_license: Path | None, staged:
     shutil.copytree(BUNDLES / bundle, staged, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
     (staged / "models").mkdir()
     shutil.copyfile(weights, staged / "models/model.pt")
+    card = weights.with_name("card.json")
+    if card.is_file() and "trained_on" in read_json(card):  # cards of trainings name patients and stay at home
+        shutil.copyfile(card, staged / "models/card.json")
     if data_license is not None:
         if not Path(data_license).is_file():
             raise InputError(f"data_license {data_license} does not exist")
