@@ -18,6 +18,7 @@ SLICES = 48  # of one case, spread evenly
 # Correlation from which two sketches are near-duplicates. Of 70 real slices the near-duplicates had 0.61 to 0.88, no
 # other pair above 0.60 (docs/log.md); a volume has more slices to be alike by chance.
 ALIKE = 0.65
+MOST_NAMED = 3  # pairs
 FEWEST_VOXELS = 64  # of lung in a slice that is sketched
 
 
@@ -69,7 +70,7 @@ def sketches(hu: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def near_duplicates(drawn: dict[str, np.ndarray], patients: Mapping[str, str]) -> list[str]:
-    """Return a sentence for each pair of cases of different patients that show nearly the same slice, nearest first.
+    """Return sentences that name the pairs of cases of different patients that show nearly the same slice, nearest first.
 
     Args:
         drawn: Case to its ``sketches``.
@@ -81,11 +82,15 @@ def near_duplicates(drawn: dict[str, np.ndarray], patients: Mapping[str, str]) -
             alike = float((drawn[one] @ drawn[other].T).max())
             if alike >= ALIKE:
                 pairs.append((alike, one, other))
-    return [
+    pairs = sorted(pairs, reverse=True)
+    named = [
         f"{one} of patient {patients[one]} and {other} of patient {patients[other]} show nearly the same slice "
         f"(correlation {alike:.2f}); slices of one CT must belong to one patient, or the folds leak"
-        for alike, one, other in sorted(pairs, reverse=True)
+        for alike, one, other in pairs[:MOST_NAMED]
     ]
+    if len(pairs) > MOST_NAMED:
+        named.append(f"so do {len(pairs) - MOST_NAMED} more pairs; between drawn patients, who are alike, it is chance")
+    return named
 
 
 def warn_of_near_duplicates(cases: list[Case]) -> list[str]:

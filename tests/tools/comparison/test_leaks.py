@@ -127,6 +127,12 @@ def test_slices_of_one_ct_under_two_names_are_named_and_other_patients_are_not(t
     assert not near_duplicates(drawn, {"whole": "p1", "slice": "p1", "other": "p3"})
 
 
+def test_of_many_near_duplicates_the_nearest_are_named_and_the_others_counted():
+    sketch = np.ones((1, 4), np.float32) / 2
+    sentences = near_duplicates({str(n): sketch for n in range(5)}, {str(n): f"p{n}" for n in range(5)})
+    assert len(sentences) == 4 and sentences[-1].startswith("so do 7 more pairs")
+
+
 def test_a_painted_test_case_is_refused_under_any_patient_name(datalist, standin, tmp_path):
     real = read_datalist(datalist)
     leaked = next(case for case in real["training"] if case.patient == "p04").item()
