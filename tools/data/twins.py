@@ -70,7 +70,7 @@ def sketches(hu: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def near_duplicates(drawn: dict[str, np.ndarray], patients: Mapping[str, str]) -> list[str]:
-    """Return sentences that name the pairs of cases of different patients that show nearly the same slice, nearest first.
+    """Return sentences that name pairs of cases of different patients that show nearly the same slice, nearest first.
 
     Args:
         drawn: Case to its ``sketches``.
