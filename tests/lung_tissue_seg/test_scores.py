@@ -223,3 +223,13 @@ def test_a_value_without_a_name_is_refused_with_the_file():
     for value, told in ((7.0, "7"), (0.5, "0.5")):
         with pytest.raises(ValueError, match=f"case7.nii.gz holds {told}; labels name background=0, healthy=1, unla"):
             check(with_file(torch.tensor([[[[0.0, value]]]]), "case7"))
+
+
+def test_an_engine_may_hand_on_answers_labels_and_answers_with_the_lung_known():
+    """As ignite calls it: its own way takes such lists apart, two of them only."""
+    metric = load("scores").TissueScores(LABELS, output_transform=lambda output: output)
+    part = torch.tensor([1, 1, 3, 0]).view(1, 4, 1, 1)
+    engine = Engine(lambda engine, batch: ([part, part], [part, part], [part, part]))
+    metric.attach(engine, "scores")
+    engine.run([0])
+    assert len(metric.cases) == 2 and engine.state.metrics["scores_dice_lung_known_fibrosis"] == 1

@@ -78,6 +78,10 @@ class TissueScores(Metric):
         self.cases: list[dict] = []
         super().reset()
 
+    def iteration_completed(self, engine: Engine) -> None:
+        """Add the cases of an iteration; ignite's own would take lists of tensors apart and allow two of them only."""
+        self.update(self._output_transform(engine.state.output))
+
     def update(self, output) -> None:
         """Add the cases of one iteration."""
         for answer, label, *known in zip(*output, strict=True):
