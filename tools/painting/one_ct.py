@@ -14,7 +14,7 @@ from tools.io.volume import axial_axis
 from tools.painting.painter import Painter
 from tools.tissues import tissue_labels, words
 from tools.workflows.origin import Weights, find_weights, trained_settings
-from tools.workflows.synthesizer import SYNTHESIZER
+from tools.workflows.synthesizer import SYNTHESIZER, painted_region
 
 SLICES_AROUND = 2  # of the region, which the network sees too
 NEVER_TOLD = 1.0  # density_unknown of weights that were never told a density
@@ -104,7 +104,7 @@ class OneCtPainter:
             densities = {names[int(value)]: self.density for value in np.unique(target[region])}
         for tissue in densities:
             self._warn_of_density(tissue)
-        box = _slices_of(region, affine)
+        box, wide = _slices_of(region, affine), painted_region(own, target, affine, self.painter.margin)
         moved = affine @ from_matvec(np.eye(3), [part.start for part in box])
         volumes = [
             MetaTensor(torch.from_numpy(np.ascontiguousarray(array[box], np.float32))[None], affine=moved)
@@ -117,7 +117,7 @@ class OneCtPainter:
                 f"{self.painter.smallest_region} of its own size; ask for more"
             )
         painted = hu.copy()
-        painted[box] = np.where(region[box], answer[0].numpy(), hu[box])
+        painted[box] = np.where(wide[box], answer[0].numpy(), hu[box])
         return painted
 
     def _warn_of_density(self, tissue: str) -> None:

@@ -13,6 +13,7 @@ from monai.inferers import Inferer
 
 from .ablation import ClassBalancedMaskAblation
 from .network import TissueDenoiser
+from .region import grow
 from .samplers import alpha_bars
 from .sharpness import UNKNOWN_SHARE, append_sharpness
 from .tissue_channels import UNKNOWN, condition_channels, density_channels, plain, tissue_values
@@ -48,6 +49,20 @@ def draw_region(tissue_map: torch.Tensor, labels: Mapping[str, int], whole_proba
     return region
 
 
+def grow_at_random(region: torch.Tensor, tissue_map: torch.Tensor, most: int) -> torch.Tensor:
+    """Return each sample's region grown in-plane, within the lung, by a random number of voxels from 0 to ``most``.
+
+    ``region`` is zeros and ones, ``tissue_map`` 0 outside the lung, both of shape (B, 1, H, W[, D]).
+    """
+    grown = region.clone()
+    flat = region.ndim == 4
+    for sample, tissues in zip(grown, tissue_map):
+        where, lung = ((part != 0).unsqueeze(-1) if flat else part != 0 for part in (sample, tissues))
+        wider = grow(where, lung, int(torch.randint(most + 1, ())))
+        sample.copy_(wider.squeeze(-1) if flat else wider)
+    return grown
+
+
 def measured_density(image: torch.Tensor, where: torch.Tensor, labels: Mapping[str, int]) -> torch.Tensor:
     """Return the mean intensity of each tissue of each sample, NaN where there is none, shape (B, tissues).
 
@@ -72,6 +87,8 @@ class TissuePrepareBatch(PrepareBatch):
         whole_probability: Probability of the whole lung, see :func:`draw_region`.
         tissue_weights: Weights in the loss by tissue name, where the tissue is told; 1 for tissues not named. Where it
             is not told a weight would make the network expect more of it than there is.
+        region_margin: Most voxels by which the region is wider than the tissue drawn, see :func:`grow_at_random`.
+            The density that is told is that of the tissue drawn alone.
         density_unknown: Probability that the density of a tissue is not told, per sample and tissue.
         attributes: How the attributes are encoded; None if the batch has none. ``sharpness`` of the batch, if it is
             there, follows them.
@@ -85,7 +102,11 @@ class TissuePrepareBatch(PrepareBatch):
         tissue_weights: Mapping[str, float] | None = None,
         density_unknown: float = 0.5,
         attributes=None,
+        region_margin: int = 0,
     ) -> None:
+        if region_margin < 0:
+            raise ValueError(f"region_margin must be at least 0, not {region_margin}")
+        self.region_margin = region_margin
         unknown = set(tissue_weights or {}) - set(labels)
         if unknown:
             raise ValueError(f"tissue_weights name {sorted(unknown)}, but labels name only {', '.join(labels)}")
@@ -111,6 +132,7 @@ class TissuePrepareBatch(PrepareBatch):
         density = measured_density(x_0, tissue_map * region, self.labels)
         density[torch.rand(density.shape) < self.density_unknown] = torch.nan
         told = density_channels(torch.where(shown >= 0, tissue_map * region, 0), density, self.labels)
+        region = grow_at_random(region, tissue_map, self.region_margin) if self.region_margin else region
         condition = torch.cat([condition_channels(shown, self.labels), told], dim=1)
         attributes = torch.zeros(len(x_0), 0)
         if self.attributes is not None and self.attributes.size:
