@@ -28,6 +28,7 @@ COMMANDS = {
     "replay": "painting.replay",
     "compare": "comparison.compare",
     "report": "report.report",
+    "trust": "comparison.trust",
     "conditions": "evaluation.conditions",
     "curve": "evaluation.curve",
     "quantify": "quantify.quantify",

@@ -16,6 +16,7 @@ from scripts.objectives import (
     TissuePrepareBatch,
     TrainingPair,
     draw_region,
+    grow_at_random,
     measured_density,
     stratified_times,
 )
@@ -304,3 +305,14 @@ def test_loss_on_a_coarser_grid_takes_a_cell_that_the_region_touches():
 def test_impossible_preparation_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         TissuePrepareBatch(LABELS, None, **arguments)
+
+
+def test_the_region_of_training_is_wider_than_the_tissue_by_up_to_the_margin_and_stays_in_the_lung():
+    tissue_map = torch.zeros(64, 1, 24, 24)
+    tissue_map[..., 2:22, :] = 1
+    tissue_map[..., 8:12, 8:12] = 2
+    region = (tissue_map == 2).float()
+    widths = grow_at_random(region, tissue_map, 4).flatten(2).sum(2).flatten()
+    assert set(widths.tolist()) == {float((4 + 2 * margin) ** 2) for margin in range(5)}
+    assert (grow_at_random(region, tissue_map * (tissue_map == 2), 4) == region).all()
+    assert torch.equal(region, (tissue_map == 2).float())

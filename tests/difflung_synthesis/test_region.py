@@ -88,3 +88,31 @@ def test_paste_keeps_the_original_bit_for_bit_and_whole_hu():
     painted = PasteRegiond("pred")(data)["pred"]
     assert painted[0, 0].item() == -999.75
     assert np.allclose(painted[0, 1:], [-700.4, -650.6])
+
+
+def test_the_region_grows_within_slices_and_the_lung_and_the_core_is_kept():
+    """The failure that was shown: a region that is exactly the label holds none of the lesion's own blur."""
+    label = torch.zeros(1, 12, 12, 3)
+    label[:, 1:11, 1:11] = 1
+    target = label.clone()
+    target[0, 2, 5, 1] = 2
+    for axial, affine in ((2, torch.eye(4)), (0, torch.eye(4)[[2, 1, 0, 3]])):
+        volumes = [part.movedim(3, 1 + axial) for part in (label * -100 - 800, label, target)]
+        image, own, wanted = (MetaTensor(volume, affine=affine) for volume in volumes)
+        found = PaintRegiond("target", LABELS, margin=2)({"image": image, "label": own, "target": wanted})
+        region, core = (found[key].as_tensor().movedim(1 + axial, 3)[0].bool() for key in ("region", "core"))
+        assert core.sum() == 1 and core[2, 5, 1] and not region[..., [0, 2]].any()
+        assert region[..., 1].sum() == 4 * 5  # two voxels each way, less what lies outside the lung
+        assert not (region & (label[0] == 0)).any()
+
+
+def test_a_tissue_that_may_not_be_replaced_is_left_out_of_the_margin():
+    label = torch.ones(1, 9, 9, 1)
+    label[:, 5] = 4
+    target = label.clone()
+    target[0, 4, 4] = 2
+    data = {"image": label * -800, "label": label, "target": target}
+    region = PaintRegiond("target", LABELS, replaceable=["healthy"], margin=3)(data)["region"]
+    assert region[0, 1:5].any() and not region[0, 5].any()
+    with pytest.raises(ValueError, match="margin must be a whole number of voxels from 0, not -1"):
+        PaintRegiond("target", LABELS, margin=-1)

@@ -117,7 +117,7 @@ def paint(probes: list[Probe], output: Path, settings: dict) -> None:
         shutil.rmtree(work / kind, ignore_errors=True)
     lay_out(remaining, work)
     print(f"painting; the log is {output / 'paint.log'}", flush=True)
-    run = {"dataset_dir": str(work), "output_dir": str(work / "painted")}
+    run = {"dataset_dir": str(work), "output_dir": str(work / "painted"), "region_margin": 0}
     run_bundle(SYNTHESIZER, ["inference.json"], run | settings, output / "paint.log")
     missing = unreadable(missing, work / "painted")
     if missing:

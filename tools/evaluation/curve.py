@@ -8,7 +8,7 @@ import pandas
 
 from tools.bundles import BUNDLES
 from tools.data.datalist import read_fold
-from tools.evaluation.figures import draw_curve
+from tools.evaluation.figures import FLOORS, QUALITY_ROWS, draw_curve
 from tools.flags import check_numbers, listed
 from tools.io.files import InputError, RunError, open_run, read_json, sha256, write_bytes, write_json, write_table
 from tools.tissues import tissue_labels
@@ -131,14 +131,17 @@ def gather(output: Path) -> list[dict]:
 
 
 def format_table(rows: list[dict]) -> str:
-    """Return Wasserstein-1 in HU, one line per sampler and number, one column per tissue, and the floor last."""
-    tissues = list(dict.fromkeys(row["tissue"] for row in rows))
-    runs: dict[tuple, dict] = {}
-    for row in rows:
-        run = runs.setdefault((row["sampler"], row["evaluations"]), {"seconds": f"{row['seconds']:.0f}"})
-        run[row["tissue"]] = row.get("hu_wasserstein")
-    runs["real tissue", ""] = {row["tissue"]: row.get("hu_wasserstein_floor") for row in rows} | {"seconds": ""}
-    table = [dict(zip(("sampler", "evaluations"), place)) | run for place, run in runs.items()]
-    columns = ["sampler", "evaluations", *tissues, "seconds"]
-    text = pandas.DataFrame(table, columns=columns).to_string(index=False, na_rep="-", float_format="{:.1f}".format)
-    return f"Wasserstein-1 in HU between painted and real tissue\n{text}"
+    """Return a table per measure: a line per sampler and number, a column per tissue, and the floor last."""
+    tissues, parts = list(dict.fromkeys(row["tissue"] for row in rows)), []
+    for measure, title in QUALITY_ROWS.items():
+        runs: dict[tuple, dict] = {}
+        for row in rows:
+            run = runs.setdefault((row["sampler"], row["evaluations"]), {"seconds": f"{row['seconds']:.0f}"})
+            run[row["tissue"]] = row.get(measure)
+        runs["real tissue", ""] = {row["tissue"]: row.get(FLOORS[measure]) for row in rows} | {"seconds": ""}
+        table = [dict(zip(("sampler", "evaluations"), place)) | run for place, run in runs.items()]
+        columns = ["sampler", "evaluations", *tissues, "seconds"]
+        digits = "{:.2f}".format if measure == "auc" else "{:.1f}".format
+        text = pandas.DataFrame(table, columns=columns).to_string(index=False, na_rep="-", float_format=digits)
+        parts.append(f"{title}: painted and real tissue of different patients\n{text}")
+    return "\n\n".join(parts)

@@ -21,8 +21,10 @@ UNITS = {
     "history": "real patients of that history",
 }  # fmt: skip
 SMALL = {"ticks": 7, "rule": 0.5}
-QUALITY_ROWS = {"hu_wasserstein": "Wasserstein-1, HU", "texture_distance": "texture distance"}
-FLOORS = {"hu_wasserstein": "hu_wasserstein_floor", "texture_distance": "texture_floor"}
+QUALITY_ROWS = {
+    "texture_distance": "texture distance", "auc": "told from real, AUC", "hu_wasserstein": "Wasserstein-1, HU",
+}  # fmt: skip
+FLOORS = {"texture_distance": "texture_floor", "auc": "auc_floor", "hu_wasserstein": "hu_wasserstein_floor"}
 
 
 def draw_conditions(rows: list[dict], summary: dict, labels: dict[str, int]) -> bytes:

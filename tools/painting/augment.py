@@ -13,6 +13,7 @@ from tools.io.files import InputError, open_run, read_json, sha256, write_json
 from tools.io.volume import relative
 from tools.maps.bank import PlannedCase, draw_bank, maps_card, read_maps
 from tools.painting.manifest import MANIFEST_SCHEMA, write_painted
+from tools.painting.told import Joint
 from tools.workflows.run import check_overrides
 from tools.workflows.synthesizer import (
     CONFIGS,
@@ -106,8 +107,9 @@ def augment(
             write_json(output / SYNTHESIZER_CARD, read_json(weights.with_name("card.json")))
         made_by |= {"steps": steps, "checkpoint": relative(weights, output), "checkpoint_sha256": sha256(weights)}
         made_by |= {"painting": painting_overrides(overrides, steps, seed), "threads": torch.get_num_threads()}
+        joint = Joint(training)
         for planned in plan:
-            told[planned.name] = within(planned.source.about, overrides["attributes"])
+            told[planned.name] = within(joint.holds(planned), overrides["attributes"])
             lay_out(planned, work)
         write_conditions(told, overrides["attributes"], work / "conditions.csv")
         print(f"painting; the log is {output / 'paint.log'}", flush=True)

@@ -16,9 +16,10 @@ from tools.io.files import InputError, RunError, read_json, write_text
 from tools.io.volume import SYNTHETIC_MARK, load_ct, relative, save_nifti
 from tools.maps.bank import PlannedCase
 from tools.workflows.run import versions
-from tools.workflows.synthesizer import SYNTHESIZER
+from tools.workflows.synthesizer import SYNTHESIZER, painted_region, region_margin
 
 MANIFEST_SCHEMA = 2
+TERMS = ("sampler", "region_margin", "guidance", "attribute_guidance", "tissue_guidance")
 
 
 def read_manifest(path: Path) -> list[dict]:
@@ -70,7 +71,8 @@ def write_painted(
         hu, image = load_ct(source.image)
         label, target = planned.maps()
         painted = nib.load(work / "painted" / f"{name}.nii.gz").get_fdata(dtype=np.float32)
-        region = target != label
+        margin = region_margin(made_by["painting"]) if made_by["steps"] else 0
+        region = painted_region(label, target, image.affine, margin)
         if not np.array_equal(painted[~region], hu[~region]):
             raise RunError(f"{name} changed outside its painted region")
         case_checks = checks.get(name, {})
@@ -104,9 +106,9 @@ def write_painted(
 
 
 def painting_terms(painting: dict) -> dict:
-    """Return sampler and guidance of a painting, by its settings or else by the config's defaults."""
+    """Return sampler, margin and guidance of a painting, by its settings or else by the config's defaults."""
     config = read_json(BUNDLES / SYNTHESIZER / "configs/inference.json") | painting
-    return {key: config[key] for key in ("sampler", "guidance", "attribute_guidance", "tissue_guidance")}
+    return {key: config[key] for key in TERMS}
 
 
 def as_stored(painted: np.ndarray, source: nib.Nifti1Image) -> np.ndarray:

@@ -14,7 +14,7 @@ from tools.io.volume import slices_with
 from tools.painting.painter import Painter
 from tools.tissues import tissue_labels, words
 from tools.workflows.origin import Weights, find_weights, read_state, trained_settings
-from tools.workflows.synthesizer import SYNTHESIZER
+from tools.workflows.synthesizer import SYNTHESIZER, painted_region
 
 SLICES_AROUND = 2  # of the region, which the network sees too
 NEVER_TOLD = 1.0  # density_unknown of weights that were never told a density
@@ -105,6 +105,7 @@ class OneCtPainter:
         for tissue in densities:
             self._warn_of_density(tissue)
         box = slices_with(region, affine, SLICES_AROUND)
+        wide = painted_region(own, target, affine, self.painter.margin)
         moved = affine @ from_matvec(np.eye(3), [part.start for part in box])
         volumes = [
             MetaTensor(torch.from_numpy(np.ascontiguousarray(array[box], np.float32))[None], affine=moved)
@@ -117,7 +118,7 @@ class OneCtPainter:
                 f"{self.painter.smallest_region} of its own size; ask for more"
             )
         painted = hu.copy()
-        painted[box] = np.where(region[box], answer[0].numpy(), hu[box])
+        painted[box] = np.where(wide[box], answer[0].numpy(), hu[box])
         return painted
 
     def _warn_of_density(self, tissue: str) -> None:

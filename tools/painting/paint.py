@@ -30,6 +30,7 @@ from tools.painting.one_ct import OneCtPainter
 from tools.segmenting.segmenter import Segmenter
 from tools.tissues import words
 from tools.workflows.run import versions
+from tools.workflows.synthesizer import painted_region
 
 SCHEMA = 1  # of the provenance
 LEAST_LUNG_ML = 20.0
@@ -253,7 +254,8 @@ def _write(
         RunError: if a voxel outside the region has changed.
     """
     region = target != host.own
-    if not np.array_equal(painted[~region], host.hu[~region]):
+    wide = painted_region(host.own, target, host.image.affine, painter.painter.margin)
+    if not np.array_equal(painted[~wide], host.hu[~wide]):
         raise RunError(f"painting changed {host.path} outside the target map; please report this")
     name, mark = case_name(host.path), f"{SYNTHETIC_MARK} {painter.weights.bundle} {painter.weights.version}"
     voxels = as_stored(painted, host.image)

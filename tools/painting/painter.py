@@ -41,6 +41,7 @@ class Painter(InProcess):
         super().__init__(bundle_root, checkpoint, device, settings)
         self.cases = self.script("cases")
         self.labels, self.hu_window = settings["labels"], settings["hu_window"]
+        self.margin = settings["region_margin"]
         self.prepare_batch = self.parser.get_parsed_content("prepare_batch")
 
     @property

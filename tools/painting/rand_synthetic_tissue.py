@@ -24,7 +24,7 @@ from tools.maps.check import list_maps
 from tools.maps.lesions import Lesion, find_lesions
 from tools.maps.placement import Receiver
 from tools.painting.painter import load_painter, read_settings
-from tools.workflows.synthesizer import smallest_region
+from tools.workflows.synthesizer import painted_region, smallest_region
 
 HEALTHY_HU_AT_MOST = -300  # mean of healthy lung, which lies near -850; scaled images and pictures lie above
 PAINTED, NO_ROOM, NOT_ASKED = "painted", "no room", "not asked"
@@ -35,8 +35,9 @@ class RandSyntheticTissued(RandomizableTransform, MapTransform):
 
     With probability ``prob`` a tissue is drawn, then lesions of it: moved and deformed ones, and some grown by a model
     of their statistics, as ``python -m tools maps`` draws them. The synthesizer paints them into the CT. Outside the
-    painted region CT and map stay as they are, bit for bit. HU in, HU out: its place is before any scaling of
-    intensities, and before the tissue map is looked at (``RandCropByLabelClassesd``).
+    painted region, which is wider than the lesions by the ``region_margin`` in-plane voxels, the CT stays as it is,
+    bit for bit; so does the map outside the lesions. HU in, HU out: its place is before any scaling of intensities, and
+    before the tissue map is looked at (``RandCropByLabelClassesd``).
 
     No case painted here passes the quality gate of ``augment``, and no file of it is kept. The synthesizer must not
     have seen the patients on whom the trained model is tested (``card.json`` beside its weights names its own).
@@ -152,8 +153,10 @@ class RandSyntheticTissued(RandomizableTransform, MapTransform):
         if painted is None:
             return self._note(sample, NO_ROOM, seed, tissue)
         region = wanted != tissues.cpu()
-        for key, given, old, new in zip(self.keys, (image, label), (hu, tissues), (painted, wanted)):
-            changed = torch.where(region.to(old.device), new.to(old), old)
+        wide = torch.from_numpy(painted_region(own, target, affine, painter.margin))[None]
+        parts = zip(self.keys, (image, label), (hu, tissues), (painted, wanted), (wide, region))
+        for key, given, old, new, where in parts:
+            changed = torch.where(where.to(old.device), new.to(old), old)
             sample[key] = convert_to_dst_type(changed, given)[0]
         if isinstance(image, MetaTensor):
             sample[self.keys[0]].meta["synthetic"] = True

@@ -57,7 +57,13 @@ def replay(manifest: Path, case: str, output: Path | None = None) -> None:
             (work / kind / (case + suffix)).symlink_to(files[what])
         attributes = line["painting"]["attributes"]
         write_conditions({case: line["conditions"]}, attributes, work / "conditions.csv")
-        paint(work, files["synthesizer"], line["painting"], line["threads"], work / "paint.log")
+        paint(
+            work,
+            files["synthesizer"],
+            {"region_margin": line.get("region_margin", 0)} | line["painting"],
+            line["threads"],
+            work / "paint.log",
+        )
         painted = nib.load(work / "painted" / f"{case}.nii.gz").get_fdata(dtype=np.float32)
         shutil.rmtree(work / "painted")
     _, image = load_ct(files["source"])

@@ -1,14 +1,18 @@
 """The synthesizer's bundle as `augment` uses it: train it on some cases, tell it of the patients, paint."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas
+import torch
 
-from tools.bundles import BUNDLES
+from tools.bundles import BUNDLES, load_script
 from tools.data.datalist import Case, patients
 from tools.data.provenance import SYNTHESIZER_CARD, cases_read, read_card
 from tools.io.files import InputError, read_json, sha256, write_json, write_text
+from tools.io.volume import axial_axis
 from tools.workflows.run import run_bundle
 
 SYNTHESIZER = "difflung_synthesis"
@@ -112,6 +116,27 @@ def smallest_region(overrides: dict) -> int:
     config = read_json(BUNDLES / SYNTHESIZER / "configs/train.json") | overrides
     dims = 2 if config["patch_size"][2] == 1 else 3
     return (2 ** (len(config["network_channels"]) - 1)) ** dims
+
+
+def region_margin(settings: Mapping) -> int:
+    """Return by how many in-plane voxels painting with some settings grows its region."""
+    return (read_json(BUNDLES / SYNTHESIZER / "configs/inference.json") | dict(settings))["region_margin"]
+
+
+def painted_region(label: np.ndarray, target: np.ndarray, affine: np.ndarray, margin: int) -> np.ndarray:
+    """Return where painting may change a CT: where its target map differs, and a margin in the lung around.
+
+    Args:
+        label: The CT's tissue map, shape (W, H, D).
+        target: The map wanted, the same shape.
+        affine: From voxels to RAS in mm.
+        margin: In-plane voxels, see ``region_margin``.
+
+    Returns:
+        Bool, the same shape.
+    """
+    where, lung = (torch.from_numpy(np.ascontiguousarray(part)) for part in (target != label, label != 0))
+    return load_script(SYNTHESIZER, "region").grow(where[None], lung[None], margin, axial_axis(affine))[0].numpy()
 
 
 def painting_overrides(overrides: dict, steps: int, seed: int) -> dict:

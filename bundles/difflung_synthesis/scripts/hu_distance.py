@@ -32,9 +32,13 @@ def wasserstein_1(first: torch.Tensor, second: torch.Tensor, bin_width: float) -
 class HuWasserstein(Metric):
     """Wasserstein-1 distance in HU between painted and real tissue, per tissue, with its real-versus-real floor.
 
-    The floor is the distance between the real tissue of one half of the cases and of the other half (of those that hold
-    it, taken alternately), which no generator can be expected to beat. ``<name>`` is the mean over the tissues;
-    ``<name>_<tissue>`` and ``<name>_floor_<tissue>`` are each tissue's own; tissues that do not occur are absent.
+    The cases that hold a tissue are taken alternately into two halves. Painted tissue of one half is compared with real
+    tissue of the other, both ways round, averaged; the floor compares the real tissue of both. So painting is never set
+    beside the very patients it was painted in. ``<name>`` is the mean over the tissues; ``<name>_<tissue>`` and
+    ``<name>_floor_<tissue>`` are each tissue's own; tissues that fewer than two cases hold are absent.
+
+    A network that only repeats a tissue's histogram scores well here. It is a check; texture and a classifier
+    (:class:`~scripts.quality.TissueQuality`) say whether painted tissue passes for real.
 
     Args:
         labels: Label values by tissue name.
@@ -61,7 +65,8 @@ class HuWasserstein(Metric):
 
     def reset(self) -> None:
         """Forget all cases."""
-        self.counts = torch.zeros(3, len(self.values), self.bins, dtype=torch.float64)  # painted, real even, real odd
+        # painted and real, even and odd cases
+        self.counts = torch.zeros(2, 2, len(self.values), self.bins, dtype=torch.float64)
         self.cases = [0] * len(self.values)  # that hold each tissue
         super().reset()
 
@@ -71,8 +76,9 @@ class HuWasserstein(Metric):
             painted, reference = plain(painted).cpu(), plain(reference).cpu()
             for index, value in enumerate(self.values):
                 where = reference[1] == value
-                self.counts[0, index] += self.histogram(painted[:, where])
-                self.counts[1 + self.cases[index] % 2, index] += self.histogram(reference[0][where])
+                half = self.cases[index] % 2
+                self.counts[0, half, index] += self.histogram(painted[:, where])
+                self.counts[1, half, index] += self.histogram(reference[0][where])
                 self.cases[index] += bool(where.any())
 
     def histogram(self, hu: torch.Tensor) -> torch.Tensor:
@@ -83,8 +89,8 @@ class HuWasserstein(Metric):
     def compute(self) -> dict[str, float]:
         """Return tissue name, or ``floor_`` and tissue name, to distance in HU."""
         counts = torch.as_tensor(idist.all_reduce(self.counts))
-        painted = wasserstein_1(counts[0], counts[1] + counts[2], self.bin_width)
-        floor = wasserstein_1(counts[1], counts[2], self.bin_width)
+        painted = wasserstein_1(counts[0], counts[1].flip(0), self.bin_width).mean(0)
+        floor = wasserstein_1(counts[1, 0], counts[1, 1], self.bin_width)
         distances = {name: float(d) for name, d in zip(self.names, painted) if not d.isnan()}
         return distances | {f"floor_{name}": float(d) for name, d in zip(self.names, floor) if not d.isnan()}
 

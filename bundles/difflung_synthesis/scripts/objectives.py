@@ -13,6 +13,7 @@ from monai.inferers import Inferer
 
 from .ablation import ClassBalancedMaskAblation
 from .network import TissueDenoiser
+from .region import grow
 from .samplers import alpha_bars
 from .scan import append_scan, withhold_scan
 from .tissue_channels import UNKNOWN, condition_channels, density_channels, plain, tissue_values
@@ -48,20 +49,18 @@ def draw_region(tissue_map: torch.Tensor, labels: Mapping[str, int], whole_proba
     return region
 
 
-def widen(region: torch.Tensor, tissue_map: torch.Tensor, margin: int) -> torch.Tensor:
-    """Return a region grown by a margin within the lung, in the plane: a lesion's own blur lies beyond its border.
+def grow_at_random(region: torch.Tensor, tissue_map: torch.Tensor, most: int) -> torch.Tensor:
+    """Return each sample's region grown in-plane, within the lung, by a random number of voxels from 0 to ``most``.
 
-    Args:
-        region: Zeros and ones, shape (1, H, W[, D]).
-        tissue_map: Label values or UNKNOWN, 0 outside the lung, the same shape.
-        margin: Voxels, 0 for none.
+    ``region`` is zeros and ones, ``tissue_map`` 0 outside the lung, both of shape (B, 1, H, W[, D]).
     """
-    if margin == 0:
-        return region
-    kernel = [2 * margin + 1] * 2 + [1] * (region.ndim - 3)
-    padding = [margin] * 2 + [0] * (region.ndim - 3)
-    pool = torch.nn.functional.max_pool2d if region.ndim == 3 else torch.nn.functional.max_pool3d
-    return pool(region[None], kernel, 1, padding)[0] * (tissue_map != 0)
+    grown = region.clone()
+    flat = region.ndim == 4
+    for sample, tissues in zip(grown, tissue_map):
+        where, lung = ((part != 0).unsqueeze(-1) if flat else part != 0 for part in (sample, tissues))
+        wider = grow(where, lung, int(torch.randint(most + 1, ())))
+        sample.copy_(wider.squeeze(-1) if flat else wider)
+    return grown
 
 
 def measured_density(image: torch.Tensor, where: torch.Tensor, labels: Mapping[str, int]) -> torch.Tensor:
@@ -86,9 +85,10 @@ class TissuePrepareBatch(PrepareBatch):
         labels: Label values by tissue name.
         ablation: Ablation that hides tissues from the condition.
         whole_probability: Probability of the whole lung, see :func:`draw_region`.
-        margins: Fewest and most voxels by which the region is wider than its tissues, see :func:`widen`.
         tissue_weights: Weights in the loss by tissue name, where the tissue is told; 1 for tissues not named. Where it
             is not told a weight would make the network expect more of it than there is.
+        region_margin: Most voxels by which the region is wider than the tissue drawn, see :func:`grow_at_random`.
+            The density that is told is that of the tissue drawn alone.
         density_unknown: Probability that the density of a tissue is not told, per sample and tissue.
         attributes: How the attributes are encoded; None if the batch has none. ``scan`` of the batch, if it is
             there, follows them.
@@ -102,10 +102,11 @@ class TissuePrepareBatch(PrepareBatch):
         tissue_weights: Mapping[str, float] | None = None,
         density_unknown: float = 0.5,
         attributes=None,
-        margins: tuple[int, int] = (0, 0),
+        region_margin: int = 0,
     ) -> None:
-        if not 0 <= margins[0] <= margins[1]:
-            raise ValueError(f"margins must be two numbers of voxels, the lower one first, not {margins}")
+        if region_margin < 0:
+            raise ValueError(f"region_margin must be at least 0, not {region_margin}")
+        self.region_margin = region_margin
         unknown = set(tissue_weights or {}) - set(labels)
         if unknown:
             raise ValueError(f"tissue_weights name {sorted(unknown)}, but labels name only {', '.join(labels)}")
@@ -113,7 +114,7 @@ class TissuePrepareBatch(PrepareBatch):
             raise ValueError(f"density_unknown must be a probability in [0, 1], not {density_unknown}")
         self.labels, self.ablation, self.whole_probability = labels, ablation, whole_probability
         self.weights = {labels[name]: weight for name, weight in (tissue_weights or {}).items()}
-        self.density_unknown, self.attributes, self.margins = density_unknown, attributes, margins
+        self.density_unknown, self.attributes = density_unknown, attributes
 
     def __call__(self, batchdata, device=None, non_blocking: bool = False, **kwargs):
         """Return (x_0, weight, (), inferer arguments).
@@ -131,13 +132,12 @@ class TissuePrepareBatch(PrepareBatch):
         density = measured_density(x_0, tissue_map * region, self.labels)
         density[torch.rand(density.shape) < self.density_unknown] = torch.nan
         told = density_channels(torch.where(shown >= 0, tissue_map * region, 0), density, self.labels)
+        region = grow_at_random(region, tissue_map, self.region_margin) if self.region_margin else region
         condition = torch.cat([condition_channels(shown, self.labels), told], dim=1)
         attributes = torch.zeros(len(x_0), 0)
         if self.attributes is not None and self.attributes.size:
             attributes = self.attributes.drop(torch.as_tensor(batchdata["attributes"]).float())
         attributes = withhold_scan(append_scan(attributes, batchdata.get("scan")))
-        grown = torch.randint(self.margins[0], self.margins[1] + 1, (len(region),)).tolist()
-        region = torch.stack([widen(*part) for part in zip(region, tissue_map, grown)])
         weight = region.clone()
         for value, factor in self.weights.items():
             weight[shown == value] *= factor

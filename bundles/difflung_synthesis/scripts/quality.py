@@ -14,6 +14,7 @@ import torch
 from ignite.engine import Engine
 from ignite.metrics import Metric
 
+from .classifier import crossed_auc
 from .hu_distance import wasserstein_1
 from .pictures import Crops, draw_grid
 from .texture import FEATURES, LOW_ATTENUATION_HU, cut_tiles, frechet_distance, mmd, prdc, tile_features
@@ -23,7 +24,7 @@ from .voxel_measures import hu_counts, painted_box, quantiles, ssim_maps, voxel_
 QUANTILES = (5, 25, 50, 75, 95)  # per cent
 TILES_PER_CASE = 400  # of one tissue; more are thinned out
 TILES_IN_PAIRS = 2000  # of one half of the cases, in the measures that compare each tile with each
-HEADLINES = ("texture_distance", "texture_floor", "diversity", "border_gradient", "seam_gradient")
+HEADLINES = ("texture_distance", "texture_floor", "auc", "diversity", "border_gradient", "seam_gradient")
 
 
 class TissueQuality(Metric):
@@ -35,13 +36,16 @@ class TissueQuality(Metric):
     - ``hu_q05`` ... ``hu_q95``, each ``_painted`` and ``_real`` (HU);
     - ``laa950_painted``, ``laa950_real``: share of voxels below -950 HU;
     - ``texture_distance``, ``texture_floor``: :func:`~scripts.texture.frechet_distance`;
+    - ``auc``: how well a classifier tells painted tiles from real ones of patients it has not seen, ``auc_floor`` (0.5)
+      where it cannot: :func:`~scripts.classifier.crossed_auc`;
     - ``mmd``, ``precision``, ``recall``, ``density``, ``coverage``, each with its ``_floor``.
 
-    Measures of texture depend on the number of tiles and on the patients. So the cases that hold a tissue are taken
-    alternately in two halves; the floor compares the real tissue of one half with the real tissue of the other, and
-    painting is compared just so: painted tissue of one half with real tissue of the other, both ways round, averaged.
-    Painting that cannot be told from real tissue scores the floor, not 0. They need two cases at the least, and are NaN
-    below ``texture.FEWEST_TILES`` tiles in a half. Of several samples each slice shows its tiles from one, in turn.
+    Measures depend on the patients, those of texture on the number of tiles too. So the cases that hold a tissue are
+    taken alternately in two halves; the floor compares the real tissue of one half with the real tissue of the other,
+    and painting is compared just so: painted tissue of one half with real tissue of the other, both ways round,
+    averaged. So a network that repeats each patient's own histogram gains nothing by it. Painting that cannot be told
+    from real tissue scores the floor, not 0. All these need two cases at the least; those of texture are NaN below
+    ``texture.FEWEST_TILES`` tiles in a half. Of several samples each slice shows its tiles from one, in turn.
 
     Of all this ``<name>_<measure>_<tissue>`` goes into the engine's metrics for the ``HEADLINES`` that are not NaN;
     ``<output_dir>/quality.csv``, ``quality.json`` (null for what is not finite) and ``quality.png`` have the rest.
@@ -187,22 +191,28 @@ class TissueQuality(Metric):
             count += sum((np.stack(case["counts"]) for case in half), start=np.zeros_like(count))
             textures = zip(*(case["textures"] for case in half)) if half else [[np.zeros((0, len(FEATURES)))]] * 2
             tiles.append([np.concatenate(features) for features in textures])
+        thin = [[self._thin(features, TILES_IN_PAIRS) for features in half] for half in tiles]
+        told_apart = {"auc": crossed_auc(thin), "auc_floor": 0.5}
         size = {"cases": len(every), "voxels": int(counts[:, 1].sum()), "tiles": sum(len(real) for _, real in tiles)}
         hu_range = self.window[1] - self.window[0]
-        return size | self._hu_measures(counts) | self._texture_measures(tiles) | voxel_measures(sums, hu_range)
+        texture = self._texture_measures(tiles) | told_apart
+        return size | texture | self._hu_measures(counts) | voxel_measures(sums, hu_range)
 
     def _hu_measures(self, counts: np.ndarray) -> dict[str, float]:
         """Return the measures of HU from counts of shape (2 halves, painted and real, bins)."""
         painted, real = counts.sum(0)
-        pairs = {"hu_wasserstein": (painted, real), "hu_wasserstein_floor": (counts[0, 1], counts[1, 1])}
-        measures = {}
-        for key, pair in pairs.items():
-            measures[key] = float(wasserstein_1(*(torch.from_numpy(hist) for hist in pair), bin_width=1))
+        crossed = [self._distance(counts[half, 0], counts[1 - half, 1]) for half in (0, 1)]
+        measures = {"hu_wasserstein": float(np.mean(crossed))}
+        measures["hu_wasserstein_floor"] = self._distance(counts[0, 1], counts[1, 1])
         for name, hist in (("painted", painted), ("real", real)):
             hu = quantiles(hist, tuple(q / 100 for q in QUANTILES), self.window)
             measures |= {f"hu_q{q:02d}_{name}": at for q, at in zip(QUANTILES, hu)}
             measures[f"laa950_{name}"] = float(hist[: LOW_ATTENUATION_HU - self.window[0]].sum() / hist.sum())
         return measures
+
+    def _distance(self, first: np.ndarray, second: np.ndarray) -> float:
+        """Return the Wasserstein-1 distance of two histograms in HU, NaN if one is empty."""
+        return float(wasserstein_1(torch.from_numpy(first), torch.from_numpy(second), bin_width=1))
 
     def _texture_measures(self, tiles: list[list[np.ndarray]]) -> dict[str, float]:
         """Return the measures of texture from the painted and the real tiles of both halves."""

@@ -1,4 +1,4 @@
-"""The region to paint: where a target tissue map differs from a CT's own; and its way back into the untouched CT."""
+"""The region to paint: where a target tissue map differs from a CT's own, and a margin; its way back into the CT."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,6 +8,37 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from .tissue_channels import UNKNOWN, plain
+
+
+def grow(region: torch.Tensor, inside: torch.Tensor, voxels: int, axial: int = 2) -> torch.Tensor:
+    """Return a region grown by some voxels within axial slices, no farther than ``inside``.
+
+    A lesion's border is blurred by the scanner. That blur lies outside the lesion's label; without a margin it could
+    neither be learned nor painted.
+
+    Args:
+        region: Bool, shape (..., W, H, D).
+        inside: Where it may grow, bool, the same shape.
+        voxels: How far, counted along the axes and diagonals.
+        axial: Which of the last three axes runs from slice to slice.
+
+    Returns:
+        Bool, the same shape; the region itself for 0 voxels.
+    """
+    if not voxels:
+        return region
+    shape, size = region.shape, 2 * voxels + 1
+    volume = region.float().reshape(-1, *shape[-3:])[None]
+    kernel = [1 if axis == axial else size for axis in range(3)]
+    grown = torch.nn.functional.max_pool3d(volume, kernel, stride=1, padding=[side // 2 for side in kernel])
+    return region | ((grown[0].reshape(shape) > 0) & inside)
+
+
+def axial_axis(image: torch.Tensor) -> int:
+    """Return which of a volume's three spatial axes runs from head to foot, by its affine; 2 without one."""
+    if not isinstance(image, MetaTensor):
+        return 2
+    return int(image.affine[2, :3].abs().argmax())
 
 
 class PaintRegiond(MapTransform):
@@ -21,6 +52,9 @@ class PaintRegiond(MapTransform):
         image_key: Key of the CT, whose shape and affine both maps must have.
         repaint: Tissue names; where the target holds one of them is painted too, changed or not.
         replaceable: Tissue names that may be painted over; None for all.
+        margin: In-plane voxels by which the region grows into the lung around, whose tissue stays what it is; see
+            :func:`grow`. A tissue that may not be replaced is left out.
+        core_key: Key that the region without its margin gets.
         hidden: Tissue names; where the target holds one of them it is not told which, to judge partial maps.
         unknown_value: What the target file holds where any tissue will do; it becomes UNKNOWN and is painted.
 
@@ -41,8 +75,13 @@ class PaintRegiond(MapTransform):
         replaceable: Sequence[str] | None = None,
         hidden: Sequence[str] = (),
         unknown_value: int = 255,
+        margin: int = 0,
+        core_key: str = "core",
     ) -> None:
         super().__init__(keys)
+        if margin < 0 or margin != int(margin):
+            raise ValueError(f"margin must be a whole number of voxels from 0, not {margin}")
+        self.margin, self.core_key = int(margin), core_key
         if unknown_value in labels.values():
             raise ValueError(f"unknown_value {unknown_value} is a label; choose one that labels do not name")
         for argument, names in (("repaint", repaint), ("replaceable", replaceable or ()), ("hidden", hidden)):
@@ -91,10 +130,14 @@ class PaintRegiond(MapTransform):
                 region |= torch.isin(plain(target), torch.as_tensor(self.repaint))
             if not region.any():
                 raise ValueError(f"{name} equals the CT's own map, so there is nothing to paint")
+            core, region = region, plain(region)
+            kept = torch.isin(plain(label), torch.as_tensor(list(self.kept.values())))
+            region = grow(region, (plain(label) != 0) & ~kept, self.margin, axial_axis(target))
             target[torch.isin(plain(target), torch.as_tensor([self.unknown_value, *self.hidden]))] = UNKNOWN
             sample[key] = target
-            sample[self.region_key] = target.clone()
-            sample[self.region_key].copy_(region)
+            for name, where in ((self.region_key, region), (self.core_key, core)):
+                sample[name] = target.clone()
+                sample[name].copy_(where)
         return sample
 
 

@@ -21,6 +21,7 @@ from tools.painting import painter
 from tools.painting.rand_synthetic_tissue import RandSyntheticTissued
 from tools.tissues import tissue_labels
 from tools.workflows import in_process
+from tools.workflows.synthesizer import painted_region
 
 ROOT = BUNDLES / "difflung_synthesis"
 SMALL = {"network_channels": [8, 16, 16], "patch_size": [32, 32, 1], "num_steps": 2, "attributes": {"age": [0, 100]}}
@@ -90,7 +91,10 @@ def test_tissue_is_painted_and_entered_into_the_map_and_nothing_else_changes(mak
     assert after["painted"]["voxels"] == region.sum() > 64 and after["painted"]["lesions"] >= 1
     assert set(after["label"][region].tolist()) == {tissue_labels()[tissue]}
     assert set(before["label"][region].tolist()) == {tissue_labels()["healthy"]}
-    assert torch.equal(after["image"][~region], before["image"][~region])
+    maps = (part["label"][0].numpy() for part in (before, after))
+    wide = torch.from_numpy(painted_region(*maps, before["label"].affine.numpy(), 2))[None]
+    assert torch.equal(after["image"][~wide], before["image"][~wide]) and wide.sum() > region.sum()
+    assert not torch.equal(after["image"][wide & ~region], before["image"][wide & ~region])  # the margin is painted
     assert abs(after["image"][region].mean() - HU[tissue_labels()[tissue]]) < 60
     assert torch.equal(after["image"], after["image"].round())  # whole HU stay whole
     for key in ("image", "label"):

@@ -1,0 +1,65 @@
+"""After painting, the synthesizer is told only what still holds of the patient."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tools.data.datalist import Case
+from tools.maps.bank import PlannedCase
+from tools.painting.told import Joint
+from tools.tissues import tissue_labels
+
+LABELS = tissue_labels()
+
+
+def label_of(path, **rows):
+    """Write a lung of ten rows, of which some hold a tissue."""
+    label = np.ones((10, 4, 1), np.uint8)
+    start = 0
+    for name, count in rows.items():
+        label[start : start + count] = LABELS[name]
+        start += count
+    nib.save(nib.Nifti1Image(label, np.eye(4)), path)
+    return path
+
+
+@pytest.fixture
+def training(tmp_path):
+    rows = [
+        ("smoker", 0.3, {"emphysema": 3}),
+        ("post-infection", 0.4, {"ground_glass": 2, "consolidation": 2}),
+        ("post-infection", 0.2, {"ground_glass": 2}),
+    ]
+    cases = []
+    for number, (history, severity, tissues) in enumerate(rows):
+        label = label_of(tmp_path / f"c{number}.nii.gz", **tissues)
+        about = {"history": history, "severity": severity, "age": 60 + number}
+        cases.append(Case(label, label, f"p{number}", 0, about=about))
+    return cases
+
+
+def planned(source, tmp_path, **rows):
+    target = label_of(tmp_path / "target.nii.gz", **rows)
+    return PlannedCase("new", source, target, "", "transplanted", {}, 4)
+
+
+def test_a_history_with_which_the_tissue_never_occurs_is_withheld(training, tmp_path):
+    """The failure that was shown: consolidation was painted into smokers, who never have any, and told so."""
+    joint = Joint(training)
+    found = joint.holds(planned(training[0], tmp_path, emphysema=3, consolidation=1))
+    assert "history" not in found and found["age"] == 60
+    assert joint.holds(planned(training[0], tmp_path, emphysema=2))["history"] == "smoker"
+
+
+def test_a_history_is_withheld_where_there_is_more_of_a_tissue_than_any_such_patient_has(training, tmp_path):
+    joint = Joint(training)
+    assert joint.holds(planned(training[2], tmp_path, ground_glass=2, consolidation=2))["history"] == "post-infection"
+    assert "history" not in joint.holds(planned(training[2], tmp_path, ground_glass=2, consolidation=3))
+
+
+def test_severity_is_that_of_the_target_map_and_withheld_where_it_is_another_number(training, tmp_path):
+    """The failure that was shown: the severity told was that of the CT before painting."""
+    target = planned(training[2], tmp_path, ground_glass=2, consolidation=1)
+    assert Joint(training).holds(target)["severity"] == pytest.approx(0.3)
+    scored = [Case(c.image, c.label, c.patient, 0, about=dict(c.about) | {"severity": 7}) for c in training]
+    assert "severity" not in Joint(scored).holds(target)

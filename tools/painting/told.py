@@ -1,0 +1,61 @@
+"""What the synthesizer may be told of a patient once new tissue is painted: only what then still holds."""
+
+import numpy as np
+
+from tools.data.datalist import Case, tissue_voxels
+from tools.maps.bank import PlannedCase
+from tools.tissues import pathological_tissues, tissue_labels
+
+SEVERITY, HISTORY = "severity", "history"
+SHARE_AT_MOST = 0.02  # median difference of severity and diseased share of the lung, to take one for the other
+
+
+def shares(counts: np.ndarray) -> dict[str, float]:
+    """Return each pathological tissue's share of the lung, from the voxels of each label value.
+
+    Example:
+        >>> shares(np.array([9, 6, 2, 0, 0, 0]))["ground_glass"]
+        0.25
+    """
+    lung = max(1, int(np.sum(counts[1:])))
+    return {name: float(counts[tissue_labels()[name]]) / lung for name in pathological_tissues()}
+
+
+class Joint:
+    """Histories, tissues and their volumes as they occur together in the training patients.
+
+    Attributes:
+        largest: History to tissue to the largest share of the lung that a case with that history holds.
+        severity_is_share: Whether the cases' severity is the share of their lung that is diseased.
+    """
+
+    def __init__(self, training: list[Case]) -> None:
+        self.largest: dict[str, dict[str, float]] = {}
+        differences = []
+        for case in training:
+            own = shares(np.array(tissue_voxels(case, tissue_labels())))
+            history, severity = (case.about.get(name) for name in (HISTORY, SEVERITY))
+            if history is not None:
+                known = self.largest.setdefault(str(history), dict.fromkeys(own, 0.0))
+                self.largest[str(history)] = {name: max(known[name], share) for name, share in own.items()}
+            if severity is not None:
+                differences.append(abs(float(severity) - sum(own.values())))
+        self.severity_is_share = bool(differences) and float(np.median(differences)) <= SHARE_AT_MOST
+
+    def holds(self, planned: PlannedCase) -> dict[str, object]:
+        """Return what is known of a planned case's patient and still true of its target map.
+
+        Severity is that of the target map where it is the diseased share of the lung, and withheld elsewhere, since it
+        was told of the CT before. A history is withheld if no training case with it holds as much of each tissue.
+        """
+        known = {key: value for key, value in planned.source.about.items() if key not in (SEVERITY, HISTORY)}
+        counts = np.bincount(planned.maps()[1].ravel(), minlength=max(tissue_labels().values()) + 1)
+        own, about = shares(counts), planned.source.about
+        if about.get(SEVERITY) is not None and self.severity_is_share:
+            known[SEVERITY] = round(sum(own.values()), 4)
+        history = about.get(HISTORY)
+        if history is not None:
+            largest = self.largest.get(str(history), {})
+            if all(share <= largest.get(name, 0.0) for name, share in own.items()):
+                known[HISTORY] = history
+        return known
