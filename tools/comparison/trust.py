@@ -47,7 +47,7 @@ def trust(
     Args:
         page: Markdown page, for example docs/trust.md.
         seed: Seed for all random draws.
-        experiments: Simulated comparisons per cell of a table; a tenth of them per family of questions.
+        experiments: Simulated comparisons per cell of a table; half of them per family of questions.
         drawn: Drawn patients for gate and classifier; three fifths train, the others are unseen.
         arms: Arms of a family of questions, real among them.
         mixed: Simulated comparisons for the mixed model of statsmodels.
@@ -62,12 +62,13 @@ def trust(
         raise InputError(f"{page} does not hold {BEGIN} and {END} once and in this order; there go the tables")
     if drawn < 10:
         raise InputError(f"drawn is {drawn}, but the gate needs at least 10 patients to learn from and to be shown")
-    command = f"python -m tools trust --page {page.name} --seed {seed} --experiments {experiments} --drawn {drawn}"
+    shown = page.name if page.is_absolute() else page
+    command = f"python -m tools trust --page {shown} --seed {seed} --experiments {experiments} --drawn {drawn}"
     parts = [f"Made by `{command} --arms {arms} --mixed {mixed}`."]
     parts += [
         false_verdicts(seed, experiments),
         mixed_model(seed, mixed),
-        family(seed, max(1, experiments // 10), arms),
+        family(seed, max(1, experiments // 2), arms),
     ]
     parts += [questions(), *painted_or_real(seed, drawn)]
     before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
@@ -246,7 +247,7 @@ def told_apart(cases: list[Case], seed: int) -> str:
             cells.append("" if np.isnan(area) else f"{area:.2f}")
         rows.append([words(kind), *cells])
     told = (
-        "**What the classifier tells apart**: area under its curve on patients it has not seen, drawn patients; 0.5 "
-        "where it cannot."
+        "**What the classifier tells apart**: area under its curve on drawn patients it has not seen; 0.5 where it\n"
+        "cannot. Empty: too few tiles."
     )
     return f"{told}\n\n{table(['shown as painted', *map(words, tiles)], rows)}"
