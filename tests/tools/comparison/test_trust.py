@@ -28,10 +28,10 @@ def test_one_fold_gives_no_verdict_and_three_give_few_false_ones(monkeypatch):
 @pytest.mark.slow
 def test_the_campaign_writes_its_tables_and_keeps_the_page(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"# Trust\n\nbefore\n\n{BEGIN}\nold\n{END}\n\nafter\n")
+    page.write_text(f"# Trust\n\nbefore\n\n{BEGIN}\nsuperseded\n{END}\n\nafter\n")
     trust(page, seed=3, experiments=20, drawn=20, arms=4, mixed=4)
     text = page.read_text()
-    assert text.startswith("# Trust\n\nbefore") and text.endswith("after\n") and "old" not in text
+    assert text.startswith("# Trust\n\nbefore") and text.endswith("after\n") and "superseded" not in text
     for title in ("False verdicts", "a mixed model", "Studies with a false verdict", "What five folds can answer"):
         assert f"{title}" in text
     gate = text[text.index("What the gate rejects") :]
