@@ -86,12 +86,13 @@ def regions(
     Thirds are of equal height, from the lowest to the highest slice with lung; the periphery is what lies within
     ``periphery_mm`` of the lung's border in its slice, the mediastinal border included.
     """
+    spacing = np.round(spacing, 3)  # files round voxel sizes in their own ways: what is equally far stays so in all
     right = right_lung(lung, spacing, middle)
     slices = np.flatnonzero(lung.any(axis=(0, 1)))
     height = (np.arange(lung.shape[2]) - slices[0] + 0.5) / (slices[-1] - slices[0] + 1)
     filled = np.stack([ndimage.binary_fill_holes(lung[..., k]) for k in range(lung.shape[2])], axis=-1)
     depth = pleura_distance(np.pad(filled, ((1, 1), (1, 1), (0, 0))), spacing)[1:-1, 1:-1]
-    peripheral = lung & (depth <= periphery_mm)
+    peripheral = lung & (depth <= np.round(periphery_mm, 3))
     return {
         "whole": lung, "right": right, "left": lung & ~right,
         "upper": lung & (height >= 2 / 3), "middle": lung & (height >= 1 / 3) & (height < 2 / 3),

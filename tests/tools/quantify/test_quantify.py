@@ -84,6 +84,19 @@ def test_a_lung_that_cannot_be_taken_apart_is_cut_at_the_midline():
     assert found["right"]["lung_ml"] == pytest.approx(found["left"]["lung_ml"])
 
 
+@pytest.mark.parametrize("spacing", [(3.80484645, 3.804846633), (3.804846633, 3.80484645)])
+def test_the_last_digit_of_a_voxel_size_decides_nothing(spacing):
+    """DICOM keeps voxel sizes as decimal text, NIfTI as float32: what is equally far in one is so in the other."""
+    lung = np.zeros((60, 60, 1), bool)
+    lung[5:25, 35:55] = lung[35:55, 5:25] = True
+    across = np.add(*np.indices((60, 60))) - 59
+    lung[(np.abs(across) < 2) & (np.abs(np.subtract(*np.indices((60, 60)))) < 40)] = True  # as far from both, partly
+    grids = [np.array([*sizes, 20.0]) for sizes in (spacing, (3.80484653, 3.80484653))]
+    for periphery in (3.80484653, 15.0):
+        one, other = (extents.regions(lung, grid, 29.5, periphery) for grid in grids)
+        assert all(np.array_equal(one[name], other[name]) for name in extents.REGIONS)
+
+
 def test_one_lung_alone_is_its_own_side():
     hu, label = body()
     label[:60] = 0
