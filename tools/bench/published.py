@@ -14,7 +14,7 @@ from tools.segmenting.segmenter import Segmenter
 from tools.tissues import tissue_labels
 from tools.workflows.origin import CARD
 from tools.workflows.run import run_bundle
-from tools.workflows.segmenter import SEGMENTER, epochs
+from tools.workflows.segmenter import SEGMENTER, dice, epochs
 from tools.workflows.weights import write_weights
 
 TISSUES = ("ground_glass", "consolidation")
@@ -151,7 +151,7 @@ def _score(segmenter: Segmenter, data: Path, case: str) -> dict[str, dict[str, f
 
 
 def _dice(answer: np.ndarray, truth: np.ndarray) -> float | None:
-    return float(2 * (answer & truth).sum() / (answer.sum() + truth.sum())) if truth.any() else None
+    return dice([(answer, truth)]) if truth.any() else None
 
 
 def _means(scores: list[dict], groups: list[int]) -> dict:

@@ -26,8 +26,8 @@ def content_digest(path: Path) -> str:
     """Return a SHA-256 of what a CT shows, the same however its file stores it.
 
     It is taken over the number of voxels of each rounded HU, and the sorted edges of the volume. So neither compression
-    nor a number type, an order or direction of the axes or a changed affine hides a CT, and two different CTs have
-    never the same. Remembered while the file stays as it is.
+    nor a number type, an order or direction of the axes or a changed affine hides a CT. Two different CTs of patients
+    have the same by a chance that can be left aside. Remembered while the file stays as it is.
 
     Raises:
         InputError: if the file cannot be read.

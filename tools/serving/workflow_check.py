@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from monai.bundle import ConfigWorkflow
 
+from tools.io.files import first_line
+
 # Workflow to its config files and to MONAI's name for its kind.
 WORKFLOWS = {
     "train": (["train.json"], "train"),
@@ -40,7 +42,7 @@ def _problems(root: Path, dataset_dir: Path, cases_dir: Path, output_dir: Path) 
                 workflow.initialize()
                 lacking = workflow.check_properties()
         except Exception as error:  # whatever a config raises when it is built is wrong with it
-            problems.append(f"{name} cannot be built: {first_line(error)}")
+            problems.append(f"{name} cannot be built: {type(error).__name__}: {first_line(error)}")
         else:
             problems += [f"{name} lacks {id}, which consumers read" for id in lacking]
     return problems + weight_problems(root)
@@ -51,7 +53,7 @@ def weight_problems(root: Path) -> list[str]:
     try:
         weights = torch.load(root / "models/model.pt", map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError) as error:
-        return [f"models/model.pt does not load with weights_only=True: {first_line(error)}"]
+        return [f"models/model.pt does not load with weights_only=True: {type(error).__name__}: {first_line(error)}"]
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         return ["models/model.pt is not a plain state dict of tensors"]
     workflow = ConfigWorkflow(config_file=str(root / "configs/inference.json"), logging_file=False, device="cpu")
@@ -64,8 +66,3 @@ def weight_problems(root: Path) -> list[str]:
     except (RuntimeError, ValueError) as error:
         return [f"models/model.pt does not fit network_def: {' '.join(str(error).split())[:300]}"]
     return []
-
-
-def first_line(error: Exception) -> str:
-    """Return the kind of an error and the first line of its text."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

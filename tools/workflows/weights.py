@@ -1,4 +1,4 @@
-"""``python -m tools weights``: weights for both bundles from normal CT alone, without any human label."""
+"""``python -m tools weights``: weights for both bundles from normal CT, without a tissue map by a human reader."""
 
 from pathlib import Path
 
@@ -19,7 +19,6 @@ PHANTOMS_HELD_OUT = 2  # so that a run that keeps no patient out has something t
 # The synthesizer's cases show the scanner's own picture, at many voxel sizes; published pictures are not painted.
 AS_SCANNED = {"framed": 0.0, "windowed": 0.0, "surrounded": 0.0, "resampled": 0.5}
 SYNTHESIS_EPOCH = 250
-NOT_SEEN = "no human label"
 
 
 def weights(
@@ -200,8 +199,10 @@ def _origin(folder: Path, settings: dict, more: tuple[str, ...]) -> dict:
             cases[row["case"]] = row | digests
     patches, start = settings["patches"], settings["start"]
     made = ("patches_share", "keep_out", "cases_per_ct", "seed", *more)
+    parts = [f"disease drawn into {len(cases)} real CTs of normal lungs"]
+    parts += ["drawn patients"] * ("phantoms" in more) + ["labelled patches of real emphysema"] * (patches is not None)
     return {
-        "trained_on": f"disease drawn into {len(cases)} real CTs of normal lungs; {NOT_SEEN}",
+        "trained_on": f"{', '.join(parts)}; no tissue map by a human reader",
         "cases": list(cases.values()),
         "drawn_cases": sum(item["fold"] != HELD_OUT for item in items),
         "patches": None if patches is None else {"file": Path(patches).name, "sha256": sha256(patches)},

@@ -6,7 +6,7 @@ Legend of shapes: N tiles, F features.
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
-from scipy.stats import rankdata
+from scipy.stats import mannwhitneyu
 
 RIDGE = 1e-2  # weight of the squared coefficients beside the mean loss; keeps them finite where sets lie apart
 FEWEST = 16  # tiles, below which a curve says more about the sample
@@ -71,8 +71,7 @@ def area_under_curve(first: np.ndarray, second: np.ndarray) -> float:
     """
     if not len(first) or not len(second):
         return float("nan")
-    ranks = rankdata(np.concatenate([first, second]))[: len(first)].sum()
-    return float((ranks - len(first) * (len(first) + 1) / 2) / (len(first) * len(second)))
+    return float(mannwhitneyu(first, second, method="asymptotic").statistic / (len(first) * len(second)))
 
 
 def crossed_auc(sides: list[list[np.ndarray]]) -> float:
