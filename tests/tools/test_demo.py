@@ -17,6 +17,8 @@ from tools.io.files import InputError, read_json, sha256, write_json
 from tools.io.volume import case_name
 from tools.tissues import tissue_labels
 
+pytestmark = pytest.mark.slow  # the file takes seconds: make check leaves it to make test
+
 TISSUES = [name for name in tissue_labels() if name != "background"]
 
 
@@ -84,7 +86,6 @@ def test_the_chain_runs_through_says_how_long_it_took_and_is_not_repeated(calls,
 
 
 @pytest.mark.usefixtures("without_ink")
-@pytest.mark.slow
 def test_a_demo_killed_after_the_phantom_goes_on(calls, tmp_path, monkeypatch):
     def killed(**_):
         raise KeyboardInterrupt

@@ -14,6 +14,8 @@ from tools.data.datalist import Case, read_datalist
 from tools.io.files import InputError, RunError, read_json, write_json
 from tools.report.report import load
 
+pytestmark = pytest.mark.slow  # the file takes seconds: make check leaves it to make test
+
 
 @pytest.fixture
 def datalist(tmp_path):

@@ -15,6 +15,8 @@ from tools.data.twins import near_duplicates, sketches
 from tools.io.files import InputError, read_json, write_json
 from tools.painting.manifest import read_manifest
 
+pytestmark = pytest.mark.slow  # the file takes seconds: make check leaves it to make test
+
 
 @pytest.fixture
 def datalist(tmp_path):

@@ -17,6 +17,8 @@ from tools.io.volume import axial_axis
 from tools.tissues import tissue_labels
 from tools.workflows import segmenter
 
+pytestmark = pytest.mark.slow  # the file takes seconds: make check leaves it to make test
+
 LABELS = tissue_labels()
 HISTORIES = ("none", "smoker", "exposure", "post-infection")
 MEANS = np.array([40, -740, -650, -500, -955, 10])

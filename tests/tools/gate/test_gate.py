@@ -11,6 +11,8 @@ from tools.io.files import InputError
 from tools.phantom.phantom import phantom
 from tools.tissues import pathological_tissues, tissue_labels
 
+pytestmark = pytest.mark.slow  # the file takes seconds: make check leaves it to make test
+
 LABELS = {name: tissue_labels()[name] for name in pathological_tissues()}
 GLASS = LABELS["ground_glass"]
 

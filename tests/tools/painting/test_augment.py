@@ -18,6 +18,8 @@ from tools.report.tables import map_table
 from tools.tissues import tissue_labels
 from tools.workflows import synthesizer
 
+pytestmark = pytest.mark.slow  # the file takes seconds: make check leaves it to make test
+
 AFFINE = np.diag([-2.0, 2.0, 8.0, 1.0])
 
 

@@ -19,6 +19,8 @@ from tools.phantom.real_patches import Patches, read_patches, set_patches
 from tools.phantom.surroundings import draw_surroundings
 from tools.tissues import tissue_labels
 
+pytestmark = pytest.mark.slow  # the file takes seconds: make check leaves it to make test
+
 LABELS = tissue_labels()
 VOXEL_MM = (2.0, 2.0, 8.0)
 KINDS = ("images", "labels")
