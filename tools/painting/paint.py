@@ -81,7 +81,7 @@ def paint(
 ) -> None:
     """Paint new tissue into one CT: a target map is drawn (or given), and the synthesizer fills it.
 
-    Writes ``CASE_painted.nii.gz`` (marked SYNTHETIC; outside the target every voxel is the CT's, bit for bit),
+    Writes ``CASE_painted.nii.gz`` (marked SYNTHETIC; all but the new tissue and its margin is the CT's, bit for bit),
     ``CASE_target.nii.gz``, ``CASE_before_after.png`` and ``CASE_provenance.json``.
 
     Args:
@@ -256,7 +256,7 @@ def _write(
     region = target != host.own
     wide = painted_region(host.own, target, host.image.affine, painter.painter.margin)
     if not np.array_equal(painted[~wide], host.hu[~wide]):
-        raise RunError(f"painting changed {host.path} outside the target map; please report this")
+        raise RunError(f"painting changed {host.path} beyond the new tissue and its margin; please report this")
     name, mark = case_name(host.path), f"{SYNTHETIC_MARK} {painter.weights.bundle} {painter.weights.version}"
     voxels = as_stored(painted, host.image)
     save_nifti(voxels, host.image, folder / f"{name}_painted.nii.gz", f"{mark} of {name}")
