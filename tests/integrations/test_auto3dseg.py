@@ -21,7 +21,7 @@ def test_the_analyser_finds_the_cases_the_labels_and_hu(cohort, tmp_path):
     run(sys.executable, "-m", "monai.apps.auto3dseg", "AutoRunner", "run", "--input", "task.yaml", cwd=tmp_path)
     found = yaml.safe_load((tmp_path / "work_dir/datastats.yaml").read_text())["stats_summary"]
     card = json.loads((cohort / "data_card.json").read_text())
-    assert found["n_cases"] == card["cases"] == 6
+    assert found["n_cases"] == card["cases"] == 8
     assert found["label_stats"]["labels"] == sorted(tissue_labels().values())
     assert found["image_stats"]["shape"]["max"] == card["shape"]["max"]
     for name, value in tissue_labels().items():

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from tests.integrations.consumers import python_of, run_workflow
 from tools.bundles import BUNDLES
@@ -134,7 +135,8 @@ def test_the_result_is_the_average_that_inference_loads_and_it_labels_or_paints(
             nib.load(data / "labels" / case).dataobj
         )
         changed = values != np.asarray(image.dataobj)
-        assert changed[where].mean() > 0.9 and not changed[~where].any()
+        near = ndimage.binary_dilation(where, np.ones((5, 5, 1)))  # the region's margin is of two voxels
+        assert changed[where].mean() > 0.9 and not changed[~near].any()
 
 
 def weights(path: Path) -> dict:

@@ -75,7 +75,7 @@ def studies(cohort, tmp_path_factory) -> Path:
     shutil.copytree(cohort.parent / "labels", folder / "labels/final")
     ct = nib.load(folder / "phantom000.nii.gz")
     ct.as_reoriented(np.array(TURNED)).to_filename(folder / "turned.nii.gz")
-    wide = nib.Nifti1Image(np.asarray(ct.dataobj)[..., 5:7], ct.affine @ np.diag([3, 3, 3, 1]))
+    wide = nib.Nifti1Image(np.asarray(ct.dataobj)[..., 5:7], ct.affine @ np.diag([5, 5, 3, 1]))
     wide.to_filename(folder / "wide.nii.gz")
     nib.Nifti1Image(np.full((40, 40, 4), 40, np.int16), np.eye(4)).to_filename(folder / "no_lung.nii.gz")
     return folder

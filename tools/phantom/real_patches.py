@@ -10,6 +10,7 @@ from tools.io.files import InputError
 
 NORMAL = "NT"  # the class of normal tissue; every other one is emphysema
 DENSE_HU = -600.0  # pleura and chest wall of a patch are not set in
+FADE_MM = 2.0  # over which a patch fades into the lung around it: a square's edge would be learned as texture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,9 @@ def set_patches(
         The number of patches set in.
     """
     side = round(patches.hu.shape[1] * patches.pixel_mm / voxel_mm[0])
+    steps = np.minimum(np.arange(side), np.arange(side)[::-1]) + 0.5
+    ramp = np.clip(steps * voxel_mm[0] / FADE_MM, 0, 1)
+    share = np.minimum(ramp[:, None], ramp)
     kinds = [np.flatnonzero(patches.emphysema), np.flatnonzero(~patches.emphysema)]
     count = 0
     for k in range(hu.shape[2]):
@@ -89,8 +93,8 @@ def set_patches(
             square = square.T if rng.random() < 0.5 else square
             place = (slice(x - side // 2, x - side // 2 + side), slice(y - side // 2, y - side // 2 + side), k)
             lung = ndimage.gaussian_filter(square, 1.0) < DENSE_HU
-            hu[place] = np.where(lung, square, hu[place])
-            label[place][lung] = labels["emphysema" if patches.emphysema[number] else "healthy"]
+            hu[place] += np.where(lung, share * (square - hu[place]), 0)
+            label[place][lung & (share > 0.5)] = labels["emphysema" if patches.emphysema[number] else "healthy"]
             free[max(0, x - side) : x + side + 1, max(0, y - side) : y + side + 1] = 0
             count += 1
     return count

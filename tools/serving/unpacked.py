@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import torch
 
 from tools.data.dataset import dataset
 from tools.io.files import RunError, sha256
@@ -50,6 +51,12 @@ def draw_patients(folder: Path, bundle: str) -> tuple[Path, Path]:
     return folder / "dataset", paint / "images" if bundle == SEGMENTER else paint
 
 
+def trained_size(weights: Path) -> dict:
+    """Return the override that brings CTs to the coarsest voxels the weights have seen; empty if they do not say."""
+    size = float(torch.load(weights, map_location="cpu", weights_only=True).get("voxel_mm", torch.zeros(2))[1])
+    return {"spacing_mm": [size, size, -1]} if size else {}
+
+
 class Proof:
     """The commands of a bundle's page, run from its unpacked zip.
 
@@ -62,15 +69,16 @@ class Proof:
         self.steps: list[dict] = []
         (work / "exported").mkdir(parents=True)
         self.files = {path: sha256(path) for path in root.rglob("*") if path.is_file()}
+        self.sizes = trained_size(root / "models/model.pt")
 
     def workflows(self) -> None:
         """Train two iterations into a folder of its own, evaluate and infer with the shipped weights."""
         name, work = self.root.name, self.work
         training = {"dataset_dir": self.dataset_dir, "model_dir": work / "models", "output_dir": work / "training"}
         self.run("train", "training", ["train.json"], training | TRAINING[name], work / "models/model.pt")
-        scoring = {"dataset_dir": self.dataset_dir, "output_dir": work / "evaluation"} | EVALUATION[name]
+        scoring = {"dataset_dir": self.dataset_dir, "output_dir": work / "evaluation"} | EVALUATION[name] | self.sizes
         self.run("evaluate", "evaluating", ["train.json", "evaluate.json"], scoring, work / "evaluation/metrics.csv")
-        self.infer("inference", [])
+        self.infer("inference", [], **self.sizes)
 
     def infer(self, name: str, overlays: list[str], **overrides: object) -> None:
         """Run inference into a folder of the step's name; the answers with overlays must be those without."""
