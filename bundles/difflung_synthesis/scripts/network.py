@@ -84,6 +84,8 @@ class TissueDenoiser(nn.Module):
             contrast. A latent has its own scale.
         tissue_prior: Whether there is a prior as above, for a flow; a DDPM has none.
         amp: Whether to compute in bfloat16 where the processor has it.
+        border_blur: Deviation in in-plane voxels by which the prior softens the borders between told tissues, see
+            :func:`scripts.prior.soften`; 0 for none. A latent has none.
 
     Attributes:
         voxel_mm: Smallest and largest voxel size in the plane of the training CTs, shape (2,), zero until trained.
@@ -112,8 +114,12 @@ class TissueDenoiser(nn.Module):
         data_scale: float = 4.0,
         tissue_prior: bool = True,
         amp: bool = True,
+        border_blur: float = 0.0,
     ) -> None:
         super().__init__()
+        if border_blur < 0:
+            raise ValueError(f"border_blur must be at least 0 voxels, not {border_blur}")
+        self.border_blur = border_blur
         if objective not in OBJECTIVES:
             raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, not {objective}")
         self.labels, self.spatial_dims, self.objective, self.amp = dict(labels), spatial_dims, objective, amp
@@ -232,21 +238,24 @@ class TissueDenoiser(nn.Module):
         Returns:
             Shape (B, data, components, H, W[, D]) each.
         """
-        shares = known[:, 1:-2]
-        shares = shares / shares.sum(dim=1, keepdim=True).clamp(min=1e-3)  # cells of a latent may hold background too
+        hard = known[:, 1:-2]
+        hard = hard / hard.sum(dim=1, keepdim=True).clamp(min=1e-3)  # cells of a latent may hold background too
+        shares = prior.soften(hard, self.border_blur) if self.autoencoder is None and self.border_blur else hard
         logits, share_logits = self.patient_logits(attributes)
         any_told = known[:, 1:-3].flatten(1).amax(dim=1, keepdim=True) > 0
         share_logits = torch.where(any_told, share_logits[:, 0], share_logits[:, 1])
         of_tissues = (self.tissue_mean.expand_as(logits), self.tissue_deviation.expand_as(logits), logits)
         of_unknown = prior.merge(self.tissue_mean, self.tissue_deviation, logits, share_logits)
-        means, deviations, logits = (
-            torch.einsum("bk...,bckm->bcm...", shares, torch.cat([told, unknown.unsqueeze(2)], dim=2))
-            for told, unknown in zip(of_tissues, of_unknown)
-        )
+        every = [torch.cat([told, unknown.unsqueeze(2)], dim=2) for told, unknown in zip(of_tissues, of_unknown)]
+        means, deviations, logits = (torch.einsum("bk...,bckm->bcm...", shares, values) for values in every)
         if self.autoencoder is None:
             density, told = known[:, None, -2:-1], known[:, None, -1:]
-            shift = density / DENSITY_GAIN * self.data_scale - prior.moments(means, deviations, logits)[0].unsqueeze(2)
-            means = torch.where(told > 0, means + shift, means)
+            own = [torch.einsum("bk...,bckm->bcm...", hard, values) for values in every] if shares is not hard else None
+            mean = prior.moments(*(own or (means, deviations, logits)))[0].unsqueeze(2)
+            shift = (density / DENSITY_GAIN * self.data_scale - mean) * (told > 0)
+            if own:
+                shift = prior.blur(shift.flatten(1, 2), self.border_blur).unflatten(1, shift.shape[1:3])
+            means = means + shift
         return means, torch.where(deviations > 0, deviations, 1.0), logits
 
     def weigh_tissues(self, components: tuple[torch.Tensor, ...], log_odds: torch.Tensor) -> tuple[torch.Tensor, ...]:

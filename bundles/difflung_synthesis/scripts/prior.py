@@ -38,6 +38,39 @@ def moments(means: torch.Tensor, deviations: torch.Tensor, logits: torch.Tensor)
     return mean, ((weights * (deviations**2 + means**2)).sum(dim=2) - mean**2).clamp(min=1e-6).sqrt()
 
 
+def blur(maps: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Return maps blurred in-plane by a Gaussian of ``sigma`` voxels, shape (B, K, H, W[, D]); zero lies around."""
+    reach = max(1, round(2.5 * sigma))
+    place = torch.arange(-reach, reach + 1, device=maps.device, dtype=maps.dtype)
+    kernel = torch.exp(-0.5 * (place / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    flat = maps.ndim == 4
+    volume = maps.flatten(0, 1).unsqueeze(1)
+    volume = volume.unsqueeze(-1) if flat else volume
+    for axis in (2, 3):
+        shape, padding = [1] * 5, [0] * 3
+        shape[axis], padding[axis - 2] = -1, reach
+        volume = torch.nn.functional.conv3d(volume, kernel.view(shape), padding=padding)
+    volume = volume.squeeze(-1) if flat else volume
+    return volume.squeeze(1).unflatten(0, maps.shape[:2])
+
+
+def soften(shares: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Return the shares of the tissues with soft borders between tissues that are told; each voxel's sum stays.
+
+    Component j of a mixture is the j-th slice of sorted values. So a voxel between two tissues gets, slice by slice,
+    values between theirs: its HU change gradually, as a scanner's blur makes them, and do not jump between the two.
+
+    Args:
+        shares: Shares of the tissues, UNKNOWN last, shape (B, tissues + 1, H, W[, D]).
+        sigma: Deviation of the blur, in-plane voxels.
+    """
+    told, unknown = shares[:, :-1], shares[:, -1:]
+    soft, total = blur(told, sigma), told.sum(dim=1, keepdim=True)
+    soft = soft / soft.sum(dim=1, keepdim=True).clamp(min=1e-6) * total
+    return torch.cat([torch.where(total > 0, soft, told), unknown], dim=1)
+
+
 def components_per_tissue(tissues: int) -> int:
     """Return how many components each tissue has in UNKNOWN: ``COMPONENTS`` shared among them."""
     return max(1, COMPONENTS // tissues)
