@@ -85,7 +85,7 @@ class TissueDenoiser(nn.Module):
         tissue_prior: Whether there is a prior as above, for a flow; a DDPM has none.
         amp: Whether to compute in bfloat16 where the processor has it.
         border_blur: Deviation in in-plane voxels by which the prior softens the borders between told tissues, see
-            :func:`scripts.prior.soften`; 0 for none. A latent has none.
+            :func:`scripts.prior.soften`; 0 for none. A latent has none. Weights that are loaded bring their own.
 
     Attributes:
         voxel_mm: Smallest and largest voxel size in the plane of the training CTs, shape (2,), zero until trained.
@@ -298,6 +298,7 @@ class TissueDenoiser(nn.Module):
             "scan": ["sharpness", "voxel size"],
             "objective": self.objective,
             "tissue prior": self.tissue_prior,
+            "border blur": self.border_blur,
         }
 
     def get_extra_state(self) -> torch.Tensor:
@@ -308,7 +309,7 @@ class TissueDenoiser(nn.Module):
         """Do nothing: :meth:`load_state_dict` has compared the kinds."""
 
     def load_state_dict(self, state_dict: Mapping, strict: bool = True, assign: bool = False):
-        """Load weights, after comparing what they were trained for.
+        """Load weights, after comparing what they were trained for, and take their border blur over.
 
         A few-step model also accepts the weights of a flow, from which its training starts.
         """
@@ -316,6 +317,7 @@ class TissueDenoiser(nn.Module):
         if not isinstance(state, torch.Tensor):
             raise ValueError("these weights are not the synthesizer's, or of a version before 0.2.0; train them anew")
         stored = stored_kind(state)
+        self.border_blur = stored.get("border blur", 0.0)
         for name, wanted in stored_kind(self.get_extra_state()).items():
             found = stored.get(name)
             starts = name == "objective" and (found, wanted) == ("flow", "few_step")
