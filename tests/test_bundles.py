@@ -18,7 +18,7 @@ SCRIPTS = sorted(ROOT.glob("*/scripts/*.py"))
 BOTH = sorted(set.intersection(*({p.name for p in CONFIGS if p.parts[-3] == name} for name in BUNDLES)))
 SAME_FILES = (
     *("LICENSE", "configs/logging.conf", "configs/multi_gpu_evaluate.json"),
-    *("scripts/dicom.py", "scripts/training_state.py"),
+    *("scripts/batch.py", "scripts/dicom.py", "scripts/loading.py", "scripts/training_state.py", "scripts/volumes.py"),
 )
 SAME_CODE = {  # name to the file of either bundle
     "NetworkAndAverage": ("federated.py", "federated.py"),

@@ -43,6 +43,30 @@ def test_every_package_of_the_tools_says_what_it_holds():
     assert len(list((ROOT / "tools").glob("*.py"))) < 10, "a module has a package"
 
 
+def opened_as_text(source: str) -> list[str]:
+    """Return the calls that read or write text in the encoding of whatever machine runs them."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        name = getattr(node.func, "attr", getattr(node.func, "id", "")) if isinstance(node, ast.Call) else ""
+        if {word.arg for word in getattr(node, "keywords", [])} & {"encoding"}:
+            continue
+        written = ast.unparse(node) if name in ("read_text", "write_text", "open", "run", "Popen") else ""
+        own = name == "write_text" and (isinstance(node.func, ast.Name) or written.startswith("files."))
+        if name in ("read_text", "write_text") and not own or "text=True" in written:
+            found.append(written)
+        other = ("gzip.", "Image.", "os.", "webbrowser.", "pydicom.", "zipfile.", "tarfile.")
+        if name == "open" and not re.search(r"'[rwax]?b'", written) and not written.startswith(other):
+            found.append(written)
+    return found
+
+
+@pytest.mark.parametrize("folder", ["tools", "bundles"])
+def test_text_is_utf_8_whatever_the_locale(folder):
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        assert opened_as_text(path.read_text(encoding="utf-8")) == [], path
+    assert len(opened_as_text("p.read_text(); open(p); open(p, 'rb'); p.open('w')")) == 3
+
+
 @pytest.mark.slow
 def test_no_six_lines_stand_twice_in_the_tools():
     command = [sys.executable, "-m", "pylint", "--disable=all", "--enable=duplicate-code", "--min-similarity-lines=6"]

@@ -11,12 +11,12 @@ COLOUR_TABLE = "lung_tissues.ctbl"  # as 3D Slicer reads it
 
 def tissue_labels() -> dict[str, int]:
     """Return tissue name to label value, background included, as ``labels`` in the segmenter's train.json."""
-    return json.loads((BUNDLES / "lung_tissue_seg/configs/train.json").read_text())["labels"]
+    return json.loads((BUNDLES / "lung_tissue_seg/configs/train.json").read_text(encoding="utf-8"))["labels"]
 
 
 def unlabelled_value() -> int:
     """Return the value of voxels that nobody labelled, ``ignore`` in the segmenter's train.json."""
-    return json.loads((BUNDLES / "lung_tissue_seg/configs/train.json").read_text())["ignore"]
+    return json.loads((BUNDLES / "lung_tissue_seg/configs/train.json").read_text(encoding="utf-8"))["ignore"]
 
 
 def pathological_tissues() -> list[str]:

@@ -10,6 +10,7 @@ import torch
 from monai.data import MetaTensor
 from scripts.attributes import Attributes
 from scripts.autoencoder import TissueAutoencoder
+from scripts.batch import CaseDataset
 from scripts.cases import datalist_cases, painting_cases
 from scripts.network import TissueDenoiser
 from scripts.painting import PaintInferer, window_corners
@@ -321,15 +322,15 @@ def test_a_series_is_a_case_with_its_folders_name_if_it_is_whole(tmp_path):
     series = write_series(tmp_path / "images/a", np.zeros((8, 9, 6), np.int16), np.diag([-0.8, -0.8, 2.5, 1]))
     assert [case["image"] for case in painting_cases(*given)] == [str(series)]
     (tmp_path / "images/a.nii").touch()
-    with pytest.raises(ValueError, match="images holds both a.nii and a; remove one"):
+    with pytest.raises(ValueError, match="images holds both a.nii and a, which are one case, a; remove one"):
         painting_cases(*given)
     (tmp_path / "images/a.nii").unlink()
     (series / "IM0002").unlink()
-    with pytest.raises(ValueError, match="images/a: slices 2 and 4 lie 5 mm apart, the others 2.5 mm"):
-        painting_cases(*given)
+    dataset = CaseDataset(painting_cases(*given), None)  # in which others go on
+    assert "images/a: slices IM0001 and IM0003 lie 5 mm apart, the others 2.5 mm" in dataset[0]["failure"]
     item = {"image": "images/a", "label": "labels/a.nii.gz", "fold": 1}
     (tmp_path / "datalist.json").write_text(json.dumps({"training": [item]}))
-    with pytest.raises(ValueError, match="images/a: slices 2 and 4 lie 5 mm apart, the others 2.5 mm"):
+    with pytest.raises(ValueError, match="images/a: slices IM0001 and IM0003 lie 5 mm apart, the others 2.5 mm"):
         datalist_cases(str(tmp_path / "datalist.json"), 0, False)
 
 

@@ -77,7 +77,9 @@ def studies(cohort, tmp_path_factory) -> Path:
     ct.as_reoriented(np.array(TURNED)).to_filename(folder / "turned.nii.gz")
     wide = nib.Nifti1Image(np.asarray(ct.dataobj)[..., 5:7], ct.affine @ np.diag([5, 5, 3, 1]))
     wide.to_filename(folder / "wide.nii.gz")
-    nib.Nifti1Image(np.full((40, 40, 4), 40, np.int16), np.eye(4)).to_filename(folder / "no_lung.nii.gz")
+    no_lung = np.full((40, 40, 4), 40, np.int16)
+    no_lung[:4] = -1000  # air beside the body
+    nib.Nifti1Image(no_lung, np.eye(4)).to_filename(folder / "no_lung.nii.gz")
     return folder
 
 

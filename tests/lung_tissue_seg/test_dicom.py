@@ -11,12 +11,13 @@ import pydicom
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation
 
 from tests.dicom import write_series
 from tests.lung_tissue_seg.bundle import BUNDLE, TINY, load, read_rows, run
 
-cases = load("cases")
+cases, dicom, loading, volumes = load("cases"), load("dicom"), load("loading"), load("volumes")
 TURN = 0.15  # rad about the patient's axis
 SPACING_MM = (0.8, 0.9, 2.5)  # columns, rows, slices
 
@@ -38,10 +39,10 @@ def test_a_series_is_read_as_the_nifti_file_of_the_same_ct(tmp_path, backwards):
     folder = write_series(tmp_path / "series", hu, affine, backwards)
     found = cases.find_cts(str(tmp_path))
     assert found == [str(tmp_path / "ct.nii.gz"), str(folder)]
-    load = Compose([LoadImage(), EnsureChannelFirst(), Orientation("RAS", labels=None)])
-    nifti, dicom = (load(path) for path in found)
-    assert torch.equal(nifti.as_tensor(), dicom.as_tensor())
-    assert np.allclose(nifti.affine, dicom.affine, atol=1e-4)
+    read = Compose([LoadImage(reader=loading.SeriesReader()), EnsureChannelFirst(), Orientation("RAS", labels=None)])
+    one, other = (read(path) for path in found)
+    assert torch.equal(one.as_tensor(), other.as_tensor())
+    assert np.allclose(one.affine, other.affine, atol=1e-4)
     assert cases.find_cts(str(folder)) == [str(folder)]  # the folder itself
 
 
@@ -92,7 +93,7 @@ def test_a_datalist_may_name_series_if_they_are_whole(tmp_path):
         (item,) = cases.datalist_cases(str(path), fold=0, held_out=held_out)
         assert item["image"] == f"{tmp_path}/images/p{number}"
     (tmp_path / "images/p1/IM0002").unlink()
-    with pytest.raises(ValueError, match="images/p1: slices 2 and 4 lie 5 mm apart, the others 2.5 mm"):
+    with pytest.raises(ValueError, match="images/p1: slices IM0001 and IM0003 lie 5 mm apart, the others 2.5 mm"):
         cases.datalist_cases(str(path), fold=0, held_out=False)
 
 
@@ -118,42 +119,121 @@ def test_training_and_validation_read_series(tmp_path):
     ([(2, "SeriesInstanceUID", "1.2.3")], r"holds 2 series: chest \(1 files\), chest \(5 files\); give each a folder"),
     ([(1, "Modality", "MR")], "IM0001 is MR, not CT"),
     ([(1, "NumberOfFrames", 30)], r"IM0001 holds several frames \(enhanced CT\)"),
-    ([(0, "InstanceNumber", None)], "IM0000 lacks InstanceNumber"),
+    ([(0, "ImagePositionPatient", None)], "IM0000 lacks ImagePositionPatient"),
+    ([("all", "PixelSpacing", [0, 1])], "PixelSpacing is .*, which means nothing"),
     ([(3, "PixelSpacing", [1, 1])], "the slices differ in PixelSpacing"),
-    ([(0, "InstanceNumber", 4), (3, "InstanceNumber", 1)], "InstanceNumber does not follow their position"),
-    ([(5, "ImagePositionPatient", [0, 0, 0])], "InstanceNumber does not follow their position"),
+    ([(5, "ImagePositionPatient", [10, -20, 310])], "slices IM000. and IM000. lie .* mm apart"),
     ([("all", "ImageOrientationPatient", [1, 0, 0, 0.1, 0.9, 0])], "rows and columns are not at right angles"),
 ])  # fmt: skip
 def test_what_is_not_one_series_is_refused(tmp_path, changes, message):
     folder = write_series(tmp_path / "series", *ct(), changes=changes)
     with pytest.raises(ValueError, match=message):
-        cases.find_cts(str(tmp_path))
+        dicom.check_series(folder)
     assert len(list(folder.iterdir())) == 6
+
+
+@pytest.mark.parametrize(
+    "numbers", [[4, 4, 4, 4, 4, 4], [3, 1, 6, 2, 5, 4], [1, 2, 3, 1, 2, 3], [None] * 6, [1, 2, 2, 4, 5, 6]]
+)
+def test_slices_are_ordered_by_position_whatever_their_numbers(tmp_path, numbers):
+    hu, affine = ct()
+    changes = [(place, "InstanceNumber", number) for place, number in enumerate(numbers)]
+    folder = write_series(tmp_path / "series [1]", hu, affine, changes=changes)  # brackets are a pattern to MONAI
+    image = LoadImage(reader=loading.SeriesReader())(folder)
+    assert np.array_equal(image.numpy(), hu)
+    assert np.allclose(image.affine, affine, atol=1e-4)
+
+
+def test_localizers_files_twice_and_files_without_preamble_do_not_disturb(tmp_path):
+    hu, affine = ct()
+    folder = write_series(tmp_path / "series", hu, affine)
+    (folder / "copy_of_2").write_bytes((folder / "IM0002").read_bytes())
+    scout = pydicom.dcmread(folder / "IM0000")
+    scout.ImageType, scout.SeriesInstanceUID = ["ORIGINAL", "PRIMARY", "LOCALIZER"], "1.2.3"
+    scout.save_as(folder / "scout")
+    for name in ("IM0001", "IM0003", "IM0005"):  # as old exports are
+        slice_ = pydicom.dcmread(folder / name)
+        bare = pydicom.Dataset(slice_)
+        bare.save_as(folder / name, implicit_vr=True, little_endian=True, enforce_file_format=False)
+        assert not pydicom.misc.is_dicom(folder / name)
+    image = LoadImage(reader=loading.SeriesReader())(folder)
+    assert np.array_equal(image.numpy(), hu)
+    assert cases.find_cts(str(tmp_path)) == [str(folder)]
+
+
+@pytest.mark.parametrize("content", [b"", b"not DICOM at all" * 20, None])
+def test_what_is_neither_dicom_nor_known_stops_the_series(tmp_path, content):
+    folder = write_series(tmp_path / "series", *ct())
+    whole = (folder / "IM0003").read_bytes()
+    (folder / "IM0003").write_bytes(whole[:100] if content is None else content)
+    with pytest.raises(ValueError, match="IM0003 is not DICOM, or damaged: a slice may be missing"):
+        dicom.check_series(folder)
+
+
+def test_two_slices_at_one_place_are_refused(tmp_path):
+    hu, affine = ct()
+    folder = write_series(tmp_path / "series", hu, affine)
+    other = pydicom.dcmread(folder / "IM0003")
+    other.PixelData = bytes(len(other.PixelData))
+    other.save_as(folder / "IM0003_again")
+    with pytest.raises(ValueError, match="IM0003 and IM0003_again lie at the same place but differ; take one of them"):
+        dicom.check_series(folder)
+
+
+def test_positions_of_two_decimals_are_rounding(tmp_path):
+    hu, affine = ct(40)
+    affine[:3, 2] *= 0.625 / 2.5
+    folder = write_series(tmp_path / "series", hu, affine)
+    for path in folder.iterdir():
+        slice_ = pydicom.dcmread(path)
+        slice_.ImagePositionPatient = [round(float(value), 2) for value in slice_.ImagePositionPatient]
+        slice_.PixelSpacing = [float(value) * (1 + 3e-5) for value in slice_.PixelSpacing]
+        slice_.save_as(path)
+    assert len(dicom.check_series(folder)) == 40
+
+
+def test_what_a_file_of_a_series_says_elsewhere_is_refused(tmp_path):
+    """What another reader loaded is compared with the positions of the slices."""
+    hu, affine = ct()
+    folder = write_series(tmp_path / "series", hu, affine)
+    check = loading.CheckVolumesd("image")
+    image = MetaTensor(torch.from_numpy(hu[None].astype(np.float32)), affine, {"filename_or_obj": str(folder)})
+    assert check({"image": image})["image"] is image
+    for wrong in (affine @ np.diag([1, 1, 2, 1]), affine @ np.diag([1, 1, -1, 1])):
+        image.affine = torch.from_numpy(wrong)
+        with pytest.raises(ValueError, match="series has another affine than what its slices tell"):
+            check({"image": image})
 
 
 def test_missing_slices_are_named(tmp_path):
     folder = write_series(tmp_path / "series", *ct())
     (folder / "IM0003").unlink()
-    with pytest.raises(ValueError, match="slices 3 and 5 lie 5 mm apart, the others 2.5 mm: some are missing"):
-        cases.find_cts(str(tmp_path))
+    with pytest.raises(ValueError, match="IM0002 and IM0004 lie 5 mm apart, the others 2.5 mm: some are missing"):
+        dicom.check_series(folder)
 
 
 def test_a_tilted_gantry_and_a_single_slice_are_refused(tmp_path):
     hu, affine = ct()
     affine[:3, 2] = [0, 1.0, 2.5]
-    write_series(tmp_path / "tilted/series", hu, affine)
     with pytest.raises(ValueError, match=r"the slices are shifted against each other \(a tilted gantry\)"):
-        cases.find_cts(str(tmp_path / "tilted"))
-    write_series(tmp_path / "single/series", hu[..., :1], affine)
+        dicom.check_series(write_series(tmp_path / "tilted/series", hu, affine))
     with pytest.raises(ValueError, match="holds one slice; a series needs two"):
-        cases.find_cts(str(tmp_path / "single"))
+        dicom.check_series(write_series(tmp_path / "single/series", hu[..., :1], affine))
 
 
-def test_a_folder_whose_name_would_be_cut_is_refused(tmp_path):
-    """MONAI's SaveImaged would write 1.2.3 and 1.2.4 into one file, 1.2_tissues.nii.gz."""
-    write_series(tmp_path / "1.2.3", *ct())
-    with pytest.raises(ValueError, match="1.2.3: MONAI would cut the case's name at its last dot; rename the folder"):
-        cases.find_cts(str(tmp_path))
+def test_nested_and_dotted_folders_are_found_and_named_by_their_way(tmp_path):
+    """As TCIA delivers them: patient, study, series; other modalities beside them are passed over."""
+    for place in ("P1/1.2.840.1/4.000000-Lung", "P1/1.2.840.2/4.000000-Lung", "1.2.3"):
+        write_series(tmp_path / place, *ct())
+    write_series(tmp_path / "P1/1.2.840.1/300-Seg", *ct(), changes=[("all", "Modality", "SEG")])
+    scout = [("all", "ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"])]
+    write_series(tmp_path / "P1/scout", *ct(), changes=scout)
+    (tmp_path / "P1/circle").symlink_to(tmp_path)
+    found, passed = volumes.list_volumes(tmp_path)
+    assert list(found) == ["1.2.3", "P1_1.2.840.1_4.000000-Lung", "P1_1.2.840.2_4.000000-Lung"]
+    assert passed == {"P1/1.2.840.1/300-Seg": "SEG, not CT", "P1/scout": "a localizer, not CT"}
+    named = loading.CaseName(str(tmp_path))({"filename_or_obj": str(found["1.2.3"])}, None)
+    assert named["subject"] == "1.2.3.nii.gz"
 
 
 def test_other_files_are_left_alone_and_nothing_to_label_is_said(tmp_path):

@@ -216,15 +216,6 @@ def test_a_ratio_without_extra_cases_is_refused():
         sampling.case_sampler([{"fold": 0}, {"fold": 1}], 4, 0.5)
 
 
-def test_a_value_without_a_name_is_refused_with_the_file():
-    check = unlabelled.KnownLabels({"background": 0, "healthy": 1})
-    known = with_file(torch.tensor([[[[0.0, 1.0, 255.0]]]]), "case7")
-    assert check(known) is known
-    for value, told in ((7.0, "7"), (0.5, "0.5")):
-        with pytest.raises(ValueError, match=f"case7.nii.gz holds {told}; labels name background=0, healthy=1, unla"):
-            check(with_file(torch.tensor([[[[0.0, value]]]]), "case7"))
-
-
 def test_an_engine_may_hand_on_answers_labels_and_answers_with_the_lung_known():
     """As ignite calls it: its own way takes such lists apart, two of them only."""
     metric = load("scores").TissueScores(LABELS, output_transform=lambda output: output)

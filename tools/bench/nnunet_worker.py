@@ -30,7 +30,7 @@ def prepare(folder: Path, voxels_per_step: int | None) -> dict:
     path, memory = folder / "preprocessed" / DATASET / "nnUNetPlans.json", GPU_GB
     while True:
         plan_experiments([1], gpu_memory_target_in_gb=memory)
-        plans = json.loads(path.read_text())
+        plans = json.loads(path.read_text(encoding="utf-8"))
         plan = plans["configurations"][CONFIGURATION]
         area = plan["patch_size"][0] * plan["patch_size"][1]
         if voxels_per_step is None or 2 * area <= voxels_per_step:
@@ -38,7 +38,7 @@ def prepare(folder: Path, voxels_per_step: int | None) -> dict:
         memory *= SHRINK
     if voxels_per_step is not None:
         plan["batch_size"] = max(2, round(voxels_per_step / area))
-        path.write_text(json.dumps(plans))
+        path.write_text(json.dumps(plans), encoding="utf-8")
     preprocess([1], configurations=[CONFIGURATION], num_processes=[2], show_progress_bar=False)
     return {key: plan[key] for key in ("patch_size", "batch_size", "spacing", "architecture")}
 
@@ -88,7 +88,7 @@ def predict(job: dict) -> dict:
 
 def main(path: str) -> None:
     """Do the job that a JSON file describes."""
-    job = json.loads(Path(path).read_text())
+    job = json.loads(Path(path).read_text(encoding="utf-8"))
     folder = Path(job["folder"])
     for name in ("raw", "preprocessed", "results"):
         os.environ[f"nnUNet_{name}"] = str(folder / name)
@@ -101,7 +101,7 @@ def main(path: str) -> None:
     else:
         os.environ["nnUNet_n_proc_DA"] = "0"  # patches are cut in the process itself
         train(job)
-    Path(job["directory"], "done.json").write_text(json.dumps(done))
+    Path(job["directory"], "done.json").write_text(json.dumps(done), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ def slices_of(hu: np.ndarray) -> torch.Tensor:
 def forward(network: nn.Module, slices: torch.Tensor, device: torch.device) -> float:
     """Return the seconds that all forward passes take."""
     start = time.perf_counter()
-    for batch in tqdm(slices.split(PEER_BATCH), desc="lungmask's network", unit="batch"):
+    for batch in tqdm(slices.split(PEER_BATCH), desc="lungmask's network", unit="batch", disable=None):
         network(batch.to(device)).argmax(1).cpu()
     return time.perf_counter() - start
 

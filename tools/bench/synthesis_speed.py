@@ -81,7 +81,7 @@ def measure_networks(device: torch.device, patch: int, batch: int, repeats: int,
             for contender in contenders
             for kind, work in kinds.items()
         }
-        for _ in tqdm(range(WARM_UP + repeats), desc="bench", unit="turn")
+        for _ in tqdm(range(WARM_UP + repeats), desc="bench", unit="turn", disable=None)
     ]
     rows = []
     for contender in contenders:

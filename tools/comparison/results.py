@@ -129,7 +129,7 @@ def collect(output: Path, real: dict) -> dict:
     ]
     table = pandas.DataFrame(records, columns=RESULT_COLUMNS).to_csv(index=False, lineterminator="\r\n")
     with atomic_file(output / "results.csv") as temporary:
-        temporary.write_text(table, newline="")
+        temporary.write_text(table, newline="", encoding="utf-8")
     settings = read_json(output / "run.json")
     every = sorted({result["arm"] for result in results}, key=_order)
     primary = parse_primary(settings.get("primary"), every, tissues)

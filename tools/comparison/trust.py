@@ -57,7 +57,7 @@ def trust(
     """
     check_numbers({"experiments": experiments, "drawn": drawn, "arms": arms, "mixed": mixed})
     page = Path(page)
-    text = page.read_text() if page.is_file() else f"# Trust\n\n{BEGIN}\n{END}\n"
+    text = page.read_text(encoding="utf-8") if page.is_file() else f"# Trust\n\n{BEGIN}\n{END}\n"
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise InputError(f"{page} does not hold {BEGIN} and {END} once and in this order; there go the tables")
     if drawn < 10:
@@ -109,7 +109,7 @@ def _claimed(records: list[dict]) -> bool:
 def false_verdicts(seed: int, experiments: int) -> str:
     """Return the table of false verdicts of two identical arms, by folds, patients and the luck of a fold."""
     rows = []
-    for folds in tqdm(FOLDS, desc="false verdicts", unit="number of folds"):
+    for folds in tqdm(FOLDS, desc="false verdicts", unit="number of folds", disable=None):
         for patients in PATIENTS:
             design = {"patients": patients, "folds": folds, "seeds": SEEDS}
             shares = [_share(_claimed, experiments, seed, fold=fold, **design) for fold in DEVIATIONS]
@@ -159,7 +159,7 @@ def family(seed: int, experiments: int, arms: int) -> str:
     """Return how many studies of identical arms have any false verdict, and how often the primary question is one."""
     design = FAMILY | {"arms": arms, "tissues": tuple(name for name in tissue_labels() if name != "background")}
     primary, rng, found = ("arm1", MEAN), np.random.default_rng(seed), []
-    for _ in tqdm(range(experiments), desc="families of questions", unit="study"):
+    for _ in tqdm(range(experiments), desc="families of questions", unit="study", disable=None):
         rows = _judged(experiment(rng, **design), primary)
         alone = [row["p"] <= 0.05 for row in rows]
         others = [row["verdict"] != "no gain" for row in rows if not row["primary"]]

@@ -14,7 +14,6 @@ from tools.io.volume import (
     canonical,
     canonical_spacing,
     case_name,
-    check_same_geometry,
     load_ct,
     load_labels,
     relative,
@@ -66,8 +65,7 @@ class Case:
             InputError: if a file cannot be used, or the two do not lie in the same voxels.
         """
         hu, image = load_ct(self.image)
-        label, label_image = load_labels(self.label, tissue_labels())
-        check_same_geometry(image, label_image, self.image, self.label)
+        label, _ = load_labels(self.label, tissue_labels(), like=image, like_path=self.image)
         return hu, label, image
 
     def volumes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

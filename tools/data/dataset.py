@@ -15,7 +15,7 @@ from tools.data.pairs import check_case, pair_files, refuse
 from tools.data.patients import read_patients
 from tools.data.twins import digest_of, near_duplicates, sketches
 from tools.io.files import InputError, check_new_directory, new_directory, read_json, write_json, write_text
-from tools.io.volume import canonical, relative, save_nifti, spacing_mm
+from tools.io.volume import canonical, relative, same_axes, save_nifti, spacing_mm
 from tools.tissues import tissue_labels, unlabelled_value
 
 HEALTHY_MEDIAN_AT_MOST_HU = -500
@@ -36,8 +36,8 @@ def dataset(
 
     An image and its label have the same file name in their folders. Every file is checked and all problems are
     reported together; nothing is written unless all is well. Writes datalist.json (as MONAI's Auto3DSeg reads it),
-    data_card.json, data_card.md, with a label map the mapped labels, and each DICOM series as a NIfTI file; NIfTI
-    images are never copied.
+    data_card.json, data_card.md, with a label map the mapped labels, maps whose axes are stored in another order than
+    their CT's in the CT's, and each DICOM series as a NIfTI file; NIfTI images are never copied.
 
     Args:
         images: Folder of CT in HU: .nii or .nii.gz, each 3D (a single slice has the shape (W, H, 1)), and subfolders
@@ -78,8 +78,9 @@ def dataset(
     drawn: dict[str, np.ndarray] = {}
     partly: list[str] = []
     converted: list[str] = []
+    written: set[str] = set()  # cases whose map is written anew
     with new_directory(output) as partial:
-        for case, (image_path, label_path) in tqdm(pairs.items(), desc="checking", unit="case"):
+        for case, (image_path, label_path) in tqdm(pairs.items(), desc="checking", unit="case", disable=None):
             checked = check_case(image_path, label_path, named_values if foreign else scheme, foreign, problems)
             if checked is None:
                 continue
@@ -96,8 +97,9 @@ def dataset(
             if unknown.any():
                 partly.append(case)
             statistics.add(case, hu, np.where(unknown, 0, tissue), spacing_mm(file))
-            if foreign is not None:
+            if foreign is not None or not same_axes(label_path, file):
                 save_nifti(tissue.astype(np.uint8), file, partial / "labels" / f"{case}.nii.gz")
+                written.add(case)
             if image_path.is_dir():
                 save_nifti(hu.astype(file.get_data_dtype()), file, partial / "images" / f"{case}.nii.gz", CONVERTED)
                 converted.append(case)
@@ -123,7 +125,7 @@ def dataset(
         training = []
         for case, item in items.items():
             image, label = (relative(path, output) for path in pairs[case])
-            if foreign is not None:
+            if case in written:
                 label = f"labels/{case}.nii.gz"
             if case in converted:
                 image = f"images/{case}.nii.gz"
@@ -145,10 +147,10 @@ def dataset(
 
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    written, following = output / "datalist.json", output.with_name(f"{name}_augmented")
+    datalist, following = output / "datalist.json", output.with_name(f"{name}_augmented")
     held = f"{len(items)} cases, {len(tissues)} patients, {folds} folds"
-    print(f"wrote {written} ({held}) and {output / 'data_card.md'}")
-    command = ["--datalist", str(written), "--fold", "0", "--output", str(following)]
+    print(f"wrote {datalist} ({held}) and {output / 'data_card.md'}")
+    command = ["--datalist", str(datalist), "--fold", "0", "--output", str(following)]
     print(f"next: python -m tools augment {shlex.join(command)}")
 
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from tools.data.datalist import read_datalist, split
 from tools.io.files import InputError, check_new_directory, new_directory, write_json
-from tools.io.volume import SYNTHETIC_MARK, check_same_geometry, save_nifti
+from tools.io.volume import SYNTHETIC_MARK, check_same_geometry, save_nifti, turned
 from tools.tissues import unlabelled_value
 
 
@@ -91,10 +91,11 @@ def write_dataset(raw: Path, content: dict, names: dict[Path, str], **about: obj
     """
     labels = dict(content["labels"])
     ignore, unlabelled = max(labels.values()) + 1, unlabelled_value()
-    for case in tqdm(content["training"], desc="nnU-Net's dataset", unit="case"):
-        image, label = nib.load(case.image), nib.load(case.label)
+    for case in tqdm(content["training"], desc="nnU-Net's dataset", unit="case", disable=None):
+        image = nib.load(case.image)
+        label = turned(nib.load(case.label), image)
         check_same_geometry(image, label, case.image, case.label)
-        values = np.asarray(label.dataobj).astype(np.uint8)
+        values = np.asarray(label.dataobj).round().astype(np.uint8)
         if (values == unlabelled).any():
             labels["ignore"] = ignore
             values[values == unlabelled] = ignore

@@ -41,7 +41,7 @@ def check_case(
 
     Args:
         image_path: CT in HU; a folder is a DICOM series, whose axes are turned as its label's.
-        label_path: Tissue map.
+        label_path: Tissue map, whose axes are turned as a NIfTI file's.
         scheme: Tissue name to value.
         foreign: Foreign value to tissue name, or None if the map holds the scheme's values.
         problems: Receives what is wrong.
@@ -49,24 +49,29 @@ def check_case(
     Returns:
         HU, label values and the image's geometry; None if something is wrong.
     """
-    loaded = []
-    for load, arguments in ((load_ct, (image_path,)), (load_labels, (label_path, scheme, foreign))):
-        try:
-            loaded.append(load(*arguments))
-        except InputError as error:
-            problems.append(str(error))
-    if len(loaded) < 2:
+    found = len(problems)
+    hu = image = size_of = None
+    try:
+        hu, image = load_ct(image_path)
+        size_of = image_path
+    except InputError as error:
+        problems.append(str(error))
+    try:
+        tissue, label = load_labels(label_path, scheme, foreign, like_path=size_of)
+    except InputError as error:
+        problems.append(str(error))
+    if len(problems) > found:
         return None
-    (hu, image), (tissue, label) = loaded
     if image_path.is_dir():  # programs that write the label put the axes in an order of their own
         image = turned(image, label)
         hu = np.asarray(image.dataobj, np.float32)
+    label = turned(nib.Nifti1Image(tissue, label.affine), image)
     try:
         check_same_geometry(image, label, image_path, label_path)
     except InputError as error:
         problems.append(str(error))
         return None
-    return hu, tissue, image
+    return hu, np.asarray(label.dataobj), image
 
 
 def refuse(problems: list[str]) -> None:

@@ -1,12 +1,11 @@
 """Reading the table that says which patient each case belongs to, and what is known about that patient."""
 
-import csv
 import difflib
-import io
 import math
 from collections.abc import Iterable
 from pathlib import Path
 
+from tools.bundles import load_script
 from tools.io.files import InputError
 from tools.io.volume import case_name
 
@@ -33,27 +32,23 @@ def read_patients(
         )
         return {case: {"patient": case} for case in cases}, [warning]
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"patients {path} cannot be read: {error}") from None
-    header = text.partition("\n")[0]
-    reader = csv.DictReader(io.StringIO(text), delimiter=";" if ";" in header and "," not in header else ",")
-    columns = [column.strip() for column in reader.fieldnames or []]
+        columns, lines = load_script("difflung_synthesis", "tables").read_rows(path, ("age", "severity"))
+    except ValueError as error:
+        raise InputError(f"patients {error}") from None
     missing = [column for column in COLUMNS[:2] if column not in columns]
     if missing:
         raise InputError(
             f"{path} has no column {' and '.join(missing)}; its columns are {', '.join(columns) or 'none'}"
         )
-    reader.fieldnames = columns
     warnings = []
     for column in columns:
-        close = difflib.get_close_matches(column.lower(), COLUMNS, n=1, cutoff=0.8)
+        close = difflib.get_close_matches(column, COLUMNS, n=1, cutoff=0.8)
         if close and column not in COLUMNS:
             warnings.append(f"{path}: column {column} is not used; did you mean {close[0]}?")
 
     rows: dict[str, dict[str, object]] = {}
-    for row in reader:
-        row = {key: (value or "").strip() for key, value in row.items() if key in COLUMNS}
+    for line, row in lines:
+        row = {key: value for key, value in row.items() if key in COLUMNS}
         case = case_name(row["case"])
         try:
             if not case or not row["patient"]:
@@ -62,7 +57,7 @@ def read_patients(
                 raise InputError(f"names case {case} again")
             rows[case] = {"patient": row["patient"]} | _attributes(row)
         except InputError as error:
-            problems.append(f"{path} line {reader.line_num} {error}")
+            problems.append(f"{path} line {line} {error}")
             rows.setdefault(case, {})
     problems += [f"{path} does not list case {case}" for case in cases if case not in rows]
     problems += [

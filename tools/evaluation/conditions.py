@@ -144,7 +144,7 @@ def segment(probes: list[Probe], output: Path, weights: Path, overrides: dict) -
 def evaluate(probes: list[Probe], surveyed: list[dict], work: Path, segmented: bool, hu_window) -> tuple:
     """Return the rows of conditions.csv and the summary; RunError if a CT changed outside the painted region."""
     rows, lungs, maps = [], {UNKNOWN: [], TOLD: []}, []
-    for probe in tqdm(probes, desc="measuring", unit="painting"):
+    for probe in tqdm(probes, desc="measuring", unit="painting", disable=None):
         painted = np.clip(nib.load(work / f"painted/{probe.case}.nii.gz").get_fdata(dtype=np.float32), *hu_window)
         if not np.array_equal(painted[~probe.scene.region], probe.scene.hu[~probe.scene.region]):
             raise files.RunError(f"{probe.case} changed outside its painted region")

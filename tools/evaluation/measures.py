@@ -54,7 +54,7 @@ def survey(training: list[Case], slices: int, hu_window: tuple[float, float]) ->
     """Return a row per case of what the training patients are like: attributes, densities, and the lung's slices."""
     labels = tissue_labels()
     rows = []
-    for case in tqdm(training, desc="surveying the training patients", unit="case"):
+    for case in tqdm(training, desc="surveying the training patients", unit="case", disable=None):
         hu, label, image = case.stored()
         hu, axis = np.clip(hu, *hu_window), axial_axis(image.affine)
         known = {name: hu[label == value] for name, value in labels.items() if value}

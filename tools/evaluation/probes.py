@@ -84,9 +84,10 @@ def find_sites(held_out: list[Case], cases: int, slices: int) -> dict[str, list[
     """Return, per tissue and for ``lung``, the patients whose slices hold most of it, most first, ``cases`` at most."""
     labels = {name: value for name, value in tissue_labels().items() if value}
     found: dict[str, list[Site]] = {name: [] for name in (*labels, LUNG)}
-    for case in tqdm(held_out, desc="looking for hosts", unit="case"):
-        label, file = load_labels(case.label, tissue_labels())
-        axis = axial_axis(file.affine)
+    for case in tqdm(held_out, desc="looking for hosts", unit="case", disable=None):
+        image = nib.load(case.image)
+        label, _ = load_labels(case.label, tissue_labels(), like=image, like_path=case.image)
+        axis = axial_axis(image.affine)
         for name in found:
             mask = label > 0 if name == LUNG else label == labels[name]
             window = best_slices(mask, axis, slices)

@@ -58,9 +58,9 @@ def main() -> None:
     """Train as long as the server asks; each round becomes a line of ``rounds.jsonl`` in the site's ``output_dir``."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--site", type=Path, required=True, help="the site's own file")
-    site = json.loads(parser.parse_args().site.read_text())
+    site = json.loads(parser.parse_args().site.read_text(encoding="utf-8"))
     flare.init()
-    algo = build(site, json.loads(SETTINGS.read_text()))
+    algo = build(site, json.loads(SETTINGS.read_text(encoding="utf-8")))
     cases = len(algo.train_workflow.train_dataset_data)
     records = Path(site["overrides"]["output_dir"]) / "rounds.jsonl"
     records.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def main() -> None:
             "steps": algo.trainer.state.iteration - steps, "seconds": round(time.monotonic() - began, 1),
             "received_sha256": digest(received.params), "sent_sha256": digest(sent), "metrics": metrics,
         }  # fmt: skip
-        with open(records, "a") as stream:
+        with open(records, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
         flare.send(flare.FLModel(params=sent, metrics=metrics, meta={FLMetaKey.NUM_STEPS_CURRENT_ROUND: cases}))
     algo.finalize()

@@ -133,7 +133,11 @@ def check_apart(one: str, first: dict, other: str, second: dict) -> None:
 
 def table(sites: Path) -> pandas.DataFrame:
     """Return a row per round and site: its steps, the weights received and sent, and the scores of those received."""
-    lines = [line for site in sorted(sites.iterdir()) for line in (site / "rounds.jsonl").read_text().splitlines()]
+    lines = [
+        line
+        for site in sorted(sites.iterdir())
+        for line in (site / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     rows = [json.loads(line) for line in lines]
     return pandas.DataFrame([row | (row.pop("metrics") or {}) for row in rows]).sort_values(["round", "site"])
 

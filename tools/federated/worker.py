@@ -73,7 +73,7 @@ def simulate(job: dict) -> None:
 def main() -> None:
     """Simulate a federation, or turn the weights that the server of a real one wrote into the bundle's."""
     job, *files = map(Path, sys.argv[1:])
-    content = json.loads(job.read_text())
+    content = json.loads(job.read_text(encoding="utf-8"))
     write_weights(content, *files) if files else simulate(content)
 
 

@@ -51,18 +51,18 @@ class Gate:
         self.patches = {name: TileBank(PATCH, whole=True, most=most) for name in self.labels}
         self.earlier = {name: TileBank(REGION, most=2000) for name in self.labels}  # painted cases
         self.samples: dict[str, list[Sample]] = {name: [] for name in self.labels}
-        for number, case in enumerate(tqdm(training, desc="learning what is real", unit="case")):
+        for number, case in enumerate(tqdm(training, desc="learning what is real", unit="case", disable=None)):
             self._learn(case, number)
         self.real = {name: tissues for name, tissues in self.real.items() if tissues}
         if not self.real:
             raise InputError(f"the {len(training)} training cases hold none of {', '.join(self.labels)} to judge by")
         everything = [(name, tissue) for name, tissues in self.real.items() for tissue in tissues]
-        for name, tissue in tqdm(everything, desc="calibrating the gate", unit="tissue"):
+        for name, tissue in tqdm(everything, desc="calibrating the gate", unit="tissue", disable=None):
             self._compare(name, tissue, leave_out=tissue.owner)
             tissue.region = tissue.patch = None
         self.limits = {name: self._limits(name) for name in self.real}
         self._lend_limits()
-        every = tqdm(self.real, desc="telling real tissue from fakes", unit="tissue")
+        every = tqdm(self.real, desc="telling real tissue from fakes", unit="tissue", disable=None)
         self.realness = {name: Realness(self.samples[name], self._others(name)) for name in every}
         for name, realness in self.realness.items():
             self.limits[name] |= {f"realness_{edge}": (limit, None) for edge, limit in realness.limits.items()}

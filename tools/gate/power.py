@@ -63,7 +63,7 @@ def judge_fakes(training: list[Case], unseen: list[Case], seed: int) -> list[dic
     labels = {name: tissue_labels()[name] for name in pathological_tissues()}
     gate = Gate(training, labels)
     counts: dict[tuple[str, str], list[int]] = {}
-    for number, case in enumerate(tqdm(unseen, desc="showing fakes to the gate", unit="case")):
+    for number, case in enumerate(tqdm(unseen, desc="showing fakes to the gate", unit="case", disable=None)):
         label, hu, _ = case.volumes()
         for name, value in labels.items():
             if name not in gate.real or np.count_nonzero(label == value) < MIN_VOXELS:

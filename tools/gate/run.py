@@ -36,7 +36,7 @@ def check_painted(
     else:
         print("no segmenter was given, so how well one finds what was painted is not measured")
     checks = {}
-    for planned in tqdm(plan, desc="checking", unit="case"):
+    for planned in tqdm(plan, desc="checking", unit="case", disable=None):
         case, image = planned.name, nib.load(painted[planned.name])
         arrays = image.get_fdata(dtype=np.float32), *planned.maps()
         hu, label, target = (canonical(array, image.affine) for array in arrays)

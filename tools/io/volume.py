@@ -6,93 +6,110 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from tools.io.dicom import find_series, read_series
+from tools.bundles import load_script
+from tools.io.dicom import read_image, read_series
 from tools.io.files import InputError, atomic_file
 from tools.tissues import unlabelled_value
 
-# A CT in HU holds air: its darkest voxel lies near -1000. Pictures (0..255) and normalised images (0..1, -1..1) do not.
-AIR_HU_AT_MOST = -500
 SYNTHETIC_MARK = "SYNTHETIC"
 
 
+def _checks():
+    """Return the checks of files that both bundles make too."""
+    return load_script("lung_tissue_seg", "volumes")
+
+
 def list_nifti(directory: Path) -> dict[str, Path]:
-    """Return case name to path for the .nii and .nii.gz files of a folder, sorted by name; hidden files do not count.
+    """Return case name to path for the maps of a folder, sorted by name; hidden files and series do not count.
 
     Raises:
-        InputError: if the folder is missing, holds no NIfTI file, or holds one case as .nii and as .nii.gz.
+        InputError: if the folder is missing, holds no volume, or holds one case in two files.
     """
-    cases = _by_name(directory, _nifti_files(directory))
+    cases, passed = list_volumes(directory, series=False)
     if not cases:
-        raise InputError(f"{directory} holds no .nii or .nii.gz file")
+        raise InputError(f"{directory} holds no .nii or .nii.gz file{_others(passed)}")
     return cases
 
 
 def list_cts(directory: Path) -> dict[str, Path]:
-    """Return case name to path for the CTs of a folder, sorted by name: NIfTI files and folders with a DICOM series.
+    """Return case name to path for the CTs of a folder, sorted by name: files of volumes and folders with DICOM series.
 
-    A series' case has its folder's name. The folder itself counts if DICOM files lie in it; nothing is read yet.
+    A series' case is named after its way from the folder, and is found at any depth. The folder itself counts if DICOM
+    files lie in it; nothing is read yet.
 
     Raises:
         InputError: if the folder is missing, holds no CT, or holds one case twice.
     """
-    files = _nifti_files(directory)
-    cases = _by_name(directory, files + find_series(Path(directory).absolute()))
+    cases, passed = list_volumes(directory)
     if not cases:
-        raise InputError(f"{directory} holds no .nii or .nii.gz file and no folder with a DICOM series")
+        raise InputError(
+            f"{directory} holds no .nii or .nii.gz file and no folder with a DICOM series{_others(passed)}"
+        )
     return cases
 
 
-def _nifti_files(directory: Path) -> list[Path]:
+def list_volumes(directory: Path, series: bool = True) -> tuple[dict[str, Path], dict[str, str]]:
+    """Return case name to path of what :func:`list_cts` lists, and what else lies there, with the reason.
+
+    Args:
+        directory: Folder to look in.
+        series: Whether folders with DICOM series count.
+
+    Raises:
+        InputError: if the folder is missing, or holds one case twice.
+    """
     directory = Path(directory)
     if not directory.is_dir():
         raise InputError(f"{directory} is not a folder" if directory.exists() else f"{directory} does not exist")
-    return [
-        path
-        for path in directory.iterdir()  # ._case.nii.gz is macOS's, .partial-*.nii.gz is what a killed run of ours left
-        if path.name.endswith((".nii", ".nii.gz")) and not path.name.startswith(".") and path.is_file()
-    ]
+    try:
+        return _checks().list_volumes(directory.absolute() if series else directory, series)
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
-def _by_name(directory: Path, paths: list[Path]) -> dict[str, Path]:
-    cases: dict[str, Path] = {}
-    for path in sorted(paths, key=lambda path: path.name):
-        if case_name(path) in cases:
-            raise InputError(f"{directory} holds both {cases[case_name(path)].name} and {path.name}; remove one")
-        cases[case_name(path)] = path
-    return cases
+def _others(passed: dict[str, str]) -> str:
+    return f"; passed over: {'; '.join(f'{name} ({why})' for name, why in passed.items())}" if passed else ""
+
+
+def is_volume(path: Path) -> bool:
+    """Return whether a file has the ending of a volume, in any case."""
+    return bool(_checks().ending(path))
 
 
 def case_name(path: Path) -> str:
-    """Return the file name without .nii or .nii.gz.
+    """Return the name of a volume's file without its ending.
 
     Example:
-        >>> case_name("scans/case012.nii.gz")
-        'case012'
+        >>> case_name("scans/case012.nii.gz"), case_name("B.NII")
+        ('case012', 'B')
     """
-    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
+    return _checks().case_name(path)
 
 
-def _load(path: Path) -> tuple[np.ndarray, nib.Nifti1Image]:
+def _load(path: Path, ct: bool = False, like: Path | None = None) -> tuple[np.ndarray, nib.Nifti1Image]:
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path} does not exist")
+    checks = _checks()
     try:
-        file = read_series(path) if path.is_dir() else nib.load(path)
+        if not path.is_dir():  # read_series checks a series
+            checks.check_file(path, ct, like)
+        file = read_series(path) if path.is_dir() else read_image(path) if checks.is_foreign(path) else nib.load(path)
         array = np.asarray(file.dataobj)
+        checks.check_stream(path)
+        checks.check_affine(file.affine, path)
     except InputError:
         raise
+    except ValueError as error:
+        raise InputError(str(error) if str(path) in str(error) else _unreadable(path, error)) from None
     except Exception as error:  # nibabel, gzip and zlib each raise their own on a damaged file
-        raise InputError(f"{path} cannot be read as NIfTI, it may be truncated: {error}") from None
-    if array.dtype.kind not in "iuf":
-        raise InputError(f"{path} holds voxels of type {array.dtype}; expected one number per voxel")
+        raise InputError(_unreadable(path, error)) from None
     if array.ndim != 3:
         held, hint = f"{array.ndim}D with shape {array.shape}", _hint_3d(array.shape)
         raise InputError(f"{path} is {held}; expected one 3D volume (W, H, slices){hint}")
-    if array.size == 0:
-        raise InputError(f"{path} is empty: its shape is {array.shape}")
-    if not np.isfinite(file.affine).all() or min(spacing_mm(file)) == 0:
-        raise InputError(f"{path} has no usable affine: its voxel size is {spacing_mm(file)} mm")
     return array, file
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    return f"{path} cannot be read as NIfTI, it may be truncated: {_checks().first_line(error)}; copy it anew"
 
 
 def _hint_3d(shape: tuple[int, ...]) -> str:
@@ -103,11 +120,23 @@ def _hint_3d(shape: tuple[int, ...]) -> str:
     return "; save each volume as a case of its own" if len(shape) > 3 else ""
 
 
+def check_header(path: Path) -> None:
+    """Check a CT by its header, or a series by its headers, before any voxel is read.
+
+    Raises:
+        InputError: if it is missing, damaged, cut short, or no volume of numbers in mm.
+    """
+    try:
+        _checks().check_file(path, ct=True)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
 def load_ct(path: Path) -> tuple[np.ndarray, nib.Nifti1Image]:
     """Load a CT in HU.
 
     Args:
-        path: NIfTI file, or folder that holds one DICOM series.
+        path: File of a volume, or folder that holds one DICOM series.
 
     Returns:
         HU as float32, shape (W, H, slices), and the nibabel image for its geometry.
@@ -115,41 +144,47 @@ def load_ct(path: Path) -> tuple[np.ndarray, nib.Nifti1Image]:
     Raises:
         InputError: if the file or series cannot be read, is not 3D, holds NaN or infinity, or cannot be HU.
     """
-    array, file = _load(path)
+    array, file = _load(path, ct=True)
     array = array.astype(np.float32, copy=False)
-    if not np.isfinite(array).all():
-        raise InputError(f"{path} holds {np.count_nonzero(~np.isfinite(array))} NaN or infinite voxels")
-    lowest, highest = float(array.min()), float(array.max())
-    if lowest > AIR_HU_AT_MOST or highest <= lowest:
-        raise InputError(
-            f"{path} ranges from {lowest:g} to {highest:g}, which cannot be HU (air is -1000); "
-            "8-bit pictures and normalised images must be converted to HU first"
-        )
+    try:
+        _checks().check_hu(array, path)
+    except ValueError as error:
+        raise InputError(str(error)) from None
     return array, file
 
 
 def load_labels(
-    path: Path, labels: dict[str, int], foreign: dict[int, str] | None = None
+    path: Path,
+    labels: dict[str, int],
+    foreign: dict[int, str] | None = None,
+    like: nib.Nifti1Image | None = None,
+    like_path: Path | None = None,
 ) -> tuple[np.ndarray, nib.Nifti1Image]:
     """Load a tissue map.
 
     Args:
-        path: NIfTI file; whole numbers stored as floats are fine.
+        path: File of a volume; whole numbers stored as floats are fine.
         labels: Tissue name to value; a value without a name is refused.
         foreign: Value in the file to tissue name, for a file of another label scheme; 0 is background unless it says
             otherwise.
+        like: The CT on whose grid the map must lie; its axes are turned as the CT's.
+        like_path: The CT's file, for messages.
 
     Returns:
         Label values of ``labels`` as int16, shape (W, H, slices), and the nibabel image for its geometry.
 
     Raises:
-        InputError: if the file cannot be read, is not 3D, or holds a value that is no integer or has no name.
+        InputError: if the file cannot be read, is not 3D, holds a value that is no integer (by a thousandth) or has no
+            name, or lies on another grid.
     """
-    array, file = _load(path)
+    array, file = _load(path, like=like_path)
+    try:
+        _checks().check_whole(array, path)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if array.dtype.kind == "f":
+        array = np.round(array)
     values = np.unique(array)
-    not_integer = [float(value) for value in values if not np.isfinite(value) or value != np.round(value)]
-    if not_integer:
-        raise InputError(f"{path} holds label {not_integer[0]:g}, but labels must be integers")
     names = {value: name for name, value in labels.items()} if foreign is None else {0: "background"} | foreign
     unnamed = [int(value) for value in values if int(value) not in names]
     if unnamed:
@@ -162,11 +197,16 @@ def load_labels(
             named = f"label_map names only {', '.join(f'{value}={name}' for value, name in names.items())}"
         raise InputError(f"{path} holds {held}, but {named}")
     if foreign is None:
-        return array.astype(np.int16), file
-    mapped = np.zeros(array.shape, np.int16)
-    for value in values:
-        mapped[array == value] = labels[names[int(value)]]
-    return mapped, file
+        mapped = array.astype(np.int16)
+    else:
+        mapped = np.zeros(array.shape, np.int16)
+        for value in values:
+            mapped[array == value] = labels[names[int(value)]]
+    if like is None:
+        return mapped, file
+    file = turned(nib.Nifti1Image(mapped, file.affine, file.header, dtype=np.int16), like)
+    check_same_geometry(like, file, like_path, path)
+    return np.asarray(file.dataobj), file
 
 
 def load_mask(path: Path, like: nib.Nifti1Image, like_path: Path) -> np.ndarray:
@@ -183,7 +223,7 @@ def load_mask(path: Path, like: nib.Nifti1Image, like_path: Path) -> np.ndarray:
     Raises:
         InputError: if the file cannot be read, lies on another grid, or is empty.
     """
-    _, file = _load(path)
+    _, file = _load(path, like=like_path)
     file = turned(file, like)
     check_same_geometry(like, file, like_path, path)
     mask = np.asarray(file.dataobj) > 0
@@ -198,15 +238,17 @@ def turned(image: nib.Nifti1Image, like: nib.Nifti1Image) -> nib.Nifti1Image:
     return image.as_reoriented(nib.orientations.ornt_transform(own, wanted))
 
 
+def same_axes(path: Path, image: nib.Nifti1Image) -> bool:
+    """Return whether a file stores its axes in the order and directions of an image."""
+    return nib.aff2axcodes(nib.load(path).affine) == nib.aff2axcodes(image.affine)
+
+
 def check_same_geometry(image: nib.Nifti1Image, label: nib.Nifti1Image, image_path: Path, label_path: Path) -> None:
-    """Raise InputError if two files differ in shape or by more than 0.01 mm in any voxel's position."""
-    if image.shape != label.shape:
-        raise InputError(f"{label_path} has shape {label.shape}, but {image_path} has {image.shape}")
-    corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
-    corners[:, :3] *= np.array(image.shape) - 1
-    shift = np.abs(corners @ (image.affine - label.affine).T).max()
-    if shift > 0.01:
-        raise InputError(f"{label_path} has another affine than {image_path} (voxels lie up to {shift:.3g} mm apart)")
+    """Raise InputError if two files differ in shape or by more than a tenth of a voxel in any voxel's position."""
+    try:
+        _checks().check_grid(label.affine, label.shape, label_path, image.affine, image.shape, image_path)
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def save_nifti(array: np.ndarray, like: nib.Nifti1Image, path: Path, description: str = "") -> None:

@@ -55,8 +55,12 @@ class PlannedCase:
         return sorted(self.volume_ml)
 
     def maps(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the source's tissue map and the target map, shape (W, H, D), as the files hold them."""
-        label, target = (load_labels(path, tissue_labels())[0] for path in (self.source.label, self.map))
+        """Return the source's tissue map and the target map, shape (W, H, D), in the CT's order of axes."""
+        image = nib.load(self.source.image)
+        label, target = (
+            load_labels(path, tissue_labels(), like=image, like_path=self.source.image)[0]
+            for path in (self.source.label, self.map)
+        )
         return label, target
 
 
@@ -112,7 +116,7 @@ def draw_bank(
     waiting: list[int] = []
     plan: list[PlannedCase] = []
     added: list[dict] = []
-    progress = tqdm(desc="drawing maps", unit="map", total=max_cases)
+    progress = tqdm(desc="drawing maps", unit="map", total=max_cases, disable=None)
     for _ in range(3 * max_cases):
         short = {tissue: total[tissue] / wanted for tissue in total if total[tissue] < wanted and tissue in lesions}
         if not short or len(plan) == max_cases:
@@ -239,7 +243,7 @@ def read_maps(folder: Path, training: list[Case]) -> list[PlannedCase]:
     paths = list_maps(folder)
     card = read_maps_card(paths[0].parent, training)
     drawn = {row["case"]: row for row in card.get("maps", [])}
-    findings = [check_map(path, training) for path in tqdm(paths, desc="checking maps", unit="map")]
+    findings = [check_map(path, training) for path in tqdm(paths, desc="checking maps", unit="map", disable=None)]
     unusable = [f"{finding.path.name} {error}" for finding in findings for error in finding.errors]
     if unusable:
         raise InputError(f"{folder} holds maps that cannot be painted: " + "; ".join(unusable))

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from tools.data.datalist import Case, read_datalist, read_fold
 from tools.io.files import InputError
-from tools.io.volume import canonical, canonical_spacing, case_name, check_same_geometry, list_nifti, load_labels
+from tools.io.volume import canonical, canonical_spacing, case_name, list_nifti, load_labels
 from tools.maps.lesions import MIN_LESION_VOXELS, Lesion, find_lesions, lesion_bank
 from tools.tissues import pathological_tissues, tissue_labels, words
 
@@ -71,10 +71,9 @@ def check_map(path: Path, cases: list[Case], known: Ranges | None = None) -> Fin
         return Finding(path, None, [f"is named after none of {wanted}"])
     finding = Finding(path, case)
     try:
-        target, target_image = load_labels(path, tissue_labels())
         image = nib.load(case.image)
-        check_same_geometry(image, target_image, case.image, path)
-        label, _ = load_labels(case.label, tissue_labels())
+        target, _ = load_labels(path, tissue_labels(), like=image, like_path=case.image)
+        label, _ = load_labels(case.label, tissue_labels(), like=image, like_path=case.image)
     except (InputError, OSError) as error:
         finding.errors.append(str(error).removeprefix(f"{path} "))
         return finding
@@ -144,7 +143,7 @@ def check_maps(maps: Path, datalist: Path, fold: int | None = None) -> None:
     cases = read_datalist(datalist)["training"] if fold is None else read_fold(datalist, fold)[0]
     paths = list_maps(Path(maps))
     known = ranges(lesion_bank(cases)[0])
-    findings = [check_map(path, cases, known) for path in tqdm(paths, desc="checking maps", unit="map")]
+    findings = [check_map(path, cases, known) for path in tqdm(paths, desc="checking maps", unit="map", disable=None)]
     for finding in findings:
         lines = [f"error: {text}" for text in finding.errors] + [f"warning: {text}" for text in finding.warnings]
         adds = ", ".join(f"{words(tissue)} {volume:.3g} ml" for tissue, volume in finding.volume_ml.items())

@@ -89,7 +89,7 @@ def lesion_bank(training: list[Case], with_hu: bool = False) -> tuple[dict[str, 
     tissues = {tissue: labels[tissue] for tissue in pathological_tissues()}
     bank: dict[str, list[Lesion]] = {}
     volumes: dict[str, list[float]] = {tissue: [] for tissue in tissues}
-    for case in tqdm(training, desc="collecting lesions", unit="case"):
+    for case in tqdm(training, desc="collecting lesions", unit="case", disable=None):
         label, hu, spacing = case.volumes()
         for lesion in find_lesions(case.name, label, hu if with_hu else None, spacing, tissues):
             bank.setdefault(lesion.tissue, []).append(lesion)

@@ -122,6 +122,6 @@ def save(data: pandas.DataFrame, bank: pandas.DataFrame, folder: Path) -> pandas
     """Write statistics.csv, statistics.md and statistics.png into a folder, and return the table."""
     table = compare_lesions(data, bank)
     table.to_csv(folder / "statistics.csv", index=False)
-    (folder / "statistics.md").write_text(markdown(table))
+    (folder / "statistics.md").write_text(markdown(table), encoding="utf-8")
     (folder / "statistics.png").write_bytes(figure(data, bank))
     return table

@@ -31,7 +31,7 @@ def read_manifest(path: Path) -> list[dict]:
     if not path.is_file():
         raise InputError(f"{path} does not exist; run augment again")
     lines = []
-    for number, text in enumerate(path.read_text().splitlines(), 1):
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             line = json.loads(text)
             line["case"], line["source"], line["tissues"], line["accepted"]
@@ -66,7 +66,7 @@ def write_painted(
     about = {"versions": versions(), "processor": platform.processor() or platform.machine()}
     if made_by["steps"]:
         about |= painting_terms(made_by["painting"])
-    for planned in tqdm(plan, desc="writing", unit="case"):
+    for planned in tqdm(plan, desc="writing", unit="case", disable=None):
         name, source = planned.name, planned.source
         hu, image = load_ct(source.image)
         label, target = planned.maps()

@@ -15,12 +15,10 @@ from tools.io.volume import (
     canonical,
     canonical_spacing,
     case_name,
-    check_same_geometry,
     load_ct,
     load_labels,
     original,
     save_nifti,
-    turned,
 )
 from tools.maps.target import draw_target, place_words, where
 from tools.maps.typical import tissues as typical_tissues
@@ -179,10 +177,7 @@ def read_host(
 
 def _load_on_grid(path: Path, image: nib.Nifti1Image, ct: Path, values: dict[str, int]) -> np.ndarray:
     """Return a tissue map in the CT's order of axes."""
-    label, file = load_labels(path, values)
-    file = turned(nib.Nifti1Image(label, file.affine), image)
-    check_same_geometry(image, file, ct, path)
-    return np.asarray(file.dataobj)
+    return load_labels(path, values, like=image, like_path=ct)[0]
 
 
 def _remarks(host: Host, labels: dict[str, int]) -> list[str]:

@@ -113,7 +113,7 @@ def draw_into_ct(
     real = None if patches is None else read_patches(patches, patches_share)
     rows, records = [], []
     with new_directory(output) as folder:
-        for name in tqdm(cts, desc="drawing", unit="CT"):
+        for name in tqdm(cts, desc="drawing", unit="CT", disable=None):
             host = read_host(name, cts[name], masks.get(name))
             source = {"source": host.path.name, "sha256": _digest(host.path)}
             source["content_sha256"] = content_digest(host.path)

@@ -204,7 +204,7 @@ def phantom(output: Path, patients: int = 24, seed: int = 0, size: tuple = (160,
     labels = tissue_labels()
     rows = ["case,patient,age,severity,history,kernel"]
     with new_directory(output) as folder:
-        for index in tqdm(range(patients), desc="phantom", unit="patient"):
+        for index in tqdm(range(patients), desc="phantom", unit="patient", disable=None):
             patient = describe_patient(seed, index)
             hu, label, affine = draw_patient(patient, seed, size)
             for array, kind in ((hu, "images"), (label, "labels")):

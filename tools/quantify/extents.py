@@ -134,7 +134,7 @@ def write_rows(path: Path, cases: dict[str, dict | None], labels: dict[str, int]
     tissues = [name for name, value in labels.items() if value]
     measures = ["lung_ml", *(f"{name}_{unit}" for name in tissues for unit in ("ml", "percent"))]
     columns = ["case", "region", *measures, "below_950_percent", "mean_hu"]
-    with open(path, "w", newline="") as stream:
+    with open(path, "w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, columns)
         writer.writeheader()
         for case, found in cases.items():

@@ -7,16 +7,16 @@ import numpy as np
 from tqdm import tqdm
 
 from tools import plotting
+from tools.io.batch import Batch
 from tools.io.files import InputError, new_directory, write_json, write_text
 from tools.io.volume import (
     canonical,
     canonical_spacing,
-    check_same_geometry,
     list_cts,
     list_nifti,
+    list_volumes,
     load_ct,
     load_labels,
-    turned,
 )
 from tools.quantify import extents
 from tools.tissues import COLOUR_TABLE, colour_table, tissue_colours, tissue_labels, words
@@ -41,26 +41,31 @@ def quantify(images: Path, tissues: Path, output: Path, periphery_mm: float = ex
         periphery_mm: Depth of the periphery.
 
     Raises:
-        InputError: if a CT or a map is missing or unusable, or the output exists.
+        InputError: if a CT or a map is missing, none can be used, or the output exists.
+        RunError: at the end, if some could not be used; the others are measured.
     """
     if isinstance(periphery_mm, bool) or not isinstance(periphery_mm, (int, float)) or not 0 < periphery_mm < math.inf:
         raise InputError(f"periphery_mm must be a depth in mm above 0, not {periphery_mm}")
     pairs = pair(images, tissues)
     labels, cases = tissue_labels(), {}
+    batch = Batch("measured", list_volumes(images)[1])
     with new_directory(output) as folder:
-        for case, (image_path, map_path) in tqdm(pairs.items(), desc="quantifying", unit="case"):
-            hu, label, spacing = load(image_path, map_path, labels)
-            if not (label > 0).any():
-                tqdm.write(f"{case}: no lung in {map_path}; its extents are empty")
-                cases[case] = None
-                continue
-            cases[case] = extents.region_extents(hu, label, spacing, labels, float(periphery_mm))
-            (folder / f"{case}.png").write_bytes(draw(hu, label, spacing, cases[case], labels))
+        for case, (image_path, map_path) in tqdm(pairs.items(), desc="quantifying", unit="case", disable=None):
+            with batch.case(case):
+                hu, label, spacing = load(image_path, map_path, labels)
+                if not (label > 0).any():
+                    tqdm.write(f"{case}: no lung in {map_path}; its extents are empty")
+                    cases[case] = None
+                    continue
+                cases[case] = extents.region_extents(hu, label, spacing, labels, float(periphery_mm))
+                (folder / f"{case}.png").write_bytes(draw(hu, label, spacing, cases[case], labels))
+        batch.refuse_if_all_failed()
         write_json(folder / "quantification.json", {"labels": labels, "periphery_mm": periphery_mm, "cases": cases})
         extents.write_rows(folder / "quantification.csv", cases, labels)
         write_text(folder / COLOUR_TABLE, colour_table(labels))
     pictures = sum(found is not None for found in cases.values())
     print(f"wrote quantification.csv, quantification.json, {COLOUR_TABLE} and {pictures} pictures in {output}")
+    batch.close()
 
 
 def pair(images: Path, tissues: Path) -> dict[str, tuple[Path, Path]]:
@@ -79,11 +84,7 @@ def pair(images: Path, tissues: Path) -> dict[str, tuple[Path, Path]]:
 def load(image_path: Path, map_path: Path, labels: dict[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return HU, label values and voxel size in mm, axes to the patient's right, front and head."""
     hu, image = load_ct(image_path)
-    label, label_image = load_labels(map_path, labels)
-    if image_path.is_dir():
-        image = turned(image, label_image)
-        hu = np.asarray(image.dataobj, np.float32)
-    check_same_geometry(image, label_image, image_path, map_path)
+    label, _ = load_labels(map_path, labels, like=image, like_path=image_path)
     return canonical(hu, image.affine), canonical(label, image.affine), canonical_spacing(image)
 
 

@@ -55,7 +55,7 @@ def examples(folders: list[dict], rivals: list[dict]) -> list[Example]:
             reason = "" if line["accepted"] else _reason(line, tissue)
             texts = tissue, folders[number]["fold"], line["case"], line["source"], str(line["patient"]), why, reason
             chosen.setdefault((number, line["case"]), []).append(Example(*texts))
-    for (number, case), group in tqdm(chosen.items(), desc="drawing pictures", unit="case"):
+    for (number, case), group in tqdm(chosen.items(), desc="drawing pictures", unit="case", disable=None):
         _, synthetic, real = made[number]
         rival = _rival(folders[number], case, rivals)
         _draw(group, synthetic[case], real[group[0].source], rival, labels)

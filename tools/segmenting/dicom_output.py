@@ -7,7 +7,7 @@ from types import ModuleType
 import numpy as np
 import pydicom
 
-from tools.bundles import load_script
+from tools.io.dicom import series_files
 from tools.io.files import InputError, atomic_file
 
 PIN = "highdicom==0.28.2"
@@ -28,8 +28,8 @@ def writer() -> ModuleType:
 
 
 def slice_files(folder: Path) -> list[Path]:
-    """Return the DICOM files of a series."""
-    return load_script("lung_tissue_seg", "dicom").dicom_files(Path(folder))
+    """Return the DICOM files of a series in the order of their positions."""
+    return series_files(folder)
 
 
 def check_series(cases: dict[str, Path]) -> None:
@@ -57,12 +57,12 @@ def save_seg(folder: Path, tissues: np.ndarray, labels: dict[str, int], version:
 
     Args:
         folder: The series.
-        tissues: Label values, shape (columns, rows, slices), slices in the order of their numbers, as ``read_series``.
+        tissues: Label values, shape (columns, rows, slices), slices in order, as ``read_series``.
         labels: Tissue name to value.
         version: Version of the bundle.
         path: File to write.
     """
-    slices = sorted(map(pydicom.dcmread, slice_files(folder)), key=lambda one: int(one.InstanceNumber))
+    slices = [pydicom.dcmread(path) for path in slice_files(folder)]
     seg = writer().segmentation(np.swapaxes(tissues, 0, 2), slices, labels, version)
     with atomic_file(path) as temporary:
         seg.save_as(temporary)

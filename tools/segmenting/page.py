@@ -1,7 +1,7 @@
 """One HTML page of labelled CTs, which needs no other file: what was found, by which weights, and what they are not."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tools.tissues import tissue_colours, words
@@ -10,13 +10,14 @@ from tools.workflows.origin import Weights
 TEMPLATE = "page.html.j2"
 
 
-def render(cases: Sequence, weights: Weights, labels: dict[str, int]) -> str:
+def render(cases: Sequence, weights: Weights, labels: dict[str, int], failed: Mapping[str, str]) -> str:
     """Return the page.
 
     Args:
         cases: Of ``tools.segmenting.segment``: name, found, picture, remarks and files.
         weights: Of the segmenter.
         labels: Tissue name to value.
+        failed: Name of a CT that could not be labelled to the reason.
     """
     import jinja2
 
@@ -27,5 +28,9 @@ def render(cases: Sequence, weights: Weights, labels: dict[str, int]) -> str:
     environment.filters |= {"words": words, "base64": lambda png: base64.b64encode(png).decode()}
     colours = tissue_colours(labels)
     return environment.get_template(TEMPLATE).render(
-        cases=cases, weights=weights, colours=colours, diseases=[name for name in colours if name != "healthy"]
+        cases=cases,
+        weights=weights,
+        colours=colours,
+        failed=failed,
+        diseases=[name for name in colours if name != "healthy"],
     )

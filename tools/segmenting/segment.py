@@ -8,14 +8,18 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
+from tools.io.batch import Batch
 from tools.io.files import InputError, new_directory, write_json, write_text
 from tools.io.volume import (
     SYNTHETIC_MARK,
     canonical,
     canonical_spacing,
     case_name,
+    check_header,
+    is_volume,
     list_cts,
     list_nifti,
+    list_volumes,
     load_ct,
     load_mask,
     save_nifti,
@@ -75,19 +79,22 @@ def segment(
         device: Device of the network, such as cpu or cuda; the bundle's own choice if absent.
 
     Raises:
-        InputError: if a CT, mask or weights are missing or unusable, no CT holds lung, or the output exists.
+        InputError: if masks or weights are missing or unusable, no CT can be used or holds lung, or the output exists.
+        RunError: at the end, if some CTs could not be used; the others are labelled.
     """
-    cases = find_cases(ct)
+    cases, passed_over = find_cases(ct)
     give_lungs(cases, lung_dir)
+    batch = Batch("labelled", passed_over)
+    cases = readable(cases, batch)
     if dicom_seg:
         check_series({case.name: case.path for case in cases})
     with new_directory(output) as folder:
-        if len(cases) > 1:  # a bad one must not cost the work on the others
-            for case in tqdm(cases, desc="reading", unit="CT"):
-                load_ct(case.path)
         segmenter = Segmenter(weights, device)
-        for case in tqdm(cases, desc="segmenting", unit="CT", disable=len(cases) == 1):
-            label_case(case, segmenter, folder, dicom_seg)
+        for case in tqdm(cases, desc="segmenting", unit="CT", disable=True if len(cases) == 1 else None):
+            with batch.case(case.name):
+                label_case(case, segmenter, folder, dicom_seg)
+        batch.refuse_if_all_failed()
+        cases = [case for case in cases if case.name in batch.done]
         if not any(case.found for case in cases):
             raise InputError(
                 f"no lung was found in {', '.join(str(case.path) for case in cases)}; is it a chest CT in HU? "
@@ -98,24 +105,41 @@ def segment(
         write_json(folder / "quantification.json", told | {"cases": found})
         extents.write_rows(folder / "quantification.csv", found, labels)
         write_text(folder / COLOUR_TABLE, colour_table(labels))
-        write_text(folder / PAGE, page.render(cases, segmenter.weights, labels))
+        write_text(folder / PAGE, page.render(cases, segmenter.weights, labels, batch.failed))
     for case in cases:
         for remark in case.remarks:
             print(f"{case.name}: {remark}", file=sys.stderr)
     print(f"wrote {len(cases)} tissue map{'s' * (len(cases) > 1)} and tables to {output}; open {Path(output) / PAGE}")
+    batch.close()
 
 
-def find_cases(paths: tuple[Path, ...]) -> list[Case]:
-    """Return the CTs that files and folders hold.
+def readable(cases: list[Case], batch: Batch) -> list[Case]:
+    """Return the cases whose headers can be used; the others are noted before any is labelled.
+
+    Raises:
+        InputError: if none is left.
+    """
+    for case in cases:
+        with batch.case(case.name):
+            check_header(case.path)
+    batch.refuse_if_all_failed()
+    batch.done.clear()
+    return [case for case in cases if case.name not in batch.failed]
+
+
+def find_cases(paths: tuple[Path, ...]) -> tuple[list[Case], dict[str, str]]:
+    """Return the CTs that files and folders hold, and what else lies in the folders, with the reason.
 
     Raises:
         InputError: if one is missing, is no CT, or two have the same name.
     """
     found: dict[str, Path] = {}
+    passed_over: dict[str, str] = {}
     for path in map(Path, paths):
         if path.is_dir():
             held = list_cts(path)
-        elif path.name.endswith((".nii", ".nii.gz")):
+            passed_over |= list_volumes(path)[1]
+        elif path.is_file() and is_volume(path):
             held = {case_name(path): path}
         elif path.exists():
             raise InputError(f"{path} is no .nii or .nii.gz file; of a DICOM series name the folder that holds it")
@@ -125,7 +149,7 @@ def find_cases(paths: tuple[Path, ...]) -> list[Case]:
             if name in found:
                 raise InputError(f"{found[name]} and {place} are both called {name}; rename one, or run each by itself")
             found[name] = place
-    return [Case(name, path) for name, path in found.items()]
+    return [Case(name, path) for name, path in found.items()], passed_over
 
 
 def give_lungs(cases: list[Case], lung_dir: Path | None) -> None:

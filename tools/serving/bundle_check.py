@@ -64,7 +64,7 @@ def stray_problems(root: Path) -> list[str]:
         elif not any(fnmatch.fnmatchcase(name.name, pattern) for pattern in FILES.get(str(name.parent), ())):
             problems.append(f"{name} has no place in a bundle; remove it")
         elif path.suffix not in (".pt", ".png"):
-            found = PERSONAL.search(path.read_text(errors="replace"))
+            found = PERSONAL.search(path.read_text(encoding="utf-8", errors="replace"))
             problems += [f"{name} holds the personal path {found[0]}"] if found else []
     return problems
 
@@ -128,10 +128,10 @@ def page_problems(root: Path) -> list[str]:
     """Return what lacks in the licence and in the page."""
     problems = []
     licence, page = root / "LICENSE", root / "docs/README.md"
-    if licence.is_file() and not re.search(r"Apache License\s+Version 2\.0", licence.read_text()):
+    if licence.is_file() and not re.search(r"Apache License\s+Version 2\.0", licence.read_text(encoding="utf-8")):
         problems.append("LICENSE is not the text of the Apache License, Version 2.0")
     if page.is_file():
-        outside_code = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        outside_code = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
         titles = [title.strip().lower() for title in re.findall(r"^#+ (.+)$", outside_code, flags=re.MULTILINE)]
         problems += [f"docs/README.md has no section {section!r}" for section in SECTIONS if section not in titles]
     return problems

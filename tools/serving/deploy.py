@@ -38,8 +38,8 @@ def write_app(bundle_root: Path, output: Path) -> None:
         # pinned: pip would take holoscan-cli 5.0, which cannot make a MAP any more
         shutil.copy(HERE / "deploy_requirements.txt", folder / "requirements.txt")
         version = read_json(bundle_root / "configs/metadata.json")["version"]
-        app = (HERE / "deploy_app.yaml").read_text()
-        (folder / "app.yaml").write_text(app.format(version=version))
+        app = (HERE / "deploy_app.yaml").read_text(encoding="utf-8")
+        (folder / "app.yaml").write_text(app.format(version=version), encoding="utf-8")
         (folder / "models").mkdir()
         try:
             export(bundle_root, folder / "models", ["torchscript"])

@@ -57,7 +57,7 @@ def monai_bundle(root: Path, words: list) -> None:
     """Run a command of ``monai.bundle`` in a bundle's folder and leave nothing there; RunError if it fails."""
     command = [sys.executable, "-m", "monai.bundle", *map(str, words)]
     environment = {"PYTHONWARNINGS": "ignore"} | os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", cwd=root, env=environment)
     if done.returncode:
         cause = first_error(done.stdout + done.stderr)
         raise RunError(f"monai.bundle {words[0]} of {root} failed (exit {done.returncode}): {cause}")

@@ -139,12 +139,17 @@ class Proof:
         start = time.perf_counter()
         command = [sys.executable, "-m", "monai.bundle", *words]
         done = subprocess.run(
-            command, cwd=cwd or self.root, env=self._environment(), capture_output=True, text=True, errors="replace"
+            command,
+            cwd=cwd or self.root,
+            env=self._environment(),
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
         )
         step = {"name": name, "command": self._readable(words), "seconds": round(time.perf_counter() - start, 1)}
         if done.returncode or not (makes is None or makes.exists()):
             self.log.parent.mkdir(parents=True, exist_ok=True)
-            self.log.write_text(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
+            self.log.write_text(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}", encoding="utf-8")
             raise RunError(f"{name} of {self.root.name} failed: {_cause(done.stderr)}; its log is {self.log}")
         self.steps.append(step | {"result": "ok"})
         print(f"{name}: ok, {step['seconds']} s", flush=True)

@@ -12,7 +12,8 @@ from monai.data import get_track_meta, set_track_meta
 from tools.bundles import import_scripts, rename_targets
 from tools.io.files import InputError
 
-FILES = ("LoadImaged", "EnsureChannelFirstd", "$@saver.set_options")  # what only a run on files needs
+# what only a run on files needs
+FILES = ("LoadImaged", "EnsureChannelFirstd", "scripts.loading.CheckVolumesd", "$@saver.set_options")
 
 
 def without_files(config: Mapping) -> dict:

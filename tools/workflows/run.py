@@ -62,7 +62,9 @@ def run_bundle(
         RunError: if the run fails; the message holds the error it began with.
     """
     check_overrides(bundle, config_files, overrides)
-    command = [sys.executable, "-m", "monai.bundle", "run", *run_words(BUNDLES / bundle, config_files, overrides)]
+    shown = sys.stderr.isatty()
+    words = run_words(BUNDLES / bundle, config_files, {"progress_bar": shown} | overrides)
+    command = [sys.executable, "-m", "monai.bundle", "run", *words]
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     # idle OpenMP threads sleep instead of spinning: as fast alone, and far faster beside other work
     environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | (variables or {}) | {"PYTHONUNBUFFERED": "1"}
@@ -70,18 +72,19 @@ def run_bundle(
         process = subprocess.Popen(command, stdout=stream, stderr=subprocess.PIPE, env=environment)
         try:
             for chunk in iter(lambda: process.stderr.read1(4096), b""):
-                stream.write(chunk)
-                stream.flush()
-                if sys.stderr.isatty() and b"\r" in chunk:  # a progress bar
+                if shown and b"\r" in chunk:  # a progress bar
                     sys.stderr.buffer.write(b"\r" + chunk.rsplit(b"\r")[-1])
                     sys.stderr.flush()
+                else:
+                    stream.write(chunk)
+                    stream.flush()
         except BaseException:  # Ctrl-C, or a full disk: do not leave the process behind
             process.terminate()
             process.wait()
             raise
         returncode = process.wait()
     if returncode:
-        cause = first_error(Path(log).read_text(errors="replace"))
+        cause = first_error(Path(log).read_text(encoding="utf-8", errors="replace"))
         raise RunError(f"{bundle}/{config_files[0]} failed (exit {returncode}): {cause}; its log is {log}")
 
 
@@ -146,7 +149,9 @@ def check_python(flag: str, python: Path, modules: str, remedy: str) -> None:
     name = modules.partition(",")[0]
     words = [python, "-c", f"import {modules}"]
     try:
-        subprocess.run(words, check=True, capture_output=True, text=True, env=clean_environment())
+        subprocess.run(
+            words, check=True, capture_output=True, encoding="utf-8", errors="replace", env=clean_environment()
+        )
     except OSError as error:
         raise InputError(f"{flag} {python} cannot be started ({error}); name the Python in which {name} is") from None
     except subprocess.CalledProcessError as error:
@@ -156,9 +161,9 @@ def check_python(flag: str, python: Path, modules: str, remedy: str) -> None:
 
 def run_worker(what: str, python: Path, worker: Path, job: Path, log: Path) -> None:
     """Run one of our scripts that import nothing of this project in another environment; RunError if it fails."""
-    with open(log, "w") as stream:
+    with open(log, "w", encoding="utf-8") as stream:
         words = [python, str(worker), str(job)]
         failed = subprocess.run(words, stdout=stream, stderr=subprocess.STDOUT, env=clean_environment()).returncode
     if failed:
-        cause = first_error(LOG_PREFIX.sub("", log.read_text(errors="replace")))
+        cause = first_error(LOG_PREFIX.sub("", log.read_text(encoding="utf-8", errors="replace")))
         raise RunError(f"{what} failed: {cause}; its log is {log}")

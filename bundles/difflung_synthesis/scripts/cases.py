@@ -1,6 +1,5 @@
 """Which files belong together."""
 
-import csv
 import json
 import math
 import zlib
@@ -11,7 +10,8 @@ import numpy
 from monai.data import load_decathlon_datalist
 
 from .attributes import Attributes
-from .dicom import check_case, find_series
+from .tables import read_rows
+from .volumes import check_file, list_volumes
 
 
 def datalist_cases(
@@ -29,26 +29,25 @@ def datalist_cases(
         Items with image, label and attributes, float32, shape (size,).
 
     Raises:
-        ValueError: If an item has no fold, an attribute is out of range, or an image is a folder that is not one whole
-            DICOM series.
+        ValueError: If an item has no fold, an attribute is out of range, or a file is refused by its header.
     """
     items = load_decathlon_datalist(datalist)
-    for item in items:
-        if Path(item["image"]).is_dir():
-            check_case(Path(item["image"]))
     without = [str(item["image"]) for item in items if "fold" not in item]
     if without:
         raise ValueError(f"{datalist} gives no fold for {without[0]}; make it with `python -m tools dataset`")
     encoder = Attributes(attributes or {})
-    raw = json.loads(Path(datalist).read_text())[
-        "training"
-    ]  # MONAI takes any text for a path, an empty one for a folder
-    return [
+    # MONAI takes any text for a path, an empty one for a folder
+    raw = json.loads(Path(datalist).read_text(encoding="utf-8"))["training"]
+    chosen = [
         {"image": item["image"], "label": item["label"]}
         | {"attributes": numpy.float32(encoder.encode(known, Path(item["image"]).name))}
         for item, known in zip(items, raw)
         if (item["fold"] == fold) == held_out
     ]
+    for item in chosen:
+        check_file(item["image"], ct=True)
+        check_file(item["label"], like=item["image"])
+    return chosen
 
 
 def painting_cases(
@@ -79,8 +78,7 @@ def painting_cases(
         float32, (tissues,)), sorted by name.
 
     Raises:
-        ValueError: If a folder is missing or empty, a file has no partner, a DICOM folder is not one whole series, or
-            the conditions are unusable.
+        ValueError: If a folder is missing or empty, a file has no partner, or the conditions are unusable.
     """
     kinds = {"image": "images", "label": "labels", "target": "targets"}
     files = {}
@@ -108,47 +106,47 @@ def painting_cases(
 
 
 def files_in(folder: Path, with_series: bool) -> dict[str, str]:
-    """Return case name to NIfTI file, and to folder with a DICOM series if those count; empty for a missing folder.
+    """Return case name to volume, and to folder with a DICOM series if those count; empty for a missing folder.
 
     Raises:
-        ValueError: If two have one name, or a DICOM folder is not one whole series.
+        ValueError: If two have one name.
     """
-    paths = sorted(path for path in folder.glob("*.nii*") if path.is_file() and not path.name.startswith("."))
-    if with_series and folder.is_dir():
-        paths += find_series(folder)
-    files: dict[str, str] = {}
-    for path in paths:
-        if path.is_dir():
-            check_case(path)
-        name = path.name.removesuffix(".gz").removesuffix(".nii")
-        if name in files:
-            raise ValueError(f"{folder} holds both {Path(files[name]).name} and {path.name}; remove one")
-        files[name] = str(path)
-    return files
+    found = list_volumes(folder, series=with_series)[0] if folder.is_dir() else {}
+    return {name: str(path) for name, path in found.items()}
+
+
+def passed_over(dataset_dir: str) -> dict[str, str]:
+    """Return what else lies in the folder of CTs, and why it is none; see :func:`scripts.volumes.list_volumes`."""
+    folder = Path(dataset_dir) / "images"
+    return list_volumes(folder)[1] if folder.is_dir() else {}
 
 
 def read_conditions(path: Path, names: list[str], encoder: Attributes, labels: Mapping[str, int]) -> dict[str, dict]:
     """Return the row of each case of a table of conditions; an empty one where the table or the case is missing.
 
     Raises:
-        ValueError: If a column is not a condition, or a row names no case or one that is not there.
+        ValueError: If a column is not a condition, or a row names no case, one that is not there, or one again.
     """
     rows: dict[str, dict] = {name: {} for name in names}
     if not path.is_file():
         return rows
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = ["case", "seed", *encoder.ranges, *[f"density_{name}" for name, value in labels.items() if value]]
-        unknown = [column for column in reader.fieldnames or ["nothing"] if column not in columns]
-        if unknown or "case" not in reader.fieldnames:
-            raise ValueError(
-                f"{path} has columns {reader.fieldnames}; expected case and any of {', '.join(columns[1:])}"
-            )
-        for row in reader:
-            name = row.pop("case")
-            if name not in rows:
-                raise ValueError(f"{path} line {reader.line_num} names case {name}, which has no image")
-            rows[name] = {key: value.strip() for key, value in row.items() if value}
+    densities = [f"density_{name}" for name, value in labels.items() if value]
+    known = {column.lower(): column for column in ["case", "seed", *encoder.ranges, *densities]}
+    numbers = [column for column in known if column not in ("case", "seed")]
+    columns, lines = read_rows(path, numbers)
+    if set(columns) - set(known) or "case" not in columns:
+        raise ValueError(
+            f"{path} has columns {columns}; expected case and any of {', '.join(list(known.values())[1:])}"
+        )
+    filled: dict[str, int] = {}
+    for line, row in lines:
+        name = row.pop("case")
+        if name not in rows:
+            raise ValueError(f"{path} line {line} names case {name}, which has no image")
+        if name in filled:
+            raise ValueError(f"{path} lines {filled[name]} and {line} both name case {name}; remove one")
+        filled[name] = line
+        rows[name] = {known[key]: value for key, value in row.items() if value}
     return rows
 
 

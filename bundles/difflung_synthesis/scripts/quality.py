@@ -262,7 +262,7 @@ def write_quality(folder: Path, measures: Mapping[str, Mapping[str, float]], sam
 
     def write_csv(path: Path) -> None:
         columns = next(iter(measures.values()), {})
-        with path.open("w", newline="") as file:
+        with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, ["tissue", *columns])
             writer.writeheader()
             for tissue, values in measures.items():
@@ -274,7 +274,7 @@ def write_quality(folder: Path, measures: Mapping[str, Mapping[str, float]], sam
             for tissue, values in measures.items()
         }
         report = {"cases": len(samples), "samples": sum(samples), "features": FEATURES, "tissues": finite}
-        path.write_text(json.dumps(report, indent=2) + "\n")
+        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
     writers = {"quality.csv": write_csv, "quality.json": write_json}
     if crops.named():

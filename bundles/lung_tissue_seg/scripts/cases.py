@@ -1,35 +1,44 @@
-"""Which CTs to label or to learn from: NIfTI files, and folders that each hold one DICOM series."""
+"""Which CTs to label or to learn from: files of volumes, and folders that each hold one DICOM series."""
 
 from pathlib import Path
 
 from monai.data import load_decathlon_datalist
 
-from .dicom import check_case, find_series
+from .volumes import check_file, list_volumes
 
 
 def find_cts(dataset_dir: str) -> list[str]:
-    """Return every NIfTI file directly in a folder, every subfolder that holds DICOM, and the folder if it does.
+    """Return every volume directly in a folder and every folder in it that holds a DICOM series, itself included.
 
     Args:
-        dataset_dir: Folder to look in.
+        dataset_dir: Folder to look in; series are found at any depth.
 
     Returns:
-        Paths in order.
+        Paths in order; none is opened further than to see what it is.
 
     Raises:
         FileNotFoundError: If the folder does not exist, or holds no CT.
-        ValueError: If a DICOM folder is not one whole series of CT; see :func:`check_case`.
+        ValueError: If two CTs have the same case name.
     """
-    folder = Path(dataset_dir)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"the folder {folder} does not exist")
-    found = [path for path in folder.iterdir() if path.is_file() and path.name.endswith((".nii", ".nii.gz"))]
-    for place in find_series(folder):
-        check_case(place)
-        found.append(place)
-    if not found:
-        raise FileNotFoundError(f"{folder} holds neither NIfTI files (.nii, .nii.gz) nor DICOM series")
-    return sorted(str(path) for path in found)
+    cases, passed = _listed(dataset_dir)
+    if not cases:
+        others = "; ".join(f"{name} ({reason})" for name, reason in passed.items())
+        raise FileNotFoundError(
+            f"{dataset_dir} holds neither NIfTI files (.nii, .nii.gz) nor DICOM series of CT"
+            + (f"; passed over: {others}" if others else "")
+        )
+    return [str(path) for path in cases.values()]
+
+
+def passed_over(dataset_dir: str) -> dict[str, str]:
+    """Return what else lies in the folder that :func:`find_cts` looks in, and why it is no CT to label."""
+    return _listed(dataset_dir)[1]
+
+
+def _listed(dataset_dir: str) -> tuple[dict[str, Path], dict[str, str]]:
+    if not Path(dataset_dir).is_dir():
+        raise FileNotFoundError(f"the folder {dataset_dir} does not exist")
+    return list_volumes(Path(dataset_dir))
 
 
 def datalist_cases(datalist: str, fold: int, held_out: bool) -> list[dict]:
@@ -44,8 +53,8 @@ def datalist_cases(datalist: str, fold: int, held_out: bool) -> list[dict]:
         The items with whole paths.
 
     Raises:
-        ValueError: If an item has no fold, no item is left, or an image is a folder that is not one whole series of CT;
-            see :func:`check_case`.
+        ValueError: If an item has no fold, no item is left, or a file cannot be used by its header; see
+            :func:`scripts.volumes.check_file`.
     """
     items = load_decathlon_datalist(datalist)
     without = [str(item["image"]) for item in items if "fold" not in item]
@@ -55,6 +64,6 @@ def datalist_cases(datalist: str, fold: int, held_out: bool) -> list[dict]:
     if not chosen:
         raise ValueError(f"datalist: {'no' if held_out else 'every'} case is in the fold")
     for item in chosen:
-        if Path(item["image"]).is_dir():
-            check_case(Path(item["image"]))
+        check_file(item["image"], ct=True)
+        check_file(item["label"], like=item["image"])
     return chosen

@@ -220,7 +220,7 @@ def interval(values: list[float], seed: int) -> tuple[float | None, float | None
 def write_csv(path: Path, rows: list[dict]) -> None:
     """Write rows of equal columns; an interrupted write leaves the file as it was."""
     temporary = path.parent / f".{path.name}.{os.getpid()}"
-    with temporary.open("w", newline="") as file:
+    with temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)

@@ -76,6 +76,24 @@ def test_excel_csv_with_semicolons_byte_order_mark_and_quoted_line_break_is_read
     assert items[0]["history"] == "first\nsecond; third"
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_tables_of_any_spreadsheet_are_read(data, separator):
+    age = "61.5" if separator == "," else "61,5"
+    rows = [separator.join((f" case{number}", f"p{number}", age, "")) for number in range(6)]
+    path = data.root / "patients.csv"
+    header = separator.join(("Case", "PATIENT ", "Age", ""))
+    lines = ["sep=;" if separator == ";" else "", header, rows[0], separator * 3, *rows[1:], "", ""]
+    path.write_text("\r\n".join(lines).lstrip(), encoding="utf-8-sig", newline="")
+    items = data.run(patients=path)["training"]
+    assert [(item["patient"], item["age"]) for item in items] == [(f"p{number}", 61.5) for number in range(6)]
+
+
+def test_a_table_that_is_not_utf_8_is_refused_with_the_remedy(data):
+    path = data.root / "patients.csv"
+    path.write_bytes("case,patient\ncase0,Müller\n".encode("cp1252"))
+    assert data.refusal(patients=path) == f"patients {path} is not UTF-8; save as UTF-8 (in Excel: CSV UTF-8)"
+
+
 def test_given_folds_are_used(data):
     given = [1, 0, 1, 0, 0, 0]
     rows = [f"case{number},p{number},{fold}" for number, fold in enumerate(given)]
@@ -248,8 +266,8 @@ def test_missing_csv_is_a_warning(data):
 
 
 def test_misspelt_column_is_a_warning(data):
-    data.run(patients=data.csv("case,patient,Age,kernel", *(f"case{number},p{number},60,B" for number in range(6))))
-    assert data.card()["warnings"] == [f"{data.root}/patients.csv: column Age is not used; did you mean age?"]
+    data.run(patients=data.csv("case,patient,agee,kernel", *(f"case{number},p{number},60,B" for number in range(6))))
+    assert data.card()["warnings"] == [f"{data.root}/patients.csv: column agee is not used; did you mean age?"]
 
 
 def test_map_without_tissue_and_map_beside_the_lung_are_warnings(data):

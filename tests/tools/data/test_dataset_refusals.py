@@ -42,12 +42,16 @@ def test_image_without_label_and_label_without_image_are_refused(data):
 
 def test_one_case_as_nii_and_as_nii_gz_is_refused(data):
     save(ct(0), data.images / "case0.nii")
-    assert data.refusal() == f"{data.images} holds both case0.nii and case0.nii.gz; remove one"
+    held = "holds both case0.nii and case0.nii.gz, which are one case, case0; remove one"
+    assert data.refusal() == f"{data.images} {held}"
 
 
 def test_differing_shape_is_refused(data):
     save(tissue_map()[..., :2], data.label(3))
-    assert data.refusal() == f"{data.label(3)} has shape (7, 6, 2), but {data.image(3)} has (7, 6, 3)"
+    assert (
+        data.refusal()
+        == f"{data.label(3)} has shape (7, 6, 2), but {data.image(3)} has (7, 6, 3); resample it to the CT"
+    )
 
 
 def test_differing_affine_is_refused(data):
@@ -56,6 +60,30 @@ def test_differing_affine_is_refused(data):
     save(tissue_map(), data.label(3), shifted)
     message = data.refusal()
     assert f"{data.label(3)} has another affine than {data.image(3)}" in message and "2.5 mm" in message
+
+
+def test_rounding_is_no_fault(data):
+    """Voxels of another size by 3e-5, and labels of 2.9999998, are what other programs write."""
+    save(tissue_map("fibrosis").astype(np.float32) * np.float32(0.99999994), data.label(3), AFFINE * (1 + 3e-5))
+    assert data.run()["numTraining"] == 6
+
+
+@pytest.mark.parametrize("turn", [[[1, 1], [0, 1], [2, 1]], [[0, -1], [1, 1], [2, -1]]])
+def test_a_map_in_another_order_of_axes_is_written_in_its_cts(data, turn):
+    image = nib.Nifti1Image(tissue_map("fibrosis", "emphysema"), AFFINE)
+    wanted = np.asarray(image.dataobj).copy()
+    nib.save(image.as_reoriented(np.array(turn)), data.label(3))
+    items = data.run()["training"]
+    assert [item["label"].startswith("labels/") for item in items] == [False, False, False, True, False, False]
+    written = nib.load(data.output / items[3]["label"])
+    np.testing.assert_array_equal(written.dataobj, wanted)
+    np.testing.assert_allclose(written.affine, AFFINE, atol=1e-5)
+
+
+def test_a_pair_whose_endings_are_in_capitals_counts(data):
+    data.image(3).rename(data.images / "case3.NII.GZ")
+    data.label(3).rename(data.labels / "case3.NII.gz")
+    assert data.run()["numTraining"] == 6
 
 
 def test_unnamed_labels_are_refused(data):
@@ -70,7 +98,7 @@ def test_fractional_labels_are_refused(data):
     bad = tissue_map().astype(np.float32)
     bad[0, 0, 0] = 1.5
     save(bad, data.label(3))
-    assert data.refusal() == f"{data.label(3)} holds label 1.5, but labels must be integers"
+    assert data.refusal() == f"{data.label(3)} holds label 1.5, but labels must be integers; resample it by nearest"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -78,7 +106,7 @@ def test_nan_and_infinite_voxels_are_refused(data, value):
     bad = ct(0).astype(np.float32)
     bad[0, 0, :2] = value
     save(bad, data.image(3))
-    assert data.refusal() == f"{data.image(3)} holds 2 NaN or infinite voxels"
+    assert data.refusal() == f"{data.image(3)} holds 2 NaN or infinite voxels; replace them, by -1024 outside the scan"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def save(array: np.ndarray, path: Path, affine: np.ndarray = AFFINE) -> None:
 
 
 def ct(seed: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
-    return np.random.default_rng(seed).integers(-1000, -600, shape).astype(np.int16)
+    return np.random.default_rng(seed).integers(-1000, -350, shape).astype(np.int16)
 
 
 def tissue_map(*names: str) -> np.ndarray:

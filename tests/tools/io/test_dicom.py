@@ -163,7 +163,7 @@ def test_dataset_names_every_unusable_series(patients):
         f"{patients.images}/NumberOfFrames/IM0001 holds several frames (enhanced CT)",
         f"{patients.images}/SeriesInstanceUID holds 2 series: chest (1 files), chest (5 files)",
         f"{patients.images}/tilted: the slices are shifted against each other (a tilted gantry)",
-        f"{patients.images}/a: slices 3 and 5 lie 5 mm apart, the others 2.5 mm: some are missing",
+        f"{patients.images}/a: slices IM0002 and IM0004 lie 5 mm apart, the others 2.5 mm: some are missing",
     ):
         assert sentence in told
 
@@ -179,11 +179,10 @@ def test_other_mistakes_with_series_are_told(patients):
     (patients.labels / "b.nii.gz").unlink()
     assert f"{patients.images}/b has no label {patients.labels}/b.nii.gz" in patients.refusal()
     shutil.copy(patients.images / "c.nii.gz", patients.images / "a.nii.gz")
-    with pytest.raises(InputError, match="holds both a and a.nii.gz; remove one|holds both a.nii.gz and a; remove one"):
+    with pytest.raises(InputError, match="holds both a.nii.gz and a, which are one case, a; remove one"):
         list_cts(patients.images)
     (patients.images / "b").rename(patients.images / "1.2.840")
-    with pytest.raises(InputError, match="1.2.840: MONAI would cut the case's name at its last dot; rename the folder"):
-        load_ct(patients.images / "1.2.840")
+    assert load_ct(patients.images / "1.2.840")[0].shape == (40, 36, 6)
     with pytest.raises(InputError, match="labels holds no DICOM file"):
         load_ct(patients.labels)
     (patients.images / "empty").mkdir()

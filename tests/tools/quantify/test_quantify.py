@@ -2,12 +2,13 @@
 
 import csv
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from tools.io.files import InputError
+from tools.io.files import InputError, RunError
 from tools.quantify import extents
 from tools.quantify.quantify import quantify
 from tools.tissues import tissue_labels
@@ -158,12 +159,19 @@ def test_unusable_input_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(InputError, match="^b has no tissue map"):
         quantify(tmp_path / "images", tmp_path / "tissues", tmp_path / "out")
     nib.save(nib.Nifti1Image(np.where(label, 7, 0).astype(np.uint8), AFFINE), tmp_path / "tissues/b_tissues.nii.gz")
-    with pytest.raises(InputError, match="holds label 7, but labels name only"):
+    with pytest.raises(RunError, match="1 of 2 cases could not be measured:\n.*holds label 7, but labels name only"):
         quantify(tmp_path / "images", tmp_path / "tissues", tmp_path / "out")
+    assert [row.split(",")[0] for row in (tmp_path / "out/quantification.csv").read_text().splitlines()[1:3]] == [
+        "a",
+        "a",
+    ]
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "images/a.nii.gz").rename(tmp_path / "a.nii.gz")
+    (tmp_path / "tissues/a.nii.gz").rename(tmp_path / "a_tissues.nii.gz")
     nib.save(nib.Nifti1Image(label, np.diag([2.0, 2.0, 4.0, 1.0])), tmp_path / "tissues/b_tissues.nii.gz")
     with pytest.raises(InputError, match="another affine"):
         quantify(tmp_path / "images", tmp_path / "tissues", tmp_path / "out")
-    nib.save(nib.Nifti1Image(label, AFFINE), tmp_path / "tissues/a_tissues.nii.gz")
+    nib.save(nib.Nifti1Image(label, AFFINE), tmp_path / "tissues/b.nii.gz")
     with pytest.raises(InputError, match="two maps of one CT"):
         quantify(tmp_path / "images", tmp_path / "tissues", tmp_path / "out")
     assert not (tmp_path / "out").exists()

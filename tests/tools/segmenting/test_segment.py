@@ -38,6 +38,13 @@ def by_hu(monkeypatch):
     monkeypatch.setattr(Segmenter, "label", label)
 
 
+def air() -> np.ndarray:
+    """Return the HU of air above a table."""
+    hu = np.random.default_rng(0).normal(-1000, 2, SHAPE).astype(np.int16)
+    hu[:, -3:] = -100
+    return hu
+
+
 def ill() -> np.ndarray:
     label = lungs()
     label[60:80, 30:50, 2:5] = GLASS  # files' first axis runs to the left: in the left lung, low
@@ -86,7 +93,7 @@ def test_names_of_files_are_escaped_on_the_page(tmp_path, by_hu):
 def test_files_folders_and_series_are_taken_together_and_one_without_lung_is_told(tmp_path, weights, by_hu, capsys):
     series = write_series(tmp_path / "series", chest(ill()), AFFINE)
     save(chest(lungs()), tmp_path / "folder/a.nii")
-    save(np.full(SHAPE, -1000, np.int16) + (np.arange(10) % 2).astype(np.int16), tmp_path / "folder/air.nii.gz")
+    save(air(), tmp_path / "folder/air.nii.gz")
     segment(series, tmp_path / "folder", output=tmp_path / "out", weights=weights)
     told = json.loads((tmp_path / "out/quantification.json").read_text())["cases"]
     assert list(told) == ["series", "a", "air"] and told["air"] is None
@@ -169,16 +176,38 @@ def test_paths_that_hold_no_ct_or_two_of_a_name_are_refused(tmp_path, weights):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_bad_ct_is_found_before_the_others_are_labelled(tmp_path, weights, monkeypatch):
-    monkeypatch.setattr(Segmenter, "label", lambda *given: pytest.fail("labelled"))
-    good, bad = save(chest(lungs()), tmp_path / "a.nii.gz"), tmp_path / "b.nii.gz"
-    bad.write_bytes(good.read_bytes()[:500])
+@pytest.mark.usefixtures("without_ink")
+def test_bad_cts_do_not_cost_the_others_and_are_told(tmp_path, weights, by_hu, capsys):
+    good = save(chest(lungs()), tmp_path / "a.nii.gz")
+    for name, size in (("b", 500), ("c", -4)):
+        (tmp_path / f"{name}.nii.gz").write_bytes(good.read_bytes()[:size])
+    save(chest(lungs()) + 1024, tmp_path / "d.nii.gz")
+    save(chest(lungs()), tmp_path / "e.NII.GZ")
+    (tmp_path / "f.mha").write_bytes(b"ObjectType = Image")
+    assert cli.main(["segment", str(tmp_path), "--output", str(tmp_path / "out"), "--weights", str(weights)]) == 1
+    told = capsys.readouterr()
+    assert told.out.splitlines()[-1] == "labelled 2, failed 3, passed over 1: f.mha (needs the package itk)"
+    lines = told.err.strip().splitlines()
+    assert lines[-4] == "segment: 3 of 5 cases could not be labelled:"
+    for line, name in zip(lines[-3:], "bcd"):
+        assert f"{tmp_path}/{name}.nii.gz" in line
+    written = {path.name for path in (tmp_path / "out").glob("*.nii.gz")}
+    assert written == {"a_tissues.nii.gz", "e_tissues.nii.gz"}
+    assert "d could not be labelled" in (tmp_path / "out/segmentation.html").read_text(encoding="utf-8")
+    with open(tmp_path / "out/quantification.csv", encoding="utf-8") as stream:
+        assert {row["case"] for row in csv.DictReader(stream)} == {"a", "e"}
+
+
+def test_bad_cts_alone_leave_nothing(tmp_path, weights):
+    bad = save(chest(lungs()), tmp_path / "b.nii.gz")
+    bad.write_bytes(bad.read_bytes()[:500])
     with pytest.raises(InputError, match="b.nii.gz cannot be read as NIfTI"):
-        segment(good, bad, output=tmp_path / "out", weights=weights)
+        segment(bad, output=tmp_path / "out", weights=weights)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_ct_without_lung_is_refused(tmp_path, weights, by_hu):
-    ct = save((np.arange(96 * 80 * 10).reshape(SHAPE) % 2 - 1000).astype(np.int16), tmp_path / "air.nii.gz")
+    ct = save(air(), tmp_path / "air.nii.gz")
     with pytest.raises(InputError, match=r"no lung was found in .*air.nii.gz; is it a chest CT in HU\? .*--lung_dir"):
         segment(ct, output=tmp_path / "out", weights=weights)
 
