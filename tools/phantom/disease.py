@@ -23,6 +23,9 @@ KINDS = {
     "exposure": ({"ground_glass": 0.35, "fibrosis": 0.60, "emphysema": 0.05}, (0.10, 0.65)),
     "post-infection": ({"ground_glass": 0.47, "consolidation": 0.46, "fibrosis": 0.07}, (0.10, 0.85)),
 }
+HALO = 0.6  # how often ground glass surrounds the consolidation of a case
+HALO_MM = (2.0, 14.0)
+OUTLINE_MM = 3.0  # up to which readers draw across the gaps and frayed borders of consolidation
 DEPENDENT = 0.35  # how often consolidation fills the lungs from the back, where the patient lies
 KIND_SHARES = (0.12, 0.20, 0.20, 0.48)  # how often each kind is drawn
 
@@ -96,13 +99,48 @@ def draw_disease(
     values, margins = place_tissues({t: s for t, s in scores.items() if t in shares}, shares, labels)
     part_label = np.zeros(part_lung.shape, np.uint8)
     part_label[part_lung] = values
+    if rng.random() < HALO:
+        _surround(rng, part_label, field, part_lung, margins, labels, voxel_mm)
+        values = part_label[part_lung]
     lesions = _number_lesions(part_label, labels)
     tissue = np.zeros(part_lung.shape, np.float32)
     tissue[part_lung] = texture.draw_lesions(rng, field, values, margins, lesions[part_lung], labels, base[part_lung])
     mixed = _composite(rng, part_hu, smooth, base, vessel, tissue, part_label, labels, scale)
     answer[grown] = mixed
-    label[grown] = part_label
+    label[grown] = _outlined(rng, part_label, labels, voxel_mm)
     return answer, label
+
+
+def _surround(rng, label, field: texture.Field, lung, margins, labels: dict[str, int], voxel_mm: tuple) -> None:
+    """Turn healthy lung near consolidation into ground glass, in place; its margin falls to 0 at its outer border."""
+    solid = label == labels["consolidation"]
+    if not solid.any():
+        return
+    away = np.stack(
+        [
+            ndimage.distance_transform_edt(~solid[..., k], sampling=voxel_mm[:2]) if solid[..., k].any() else
+            np.full(solid.shape[:2], np.inf) for k in range(solid.shape[2])
+        ],
+        axis=2,
+    )[lung]  # fmt: skip
+    reach = rng.uniform(*HALO_MM) * np.exp(0.5 * field.noise["patch3"])
+    halo = (label[lung] == labels["healthy"]) & (away < reach)
+    values = label[lung]
+    values[halo] = labels["ground_glass"]
+    label[lung] = values
+    margins.setdefault("ground_glass", np.zeros(len(values), np.float32))[halo] = (1 - away / reach)[halo]
+
+
+def _outlined(rng: np.random.Generator, label: np.ndarray, labels: dict[str, int], voxel_mm: tuple) -> np.ndarray:
+    """Return label values with consolidation outlined as readers do: gaps filled, a little lung around it held."""
+    solid = label == labels["consolidation"]
+    gap, rim = rng.uniform(0, OUTLINE_MM, 2) * (1.0, 0.6)
+    for k in np.flatnonzero(solid.any((0, 1))):
+        near = ndimage.distance_transform_edt(~solid[..., k], sampling=voxel_mm[:2]) <= gap + rim
+        outline = ndimage.distance_transform_edt(near, sampling=voxel_mm[:2]) > gap
+        solid[..., k] |= outline
+    softer = np.isin(label, (labels["healthy"], labels["ground_glass"]))
+    return np.where(solid & softer, labels["consolidation"], label).astype(label.dtype)
 
 
 def _axes(lung: np.ndarray, voxel_mm: tuple) -> tuple[tuple, tuple]:

@@ -28,7 +28,7 @@ class Patches:
     pixel_mm: float
 
 
-def read_patches(path: Path, share: float = 1.0, pixel_mm: float = 0.6) -> Patches:
+def read_patches(path: Path, share: float = 1.0, pixel_mm: float = 0.6, rest: bool = False) -> Patches:
     """Read patches as the Chest Imaging Platform's are stored here.
 
     Args:
@@ -36,6 +36,7 @@ def read_patches(path: Path, share: float = 1.0, pixel_mm: float = 0.6) -> Patch
         share: Share of each class that is used, from the beginning of the file; neighbours in it resemble each other,
             so the rest can serve as a test.
         pixel_mm: Size of a pixel.
+        rest: Whether to read the patches beyond the share instead.
 
     Raises:
         InputError: if the file holds something else, or ``share`` is out of range.
@@ -49,10 +50,13 @@ def read_patches(path: Path, share: float = 1.0, pixel_mm: float = 0.6) -> Patch
         raise InputError(f"{path} is no npz file with the arrays patches and labels: {error}") from None
     if hu.ndim != 3 or hu.shape[1] != hu.shape[2] or len(hu) != len(classes) or hu.min() > -500:
         raise InputError(f"{path} holds patches of shape {hu.shape} and {len(classes)} labels, not n squares in HU")
-    kept = [
-        where[: max(1, round(share * len(where)))] for where in (np.flatnonzero(classes == c) for c in set(classes))
-    ]
+    kept = []
+    for where in (np.flatnonzero(classes == c) for c in set(classes)):
+        count = max(1, round(share * len(where)))
+        kept.append(where[count:] if rest else where[:count])
     chosen = np.sort(np.concatenate(kept))
+    if not len(chosen):
+        raise InputError(f"a share of {share} leaves no patch of {path}; name the share that training used")
     return Patches(hu[chosen], classes[chosen] != NORMAL, pixel_mm)
 
 
@@ -89,7 +93,7 @@ def set_patches(
             x, y = np.unravel_index(rng.choice(places), free.shape)
             kind = kinds[int(rng.integers(2))]
             number = int(rng.choice(kind if len(kind) else kinds[0]))
-            square = _resized(np.rot90(patches.hu[number], int(rng.integers(4))), side)
+            square = resized(np.rot90(patches.hu[number], int(rng.integers(4))), side)
             square = square.T if rng.random() < 0.5 else square
             place = (slice(x - side // 2, x - side // 2 + side), slice(y - side // 2, y - side // 2 + side), k)
             lung = ndimage.gaussian_filter(square, 1.0) < DENSE_HU
@@ -100,7 +104,7 @@ def set_patches(
     return count
 
 
-def _resized(square: np.ndarray, side: int) -> np.ndarray:
+def resized(square: np.ndarray, side: int) -> np.ndarray:
     """Return a square of ``side`` pixels; what shrinks is averaged first."""
     factor = side / square.shape[0]
     square = square.astype(np.float32)

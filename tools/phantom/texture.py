@@ -76,11 +76,11 @@ def ground_glass(rng: np.random.Generator, field: Field, margin: np.ndarray, hea
 def consolidation(rng: np.random.Generator, field: Field, margin: np.ndarray, healthy: np.ndarray) -> np.ndarray:
     """Return the HU of one consolidation, from half-filled and patchy to as dense as muscle; arguments as above."""
     noise = field.noise
-    dense = rng.uniform(-30, 60) if rng.random() < 0.55 else rng.uniform(-380, -30)
+    dense = rng.uniform(-30, 60) if rng.random() < 0.35 else rng.uniform(-440, -30)
     solid = dense + rng.uniform(8, 30) * noise["lobule0"] + rng.uniform(5, 20) * noise["grain0"]
-    if rng.random() < 0.4:  # lobules that still hold air
+    if rng.random() < 0.5:  # lobules that still hold air
         solid -= rng.uniform(80, 350) * np.clip(noise["lobule1"] + 0.6 * noise["patch1"] - rng.uniform(0.3, 1.2), 0, 1)
-    edge = rng.choice([0.0, 0.3, 0.8])
+    edge = rng.choice([0.0, 0.3, 0.8, 1.5])
     if edge == 0:
         return solid
     halo = np.maximum(healthy, rng.uniform(-560, -300))
