@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory) -> Path:
-    """``datalist.json`` of eight small drawn patients in two folds, with ``images`` and ``labels`` next to its folder."""
+    """``datalist.json`` of eight small drawn patients in two folds, ``images`` and ``labels`` next to its folder."""
     folder = tmp_path_factory.mktemp("cohort")
     phantom(folder / "phantom", patients=8, size=(96, 96, 12))
     for name in ("images", "labels"):

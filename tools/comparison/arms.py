@@ -25,6 +25,7 @@ class Arm:
         oversampled: Whether real cases with rare tissues are repeated.
         weighted: Whether rare tissues weigh more in the loss.
         alone: Whether the real cases are left out.
+        longer: Whether it takes the steps that the generator's compute would buy.
     """
 
     method: str | None = None
@@ -32,6 +33,7 @@ class Arm:
     oversampled: bool = False
     weighted: bool = False
     alone: bool = False
+    longer: bool = False
 
 
 _METHODS = {
@@ -45,6 +47,7 @@ ARMS = {
     REFERENCE: Arm(),
     "oversampled": Arm(oversampled=True),
     "class_weighted": Arm(weighted=True),
+    "longer": Arm(longer=True),
     **_METHODS,
     **{f"{name}_oversampled": replace(arm, oversampled=True) for name, arm in _METHODS.items()},
     **{f"{name}_weighted": replace(arm, weighted=True) for name, arm in _METHODS.items()},
@@ -172,6 +175,7 @@ def tissue_weights(training: list[Case], labels: dict[str, int], weights: list[f
 
 ARM_TITLES = {
     "real": "real only",
+    "longer": "real only, longer",
     "oversampled": "oversampled",
     "class_weighted": "class-weighted loss",
     "copy_paste": "copy-paste",

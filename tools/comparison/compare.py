@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from tools.comparison import power
-from tools.comparison.arms import ARMS, REFERENCE, arm_key
+from tools.comparison.arms import ARMS, REFERENCE, arm_key, is_painted
 from tools.comparison.experiment import Experiment, say
+from tools.comparison.plateau import FEWEST, budgets, inner_split
 from tools.comparison.results import SCHEMA, collect, read_results
 from tools.comparison.run import Run
 from tools.comparison.verdicts import PATIENTS_FOR_VERDICT, format_table, parse_primary
@@ -34,6 +35,8 @@ def compare(
     external: Path | None = None,
     primary: str | None = None,
     iterations: int = 2000,
+    until: str | None = None,
+    longer: float | None = None,
     balance: float = 1.0,
     steps: int = 8,
     max_cases: int | None = None,
@@ -54,8 +57,8 @@ def compare(
     Args:
         datalist: The datalist.json of the real cases.
         output: Folder for the runs, results.csv and summary.json; new, or begun with the same settings.
-        arms: Some of real, oversampled, class_weighted, copy_paste, no_ablation, konz, cbmat, cbmat_filter, each of the
-            last five with _oversampled or _weighted, and synthetic_only; real must be among them.
+        arms: Some of real, oversampled, class_weighted, longer, copy_paste, no_ablation, konz, cbmat, cbmat_filter,
+            each of the last five with _oversampled or _weighted, and synthetic_only; real must be among them.
         folds: Folds to hold out, one after the other; default all.
         seeds: Seeds of the segmenter; each is a training run of its own. A verdict needs two, and three folds.
         ratios: Ratios of synthetic to real cases as the segmenter draws them, for example 0.25,0.5,1,2.
@@ -63,7 +66,11 @@ def compare(
         external: A datalist.json of other patients; every segmenter is tested on them too.
         primary: The one question named beforehand, ARM,TISSUE, for example cbmat_filter,mean. Its verdict is not
             corrected for the number of the others; mean stands for the mean over the pathological tissues.
-        iterations: Optimizer steps of every segmenter.
+        iterations: Optimizer steps of every segmenter; the most of them with until.
+        until: "plateau" finds each fold's number of steps on an inner split of its training patients: the smallest
+            after which doubling gains less than 0.005 of mean Dice. Every arm of the fold gets that number.
+        longer: Steps of the arm longer over those of the others; by default it gets as many more as the seconds are
+            enough for that augment took for the dearest painted arm.
         balance: How far augment fills up the rare tissues.
         steps: Sampling steps of the synthesizer.
         max_cases: Largest number of new cases of augment.
@@ -87,6 +94,7 @@ def compare(
     arms = [str(arm) for arm in listed(arms)]
     seeds, ratios, fractions = (listed(values) for values in (seeds, ratios, fractions))
     _check(real, datalist, arms, folds, seeds, ratios, fractions, iterations, workers, overrides)
+    _check_steps(real, arms, folds, iterations, until, longer)
     trained_anew = sorted({ARMS[arm].method for arm in arms} - {None, "copy_paste", "cbmat"})
     if synthesizer and trained_anew:
         raise InputError(f"--synthesizer gives the weights, but {', '.join(trained_anew)} are ways to train them anew")
@@ -117,6 +125,8 @@ def compare(
         "datalist_sha256": sha256(datalist),
         "external_sha256": sha256(external) if external else None,
         "iterations": iterations,
+        "until": until,
+        "longer": longer,
         **painting,
         "augmentation_seed": augmentation_seed,
         "paint_per_seed": paint_per_seed,
@@ -129,7 +139,9 @@ def compare(
     for sentence in warnings(real, folds, tested) + warn_of_near_duplicates(real["training"]):
         say(sentence)
     painting |= {"seed": augmentation_seed, "overrides": synthesis_overrides, "synthesizer": synthesizer}
-    experiment = Experiment(datalist, real, output, seeds[0], iterations, overrides, painting, others, paint_per_seed)
+    experiment = Experiment(
+        datalist, real, output, seeds[0], iterations, overrides, painting, others, paint_per_seed, bool(until), longer
+    )
     runs = [
         Run(fold, float(fraction), seed, key)
         for fraction in sorted(fractions, reverse=True)
@@ -145,6 +157,8 @@ def compare(
         )
     summary = collect(output, real)
     print(f"\n{format_table(summary['rows'])}\n")
+    for told in summary["plateaus"]:
+        print(told)
     print(f"difference: Dice over all patients, 1 or 0 where a tissue is absent, minus that of arm {REFERENCE}")
     print("interval: of one question alone, with patients, trainings and painted sets as chance; the fold is the unit")
     print(f"gain or loss: p (Holm) of at most 0.05, corrected for all rows{' but the primary one' if named else ''}")
@@ -176,6 +190,26 @@ def _check(real, path, arms, folds, seeds, ratios, fractions, iterations, worker
     from tools.workflows.run import check_overrides
 
     check_overrides("lung_tissue_seg", ["train.json"], overrides)
+
+
+def _check_steps(real, arms, folds, iterations, until, longer) -> None:
+    """Raise InputError for a number of steps that cannot be found."""
+    if until not in (None, "plateau"):
+        raise InputError(f"until may be plateau, not {until!r}; --iterations N sets the number of steps")
+    if until and len(budgets(iterations)) < 2:
+        raise InputError(
+            f"--until plateau tries {FEWEST} steps and the double, again and again; --iterations {iterations} is the "
+            f"most it may take, so give {2 * FEWEST} or more"
+        )
+    if until:
+        for fold in folds:
+            inner_split(split(real, fold)[0], real["labels"])
+    if longer is not None and (isinstance(longer, bool) or not isinstance(longer, int | float) or longer <= 0):
+        raise InputError(f"longer must be a number above 0, not {longer}")
+    if "longer" in arms and longer is None and not any(is_painted(arm) for arm in arms):
+        raise InputError(
+            "the arm longer spends what painting costs, and no arm is painted; add one, or give --longer 2"
+        )
 
 
 def patients_with(real: dict, folds: list[int]) -> dict[str, int]:

@@ -41,6 +41,11 @@ class Run:
         """Return the run's own folder below that of the comparison."""
         return share_folder(output, self.fold, self.fraction) / f"seed{self.seed}" / self.key
 
+    @property
+    def group(self) -> tuple[int, float, int]:
+        """Fold, share and seed, which the arms have in common."""
+        return self.fold, self.fraction, self.seed
+
     def __str__(self) -> str:
         share = "" if self.fraction == 1 else f"{self.fraction:.0%} of the patients, "
         return f"fold {self.fold}, {share}seed {self.seed}, arm {self.key}"

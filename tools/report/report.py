@@ -120,6 +120,7 @@ def render(directory: Path) -> str:
         acceptance=tables.acceptance(folders, labels),
         acceptance_by_fold=tables.acceptance(folders, labels, by_fold=True),
         runs=tables.run_table(runs),
+        steps=tables.steps(runs),
         stages=tables.stage_table(runs),
         settings=tables.settings_table(summary["settings"]),
         checksums=tables.checksums(every, summary["settings"]),
@@ -155,7 +156,7 @@ def load(directory: Path) -> tuple[dict, list[dict]]:
     missing = [key for key in SUMMARY_KEYS if not summary.get(key)]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}; run compare again")
-    summary = {"measures": {}, "curve": [], "external": []} | summary
+    summary = {"measures": {}, "curve": [], "external": [], "plateaus": []} | summary
     return summary, read_results(directory, max(summary["fractions"]))
 
 
@@ -263,6 +264,7 @@ def warnings(summary: dict) -> list[str]:
             "One seed only: every arm was trained once, so luck in training cannot be told from the effect of an arm, "
             "and no verdict is given."
         )
+    told += [f"{text.replace('fold', 'Fold', 1)}." for text in summary["plateaus"] if "no plateau" in text]
     few = {row["tissue"]: row["patients"] for row in summary["rows"] if "too few patients" in row.get("verdict", "")}
     if few:
         names = _join([f"{words(tissue)} ({count})" for tissue, count in few.items()])
