@@ -7,6 +7,7 @@ import numpy as np
 
 from tools.data.datalist import SYNTHETIC, Case, presence, split, tissue_voxels
 from tools.io.files import InputError
+from tools.painting.manifest import FREE_METHODS
 from tools.tissues import words
 
 REFERENCE = "real"
@@ -38,6 +39,7 @@ class Arm:
 
 _METHODS = {
     "copy_paste": Arm("copy_paste"),
+    "drawn": Arm("drawn"),
     "no_ablation": Arm("no_ablation"),
     "konz": Arm("konz"),
     "cbmat": Arm("cbmat"),
@@ -179,6 +181,7 @@ ARM_TITLES = {
     "oversampled": "oversampled",
     "class_weighted": "class-weighted loss",
     "copy_paste": "copy-paste",
+    "drawn": "drawn as the phantom's",
     "no_ablation": "painted, no ablation",
     "konz": "painted, Konz ablation",
     "cbmat": "painted, CBMAT",
@@ -208,4 +211,4 @@ def is_painted(key: str) -> bool:
         >>> is_painted("cbmat_filter_oversampled"), is_painted("copy_paste_oversampled"), is_painted("real")
         (True, False, False)
     """
-    return arm_of(key)[0].method not in (None, "copy_paste")
+    return arm_of(key)[0].method not in (None, *FREE_METHODS)

@@ -14,6 +14,8 @@ from tools.data.provenance import check_twins
 from tools.data.twins import warn_of_near_duplicates
 from tools.flags import check_numbers, listed
 from tools.io.files import InputError, RunError, open_run, sha256
+from tools.painting.hosts import check_hosts
+from tools.painting.manifest import FREE_METHODS
 from tools.tissues import tissue_labels
 from tools.workflows.run import versions
 
@@ -45,6 +47,7 @@ def compare(
     overrides: dict | None = None,
     synthesis_overrides: dict | None = None,
     synthesizer: Path | None = None,
+    hosts: Path | None = None,
     workers: int = 1,
     plan: bool = False,
 ) -> None:
@@ -57,8 +60,8 @@ def compare(
     Args:
         datalist: The datalist.json of the real cases.
         output: Folder for the runs, results.csv and summary.json; new, or begun with the same settings.
-        arms: Some of real, oversampled, class_weighted, longer, copy_paste, no_ablation, konz, cbmat, cbmat_filter,
-            each of the last five with _oversampled or _weighted, and synthetic_only; real must be among them.
+        arms: Some of real, oversampled, class_weighted, longer, copy_paste, drawn, no_ablation, konz, cbmat,
+            cbmat_filter, each of the last six with _oversampled or _weighted, and synthetic_only; real must be there.
         folds: Folds to hold out, one after the other; default all.
         seeds: Seeds of the segmenter; each is a training run of its own. A verdict needs two, and three folds.
         ratios: Ratios of synthetic to real cases as the segmenter draws them, for example 0.25,0.5,1,2.
@@ -80,6 +83,8 @@ def compare(
         overrides: Config ids of the segmenter's train.json, for example {"device": "cpu", "batch_size": 2}.
         synthesis_overrides: Config ids of the synthesizer, passed to augment.
         synthesizer: Weights with their card.json to paint with in every fold, instead of training some in each.
+        hosts: Folder of CTs of normal lungs that nobody labelled, which receive the new tissue of every arm; as augment
+            takes it.
         workers: Runs side by side; each gets a GPU of its own where there are several, else a share of the cores.
         plan: Train nothing; print what such a comparison could find, judged by the finished runs in output.
 
@@ -95,7 +100,7 @@ def compare(
     seeds, ratios, fractions = (listed(values) for values in (seeds, ratios, fractions))
     _check(real, datalist, arms, folds, seeds, ratios, fractions, iterations, workers, overrides)
     _check_steps(real, arms, folds, iterations, until, longer)
-    trained_anew = sorted({ARMS[arm].method for arm in arms} - {None, "copy_paste", "cbmat"})
+    trained_anew = sorted({ARMS[arm].method for arm in arms} - {None, *FREE_METHODS, "cbmat"})
     if synthesizer and trained_anew:
         raise InputError(f"--synthesizer gives the weights, but {', '.join(trained_anew)} are ways to train them anew")
     keys = list(dict.fromkeys(arm_key(name, ratio) for name in arms for ratio in ratios))
@@ -112,6 +117,8 @@ def compare(
         everybody = {case.patient for case in real["training"] if case.fold in folds}
         print(power.format_plan(power.plan(tested, len(everybody), len(folds), len(seeds), len(keys), pilot)))
         return
+    if hosts:
+        check_hosts(hosts, [], real["training"])  # every patient is tested in some fold
     if output is None:
         raise InputError("compare needs --output, the folder of its runs")
     others = read_datalist(Path(external)) if external else None
@@ -134,11 +141,13 @@ def compare(
         "overrides": overrides,
         "synthesis_overrides": synthesis_overrides,
         "synthesizer_sha256": sha256(synthesizer) if synthesizer else None,
+        "hosts": str(Path(hosts).resolve()) if hosts else None,
     }
     output = open_run(Path(output), settings)
     for sentence in warnings(real, folds, tested) + warn_of_near_duplicates(real["training"]):
         say(sentence)
     painting |= {"seed": augmentation_seed, "overrides": synthesis_overrides, "synthesizer": synthesizer}
+    painting |= {"hosts": hosts}
     experiment = Experiment(
         datalist, real, output, seeds[0], iterations, overrides, painting, others, paint_per_seed, bool(until), longer
     )

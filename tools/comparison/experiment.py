@@ -16,6 +16,7 @@ from tools.comparison.plateau import find_plateau
 from tools.comparison.run import Run, environment, share_folder, train
 from tools.data.datalist import split, subset
 from tools.io.files import RunError, read_json, write_json
+from tools.painting.manifest import FREE_METHODS
 
 
 def say(line: str) -> None:
@@ -119,7 +120,7 @@ class Experiment:
         unfinished = [run for run in runs if not self._is_finished(run)]
         waiting = [run for run in unfinished if arm_of(run.key)[0].method]
         painted = {self._augmented_folder(run): run for run in waiting}
-        judges = {self._judge(run) for run in waiting if arm_of(run.key)[0].method != "copy_paste"}
+        judges = {self._judge(run) for run in waiting if arm_of(run.key)[0].method not in FREE_METHODS}
         judges |= {self._judge(run) for run in unfinished if arm_of(run.key)[0].longer}
         self.paid = {run: self._augmented_folder(run) for run in runs if is_painted(run.key)}
         jobs = {title: partial(self._make, run, title) for run, title in titles.items()}
@@ -202,7 +203,7 @@ class Experiment:
         method, judge, folder = arm_of(run.key)[0].method, self._judge(run), self._augmented_folder(run)
         if (folder / "datalist.json").is_file():
             return
-        if method != "copy_paste" and not self._is_finished(judge):
+        if method not in FREE_METHODS and not self._is_finished(judge):
             raise RunError(f"{judge}, which the quality gate asks, is not finished")
         own = {"seed": self.augmentation["seed"] + run.seed} if self.paint_per_seed else {}
         with timed(clock(folder)):
@@ -211,7 +212,7 @@ class Experiment:
                 fold=run.fold,
                 output=folder,
                 method=method,
-                segmenter=None if method == "copy_paste" else judge.folder(self.output) / "model.pt",
+                segmenter=None if method in FREE_METHODS else judge.folder(self.output) / "model.pt",
                 **self.augmentation | own,
             )
         minutes = read_json(clock(folder))["seconds"] / 60

@@ -4,9 +4,17 @@ from pathlib import Path
 
 from tools.comparison.arms import arm_of
 from tools.data.datalist import Case, patients, read_datalist, split
-from tools.data.provenance import GATE_CARD, MAPS_CARD, SYNTHESIZER_CARD, cases_read, check_disjoint, find_twin
+from tools.data.provenance import (
+    GATE_CARD,
+    HOSTS_CARD,
+    MAPS_CARD,
+    SYNTHESIZER_CARD,
+    cases_read,
+    check_disjoint,
+    find_twin,
+)
 from tools.io.files import InputError, read_json
-from tools.painting.manifest import read_manifest
+from tools.painting.manifest import FREE_METHODS, read_manifest
 
 
 def augmented_stages(directory: Path, method: str) -> dict[str, list[dict]]:
@@ -17,7 +25,9 @@ def augmented_stages(directory: Path, method: str) -> dict[str, list[dict]]:
     """
     directory = Path(directory)
     cards = {"tissue maps and their frequencies": MAPS_CARD}
-    if method != "copy_paste":
+    if (directory / HOSTS_CARD).is_file():
+        cards["hosts without labels"] = HOSTS_CARD
+    if method not in FREE_METHODS:
         cards |= {"synthesizer": SYNTHESIZER_CARD, "quality gate": GATE_CARD}
     stages = {}
     for stage, name in cards.items():

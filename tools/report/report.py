@@ -7,6 +7,7 @@ from tools.comparison.arms import REFERENCE, arm_title, is_painted
 from tools.comparison.results import EARLIER, SCHEMA, collect, read_results
 from tools.comparison.verdicts import FOLDS_FOR_VERDICT, HEADLINE, MEAN, decide, summarise
 from tools.io.files import InputError, check_writable, read_json, write_text
+from tools.painting.manifest import FREE_METHODS
 from tools.plotting import LUNG_WINDOW_HU
 from tools.report import figures, sweeps, tables
 from tools.report.figures import sentence
@@ -76,7 +77,7 @@ def render(directory: Path) -> str:
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     every = tables.augmented_folders(directory)
     folders = [folder for folder in every if abs(folder["percent"] - 100 * max(summary["fractions"])) < 0.01]
-    painted = [folder for folder in folders if folder["method"] != "copy_paste"]
+    painted = [folder for folder in folders if folder["method"] not in FREE_METHODS]
     shown = [folder for folder in painted if folder["method"] == painted[0]["method"]]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),

@@ -13,7 +13,7 @@ from tools.maps.statistics import MEASURES as LESION_MEASURES
 from tools.painting.manifest import read_manifest
 from tools.tissues import words
 
-METHODS = ("cbmat", "konz", "no_ablation", "copy_paste")  # in the order of the page
+METHODS = ("cbmat", "konz", "no_ablation", "copy_paste", "drawn")  # in the order of the page
 # Title and explanation of the measures of quality.json; one that is missing here is shown under its own name.
 MEASURES = {
     "texture_distance": ("texture distance", "Fréchet distance between features of the texture, of different patients"),

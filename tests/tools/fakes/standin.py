@@ -60,10 +60,11 @@ class Standin:
         self.accepts = True
 
     def augment(
-        self, datalist, fold, output, method, segmenter, balance, steps, max_cases, seed, overrides, synthesizer
+        self, datalist, fold, output, method, segmenter, balance, steps, max_cases, seed, overrides, synthesizer, **more
     ):
         self.augmented.append((fold, method, seed))
-        assert (segmenter is None) == (method == "copy_paste")
+        assert (segmenter is None) == (method in ("copy_paste", "drawn"))
+        self.asked = more
         assert segmenter is None or (segmenter.is_file() and segmenter.parent.name == "real")
         real = read_datalist(datalist)
         train, test = split(real, fold)
