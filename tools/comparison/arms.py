@@ -27,6 +27,7 @@ class Arm:
         weighted: Whether rare tissues weigh more in the loss.
         alone: Whether the real cases are left out.
         longer: Whether it takes the steps that the generator's compute would buy.
+        started: Whether the training starts from given weights instead of random ones.
     """
 
     method: str | None = None
@@ -35,6 +36,7 @@ class Arm:
     weighted: bool = False
     alone: bool = False
     longer: bool = False
+    started: bool = False
 
 
 _METHODS = {
@@ -45,7 +47,7 @@ _METHODS = {
     "cbmat": Arm("cbmat"),
     "cbmat_filter": Arm("cbmat", filtered=True),
 }
-ARMS = {
+_FROM_SCRATCH = {
     REFERENCE: Arm(),
     "oversampled": Arm(oversampled=True),
     "class_weighted": Arm(weighted=True),
@@ -55,6 +57,8 @@ ARMS = {
     **{f"{name}_weighted": replace(arm, weighted=True) for name, arm in _METHODS.items()},
     "synthetic_only": Arm("cbmat", filtered=True, alone=True),
 }
+STARTED = "_started"
+ARMS = _FROM_SCRATCH | {f"{name}{STARTED}": replace(arm, started=True) for name, arm in _FROM_SCRATCH.items()}
 
 
 def arm_key(name: str, ratio: float = 1.0) -> str:
@@ -90,8 +94,13 @@ def arm_of(key: str) -> tuple[Arm, float]:
     """
     name, ratio = arm_name(key), key.partition("_x")[2]
     if name not in ARMS:
-        raise InputError(f"there is no arm {name!r}; there are {', '.join(ARMS)}")
+        raise InputError(no_arm(name))
     return ARMS[name], float(ratio or 1)
+
+
+def no_arm(name: str) -> str:
+    """Return the sentence for a name that is no arm's."""
+    return f"there is no arm {name!r}; there are {', '.join(_FROM_SCRATCH)}, and each with {STARTED}"
 
 
 def repeats(present: np.ndarray, at_most: int = REPEATS_AT_MOST) -> list[int]:
@@ -188,6 +197,11 @@ ARM_TITLES = {
     "cbmat_filter": "painted, CBMAT, filtered",
     "synthetic_only": "painted cases only",
 }
+ENDINGS = {
+    STARTED: ", from start weights",
+    "_oversampled": " + oversampled",
+    "_weighted": " + class-weighted loss",
+}
 
 
 def arm_title(key: str) -> str:
@@ -196,11 +210,15 @@ def arm_title(key: str) -> str:
     Example:
         >>> arm_title("cbmat_filter_oversampled_x0.5"), arm_title("cbmat_weighted")
         ('painted, CBMAT, filtered + oversampled, ratio 0.5', 'painted, CBMAT + class-weighted loss')
+        >>> arm_title("class_weighted_started")
+        'class-weighted loss, from start weights'
     """
     name, _, ratio = key.partition("_x")
-    base = name.removesuffix("_oversampled").removesuffix("_weighted") if name not in ARM_TITLES else name
-    added = {"": "", "_oversampled": " + oversampled", "_weighted": " + class-weighted loss"}[name.removeprefix(base)]
-    title = ARM_TITLES.get(base, words(base)) + added
+    added = ""
+    for ending, told in ENDINGS.items():
+        if name.endswith(ending) and name not in ARM_TITLES:
+            name, added = name.removesuffix(ending), told + added
+    title = ARM_TITLES.get(name, words(name)) + added
     return f"{title}, ratio {ratio}" if ratio else title
 
 

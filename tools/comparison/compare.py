@@ -3,27 +3,22 @@
 from pathlib import Path
 
 from tools.comparison import power
-from tools.comparison.arms import ARMS, REFERENCE, arm_key, is_painted
+from tools.comparison.arms import ARMS, REFERENCE, arm_key
+from tools.comparison.checks import check, check_steps, patients_with, share_counts, shared_recipe, warnings
 from tools.comparison.experiment import Experiment, say
-from tools.comparison.plateau import FEWEST, budgets, inner_split
 from tools.comparison.results import SCHEMA, collect, read_results
 from tools.comparison.run import Run
-from tools.comparison.verdicts import PATIENTS_FOR_VERDICT, format_table, parse_primary
-from tools.data.datalist import check_real, read_datalist, split, tissues_in
-from tools.data.provenance import check_twins
+from tools.comparison.verdicts import format_table, parse_primary
+from tools.data.datalist import read_datalist
 from tools.data.twins import warn_of_near_duplicates
-from tools.flags import check_numbers, listed
+from tools.flags import listed
 from tools.io.files import InputError, RunError, open_run, sha256
 from tools.painting.hosts import check_hosts
 from tools.painting.manifest import FREE_METHODS
-from tools.tissues import tissue_labels
+from tools.workflows.origin import named_weights
 from tools.workflows.run import versions
-
-# What compare itself decides; an override of these would break the equality of the arms.
-RESERVED = (
-    *("dataset_dir", "datalist", "fold", "seed", "model_dir", "output_dir"),
-    *("max_epochs", "epoch_length", "val_interval", "extra_ratio"),
-)
+from tools.workflows.segmenter import SEGMENTER
+from tools.workflows.synthesizer import SYNTHESIZER
 
 
 def compare(
@@ -34,6 +29,7 @@ def compare(
     seeds: tuple = (0, 1, 2),
     ratios: tuple = (1,),
     fractions: tuple = (1,),
+    patients: tuple | None = None,
     external: Path | None = None,
     primary: str | None = None,
     iterations: int = 2000,
@@ -44,6 +40,8 @@ def compare(
     max_cases: int | None = None,
     augmentation_seed: int = 0,
     paint_per_seed: bool = False,
+    start: Path | None = None,
+    overlays: tuple | None = None,
     overrides: dict | None = None,
     synthesis_overrides: dict | None = None,
     synthesizer: Path | None = None,
@@ -62,10 +60,12 @@ def compare(
         output: Folder for the runs, results.csv and summary.json; new, or begun with the same settings.
         arms: Some of real, oversampled, class_weighted, longer, copy_paste, drawn, no_ablation, konz, cbmat,
             cbmat_filter, each of the last six with _oversampled or _weighted, and synthetic_only; real must be there.
+            Each also with _started at the end, which begins with the weights of start.
         folds: Folds to hold out, one after the other; default all.
         seeds: Seeds of the segmenter; each is a training run of its own. A verdict needs two, and three folds.
         ratios: Ratios of synthetic to real cases as the segmenter draws them, for example 0.25,0.5,1,2.
         fractions: Shares of the training patients, for a learning curve, for example 0.1,0.25,0.5,1.
+        patients: Numbers of training patients instead, the same in each fold, for example 1,2,5,10,20,all.
         external: A datalist.json of other patients; every segmenter is tested on them too.
         primary: The one question named beforehand, ARM,TISSUE, for example cbmat_filter,mean. Its verdict is not
             corrected for the number of the others; mean stands for the mean over the pathological tissues.
@@ -80,9 +80,13 @@ def compare(
         augmentation_seed: Seed of augment.
         paint_per_seed: Whether each seed gets maps, a synthesizer and painted cases of its own, so that their luck
             averages out over the seeds; else one synthesizer per fold serves all seeds, which takes less time.
+        start: Weights with their card.json that the arms with _started begin with, or shipped for those of the bundle.
+            All arms then take the voxel size of these weights.
+        overlays: Configs of the segmenter laid over its train.json for every arm, for example whole_slices.yaml.
         overrides: Config ids of the segmenter's train.json, for example {"device": "cpu", "batch_size": 2}.
         synthesis_overrides: Config ids of the synthesizer, passed to augment.
-        synthesizer: Weights with their card.json to paint with in every fold, instead of training some in each.
+        synthesizer: Weights with their card.json to paint with in every fold, instead of training some in each, or
+            shipped for those of the bundle.
         hosts: Folder of CTs of normal lungs that nobody labelled, which receive the new tissue of every arm; as augment
             takes it.
         workers: Runs side by side; each gets a GPU of its own where there are several, else a share of the cores.
@@ -94,12 +98,17 @@ def compare(
     """
     datalist = Path(datalist)
     overrides, synthesis_overrides = dict(overrides or {}), dict(synthesis_overrides or {})
+    synthesizer, start = named_weights(SYNTHESIZER, synthesizer), named_weights(SEGMENTER, start)
     real = read_datalist(datalist)
     folds = listed(folds) or sorted({case.fold for case in real["training"] if case.fold >= 0})
     arms = [str(arm) for arm in listed(arms)]
     seeds, ratios, fractions = (listed(values) for values in (seeds, ratios, fractions))
-    _check(real, datalist, arms, folds, seeds, ratios, fractions, iterations, workers, overrides)
-    _check_steps(real, arms, folds, iterations, until, longer)
+    overlays = tuple(map(str, listed(overlays)))
+    check(real, datalist, arms, folds, seeds, ratios, fractions, iterations, workers, overrides, overlays)
+    counts = share_counts(real, folds, fractions, listed(patients))
+    fractions = list(counts) if patients is not None else fractions
+    recipe = shared_recipe(real, arms, folds, start, overlays, overrides)
+    check_steps(real, arms, folds, iterations, until, longer)
     trained_anew = sorted({ARMS[arm].method for arm in arms} - {None, *FREE_METHODS, "cbmat"})
     if synthesizer and trained_anew:
         raise InputError(f"--synthesizer gives the weights, but {', '.join(trained_anew)} are ways to train them anew")
@@ -139,6 +148,8 @@ def compare(
         "paint_per_seed": paint_per_seed,
         "primary": ",".join(named) if named else None,
         "overrides": overrides,
+        "overlays": list(overlays) or None,
+        "start_sha256": sha256(start) if start else None,
         "synthesis_overrides": synthesis_overrides,
         "synthesizer_sha256": sha256(synthesizer) if synthesizer else None,
         "hosts": str(Path(hosts).resolve()) if hosts else None,
@@ -149,8 +160,9 @@ def compare(
     painting |= {"seed": augmentation_seed, "overrides": synthesis_overrides, "synthesizer": synthesizer}
     painting |= {"hosts": hosts}
     experiment = Experiment(
-        datalist, real, output, seeds[0], iterations, overrides, painting, others, paint_per_seed, bool(until), longer
-    )
+        datalist, real, output, seeds[0], iterations, recipe, painting, others, paint_per_seed, bool(until), longer,
+        {share: count for share, count in counts.items() if share < 1},
+    )  # fmt: skip
     runs = [
         Run(fold, float(fraction), seed, key)
         for fraction in sorted(fractions, reverse=True)
@@ -172,80 +184,3 @@ def compare(
     print("interval: of one question alone, with patients, trainings and painted sets as chance; the fold is the unit")
     print(f"gain or loss: p (Holm) of at most 0.05, corrected for all rows{' but the primary one' if named else ''}")
     print(f"wrote results.csv and summary.json in {output}; next: python -m tools report --directory {output}")
-
-
-def _check(real, path, arms, folds, seeds, ratios, fractions, iterations, workers, overrides) -> None:
-    """Raise InputError for what cannot be compared."""
-    for arm in arms:
-        if arm not in ARMS:
-            raise InputError(f"there is no arm {arm!r}; there are {', '.join(ARMS)}")
-    if REFERENCE not in arms:
-        raise InputError(f"arms {', '.join(arms) or '(none)'} lack {REFERENCE}, with which the others are compared")
-    for name, values in (("folds", folds), ("seeds", seeds)):
-        if not values or not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
-            raise InputError(f"{name} must be integers such as 0,1, not {values}")
-    for name, values, most in (("ratios", ratios, float("inf")), ("fractions", fractions, 1)):
-        numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-        if not values or numbers != values or not all(0 < value <= most for value in numbers):
-            raise InputError(f"{name} must be numbers above 0{' and at most 1' if most == 1 else ''}, not {values}")
-    check_numbers({"iterations": iterations, "workers": workers})
-    for key in overrides:
-        if key in RESERVED:
-            raise InputError(f"overrides may not hold {key!r}: compare sets it equally for every arm")
-    if real["labels"] != tissue_labels():
-        raise InputError(f"{path} has labels {real['labels']}, but the segmenter has {tissue_labels()}")
-    check_real(real, path, folds)
-    check_twins(real, path)
-    from tools.workflows.run import check_overrides
-
-    check_overrides("lung_tissue_seg", ["train.json"], overrides)
-
-
-def _check_steps(real, arms, folds, iterations, until, longer) -> None:
-    """Raise InputError for a number of steps that cannot be found."""
-    if until not in (None, "plateau"):
-        raise InputError(f"until may be plateau, not {until!r}; --iterations N sets the number of steps")
-    if until and len(budgets(iterations)) < 2:
-        raise InputError(
-            f"--until plateau tries {FEWEST} steps and the double, again and again; --iterations {iterations} is the "
-            f"most it may take, so give {2 * FEWEST} or more"
-        )
-    if until:
-        for fold in folds:
-            inner_split(split(real, fold)[0], real["labels"])
-    if longer is not None and (isinstance(longer, bool) or not isinstance(longer, int | float) or longer <= 0):
-        raise InputError(f"longer must be a number above 0, not {longer}")
-    if "longer" in arms and longer is None and not any(is_painted(arm) for arm in arms):
-        raise InputError(
-            "the arm longer spends what painting costs, and no arm is painted; add one, or give --longer 2"
-        )
-
-
-def patients_with(real: dict, folds: list[int]) -> dict[str, int]:
-    """Return tissue name to the number of test patients who have it; tissues that nobody has are absent."""
-    holders: dict[str, set] = {}
-    for case in real["training"]:
-        if case.fold in folds:
-            for name in tissues_in(case, real["labels"]):
-                holders.setdefault(name, set()).add(case.patient)
-    return {name: len(holders[name]) for name in real["labels"] if name in holders}
-
-
-def warnings(real: dict, folds: list[int], tested: dict[str, int]) -> list[str]:
-    """Return a sentence for each tissue of which the comparison will be able to say little or nothing."""
-    sentences = []
-    for name, count in tested.items():
-        if count < PATIENTS_FOR_VERDICT:
-            sentences.append(
-                f"{name} lies in {count} test patient{'s' * (count != 1)}: a verdict needs {PATIENTS_FOR_VERDICT} "
-                "or more; --plan says how many a gain of 3 points needs"
-            )
-    for fold in folds:
-        training, test = split(real, fold)
-        known = {name for case in training for name in tissues_in(case, real["labels"])}
-        asked = {name for case in test for name in tissues_in(case, real["labels"])}
-        for name in sorted(asked - known):
-            sentences.append(f"fold {fold}: no training patient has {name}, so no arm can learn it there")
-        for name in sorted(known - asked):
-            sentences.append(f"fold {fold}: no test patient has {name}; the verdict on it rests on the other folds")
-    return sentences

@@ -6,14 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from tools.comparison.arms import REFERENCE, arm_of, is_painted
 from tools.comparison.leaks import check_augmented
 from tools.comparison.plateau import find_plateau
-from tools.comparison.run import Run, environment, share_folder, train
+from tools.comparison.run import Recipe, Run, environment, share_folder, train
 from tools.data.datalist import split, subset
 from tools.io.files import RunError, read_json, write_json
 from tools.painting.manifest import FREE_METHODS
@@ -90,12 +90,13 @@ class Experiment:
         output: Folder of the comparison.
         first_seed: Seed of the segmenter that the quality gate asks.
         iterations: Optimizer steps of every segmenter; with ``plateau`` the most of them.
-        overrides: Config ids of the segmenter and their values.
+        recipe: How the segmenters of all arms are trained.
         augmentation: Arguments of ``augment``.
         external: Content of a second datalist to test on, or None.
         paint_per_seed: Whether each seed of a segmenter has painted cases of its own.
         plateau: Whether each fold's number of steps is found on its training patients.
         longer: Steps of the arm longer over those of the others; None for what the painted cases cost.
+        counts: Share of the training patients to their number, where a number was asked for.
     """
 
     datalist: Path
@@ -103,12 +104,13 @@ class Experiment:
     output: Path
     first_seed: int
     iterations: int
-    overrides: dict
+    recipe: Recipe
     augmentation: dict
     external: dict | None
     paint_per_seed: bool = False
     plateau: bool = False
     longer: float | None = None
+    counts: dict[float, int] = field(default_factory=dict)
 
     def run_all(self, runs: list[Run], workers: int) -> list[str]:
         """Make every run that is not finished, some side by side, and return which failed.
@@ -136,7 +138,7 @@ class Experiment:
         if run.fraction == 1:
             return self.datalist, self.real
         path = share_folder(self.output, run.fold, run.fraction) / "datalist.json"
-        content = subset(self.real, run.fold, run.fraction)
+        content = subset(self.real, run.fold, run.fraction, count=self.counts.get(run.fraction))
         if not path.is_file():
             write_json(path, content | {"training": [case.item() for case in content["training"]]})
         return path, content
@@ -147,7 +149,7 @@ class Experiment:
         known = (folder / "plateau.json").is_file()
         training, _ = split(self.real, fold)
         found = find_plateau(
-            training, self.real["labels"], folder, self.iterations, self.first_seed, self.overrides, place
+            training, self.real["labels"], folder, self.iterations, self.first_seed, self.recipe, place
         )
         say(f"fold {fold}: {found['sentence']}{' (found earlier)' * known}")
 
@@ -230,7 +232,7 @@ class Experiment:
         if self.plateau:
             found = read_json(self._plateau_folder(run.fold) / "plateau.json")
             fitted = fitted | {"number of steps": found["patients"]}
-        train(run, source, fitted, real, run.folder(self.output), steps, self.overrides, self.external, place)
+        train(run, source, fitted, real, run.folder(self.output), steps, self.recipe, self.external, place)
 
     def _augmented(self, run: Run, real: dict) -> tuple[dict, dict]:
         """Read the augmented cases of the run's fold and check that they were made without its patients."""

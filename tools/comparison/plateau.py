@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from tools.comparison.arms import REFERENCE
-from tools.comparison.run import Run, train
+from tools.comparison.run import Recipe, Run, train
 from tools.data.datalist import Case, patients, tissues_in
 from tools.data.folds import assign_folds
 from tools.io.files import InputError, read_json, write_json
@@ -77,7 +77,7 @@ def settle(scores: dict[int, float]) -> int | None:
 
 
 def find_plateau(
-    training: list[Case], labels: dict[str, int], folder: Path, most: int, seed: int, overrides: dict,
+    training: list[Case], labels: dict[str, int], folder: Path, most: int, seed: int, recipe: Recipe,
     place: dict | None = None,
 ) -> dict:  # fmt: skip
     """Train real-only segmenters on an inner split with more and more steps until more of them gain nothing.
@@ -88,7 +88,7 @@ def find_plateau(
         folder: Folder for the runs and plateau.json; a run that is finished is not repeated.
         most: Largest number of steps.
         seed: Seed of the trainings.
-        overrides: Config ids of the segmenter.
+        recipe: How the segmenters are trained.
         place: Environment variables of the runs.
 
     Returns:
@@ -103,7 +103,7 @@ def find_plateau(
     for steps in budgets(most):
         directory = folder / f"steps{steps}"
         if not (directory / "result.json").is_file():
-            train(Run(0, 1, seed, REFERENCE), inner, {}, inner, directory, steps, overrides, place=place)
+            train(Run(0, 1, seed, REFERENCE), inner, {}, inner, directory, steps, recipe, place=place)
         own = read_json(directory / "result.json")["scores"]["own"]
         scores[steps], tissues[steps] = mean_dice(own), tissue_dice(own)
         if settle(scores):

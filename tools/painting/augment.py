@@ -16,7 +16,9 @@ from tools.painting.drawn import draw_cases
 from tools.painting.hosts import check_hosts, cut_hosts
 from tools.painting.manifest import FREE_METHODS, MANIFEST_SCHEMA, write_painted
 from tools.painting.told import Joint
+from tools.workflows.origin import named_weights
 from tools.workflows.run import check_overrides
+from tools.workflows.segmenter import SEGMENTER
 from tools.workflows.synthesizer import (
     CONFIGS,
     SYNTHESIZER,
@@ -64,7 +66,8 @@ def augment(
         maps: Folder of maps to paint, as the command `maps` writes them or drawn by hand, instead of drawing new ones.
         procedural: Share of the lesions whose shape is drawn by a model of the training lesions instead of moved.
         segmenter: Weights of this fold's segmenter, card.json beside them, for the gate's test of faithfulness.
-        synthesizer: Weights made by an earlier `augment`, to use instead of training new ones.
+        synthesizer: Weights made by an earlier `augment`, to use instead of training new ones, or shipped for those
+            that come with the bundle.
         max_cases: Largest number of painted cases; the number of training cases if not given.
         hosts: Folder of CTs of normal lungs that nobody labelled, to paint into instead of the training cases: NIfTI
             files and folders with a DICOM series. Its lungs/ may hold masks, else the lungs are found by HU; its
@@ -76,6 +79,7 @@ def augment(
         RunError: if training or painting fails.
     """
     overrides = dict(overrides or {})
+    segmenter, synthesizer = named_weights(SEGMENTER, segmenter), named_weights(SYNTHESIZER, synthesizer)
     _check(method, balance, steps, max_cases, procedural, maps, hosts, overrides)
     training, held_out = read_fold(datalist, fold)
     strangers = check_hosts(hosts, training, held_out) if hosts else []
