@@ -11,6 +11,7 @@ from tools.painting.manifest import FREE_METHODS
 from tools.tissues import words
 
 REFERENCE = "real"
+HEADROOM = "more_real"  # what it gains is what a perfect generator could give
 REPEATS_AT_MOST = 8
 ENTROPY_GAIN = 1e-3  # nats; a repeat that evens out the tissues by less is not made
 WEIGHTS = (0.25, 4.0)  # bounds of the factor by which a class-weighted loss changes a tissue's weight
@@ -27,6 +28,7 @@ class Arm:
         weighted: Whether rare tissues weigh more in the loss.
         alone: Whether the real cases are left out.
         longer: Whether it takes the steps that the generator's compute would buy.
+        more: Whether real cases that were held back are trained on too.
         started: Whether the training starts from given weights instead of random ones.
     """
 
@@ -36,6 +38,7 @@ class Arm:
     weighted: bool = False
     alone: bool = False
     longer: bool = False
+    more: bool = False
     started: bool = False
 
 
@@ -52,6 +55,7 @@ _FROM_SCRATCH = {
     "oversampled": Arm(oversampled=True),
     "class_weighted": Arm(weighted=True),
     "longer": Arm(longer=True),
+    HEADROOM: Arm(more=True),
     **_METHODS,
     **{f"{name}_oversampled": replace(arm, oversampled=True) for name, arm in _METHODS.items()},
     **{f"{name}_weighted": replace(arm, weighted=True) for name, arm in _METHODS.items()},
@@ -187,6 +191,7 @@ def tissue_weights(training: list[Case], labels: dict[str, int], weights: list[f
 ARM_TITLES = {
     "real": "real only",
     "longer": "real only, longer",
+    HEADROOM: "more real patients",
     "oversampled": "oversampled",
     "class_weighted": "class-weighted loss",
     "copy_paste": "copy-paste",

@@ -1,12 +1,12 @@
 """What a comparison is asked for, checked before anything runs, and what is said of its data beforehand."""
 
 from tools.bundles import BUNDLES
-from tools.comparison.arms import ARMS, REFERENCE, is_painted, no_arm
+from tools.comparison.arms import ARMS, HEADROOM, REFERENCE, is_painted, no_arm
 from tools.comparison.plateau import FEWEST, budgets, inner_split
 from tools.comparison.run import FINE_TUNE, SCORES, Recipe
-from tools.comparison.verdicts import PATIENTS_FOR_VERDICT
-from tools.data.datalist import check_real, patients, split, tissues_in
-from tools.data.provenance import check_twins, read_card
+from tools.comparison.verdicts import PATIENTS_FOR_VERDICT, headroom
+from tools.data.datalist import Case, check_real, patients, read_datalist, split, tissues_in
+from tools.data.provenance import cases_read, check_disjoint, check_twins, read_card
 from tools.flags import check_numbers
 from tools.io.files import InputError, read_json
 from tools.tissues import tissue_labels
@@ -141,3 +141,39 @@ def warnings(real: dict, folds: list[int], tested: dict[str, int]) -> list[str]:
         for name in sorted(known - asked):
             sentences.append(f"fold {fold}: no test patient has {name}; the verdict on it rests on the other folds")
     return sentences
+
+
+def held_back_cases(path, real, external, arms, least) -> list[Case]:
+    """Return the cases of the datalist that is held back, an empty list if there is none.
+
+    Raises:
+        InputError: if one of its patients or CTs is among those compared, or the arms need it and it is absent.
+    """
+    if isinstance(least, bool) or not isinstance(least, int | float) or not 0 <= least < 1:
+        raise InputError(f"least_headroom is a difference of Dice, from 0 to below 1, not {least}")
+    if path is None:
+        if any(ARMS[arm].more for arm in arms):
+            raise InputError(f"the arm {HEADROOM} needs --held_back, a datalist.json of further labelled patients")
+        return []
+    content = read_datalist(path)
+    if content["labels"] != real["labels"]:
+        raise InputError(f"{path} has labels {content['labels']}, but the datalist compared has {real['labels']}")
+    cases = content["training"]
+    compared = [*real["training"], *(external["training"] if external else [])]
+    check_disjoint(str(path), "patients held back", cases_read(cases), cases_read(compared))
+    return cases
+
+
+def check_headroom(rows, least) -> None:
+    """Say what a perfect generator could give, by rows of ``summarise``; InputError if that is too little."""
+    gain = headroom(rows)
+    if gain is None:
+        raise InputError("no test patient has a pathological tissue, so nothing can be gained")
+    print(
+        f"headroom: more real patients gain {gain:+.3f} of mean Dice, the most that a generator could give", flush=True
+    )
+    if gain < least:
+        raise InputError(
+            f"more real patients gain less than {least:g}, so no arm could be told from real; train on fewer patients, "
+            "or run it all the same with --least_headroom 0"
+        )

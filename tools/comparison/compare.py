@@ -3,8 +3,17 @@
 from pathlib import Path
 
 from tools.comparison import power
-from tools.comparison.arms import ARMS, REFERENCE, arm_key
-from tools.comparison.checks import check, check_steps, patients_with, share_counts, shared_recipe, warnings
+from tools.comparison.arms import ARMS, HEADROOM, REFERENCE, arm_key
+from tools.comparison.checks import (
+    check,
+    check_headroom,
+    check_steps,
+    held_back_cases,
+    patients_with,
+    share_counts,
+    shared_recipe,
+    warnings,
+)
 from tools.comparison.experiment import Experiment, say
 from tools.comparison.results import SCHEMA, collect, read_results
 from tools.comparison.run import Run
@@ -31,6 +40,8 @@ def compare(
     fractions: tuple = (1,),
     patients: tuple | None = None,
     external: Path | None = None,
+    held_back: Path | None = None,
+    least_headroom: float = 0.03,
     primary: str | None = None,
     iterations: int = 2000,
     until: str | None = None,
@@ -67,6 +78,9 @@ def compare(
         fractions: Shares of the training patients, for a learning curve, for example 0.1,0.25,0.5,1.
         patients: Numbers of training patients instead, the same in each fold, for example 1,2,5,10,20,all.
         external: A datalist.json of other patients; every segmenter is tested on them too.
+        held_back: A datalist.json of further labelled patients, about five times those trained on. An arm more_real
+            trains with them too and says what a perfect generator could give; it runs first.
+        least_headroom: Mean Dice that more_real must gain over real, else the other arms are not run; 0 runs them.
         primary: The one question named beforehand, ARM,TISSUE, for example cbmat_filter,mean. Its verdict is not
             corrected for the number of the others; mean stands for the mean over the pathological tissues.
         iterations: Optimizer steps of every segmenter; the most of them with until.
@@ -102,6 +116,7 @@ def compare(
     real = read_datalist(datalist)
     folds = listed(folds) or sorted({case.fold for case in real["training"] if case.fold >= 0})
     arms = [str(arm) for arm in listed(arms)]
+    arms = list(dict.fromkeys([*[arm for arm in (REFERENCE, HEADROOM) if held_back], *arms]))
     seeds, ratios, fractions = (listed(values) for values in (seeds, ratios, fractions))
     overlays = tuple(map(str, listed(overlays)))
     check(real, datalist, arms, folds, seeds, ratios, fractions, iterations, workers, overrides, overlays)
@@ -133,6 +148,7 @@ def compare(
     others = read_datalist(Path(external)) if external else None
     if others and others["labels"] != real["labels"]:
         raise InputError(f"{external} has labels {others['labels']}, but {datalist} has {real['labels']}")
+    more = held_back_cases(held_back, real, others, arms, least_headroom)
     painting = {"balance": balance, "steps": steps, "max_cases": max_cases}
     settings = {
         "command": "compare",
@@ -140,6 +156,7 @@ def compare(
         "version": versions()["lung_tissue_seg"],
         "datalist_sha256": sha256(datalist),
         "external_sha256": sha256(external) if external else None,
+        "held_back_sha256": sha256(held_back) if held_back else None,
         "iterations": iterations,
         "until": until,
         "longer": longer,
@@ -161,7 +178,7 @@ def compare(
     painting |= {"hosts": hosts}
     experiment = Experiment(
         datalist, real, output, seeds[0], iterations, recipe, painting, others, paint_per_seed, bool(until), longer,
-        {share: count for share, count in counts.items() if share < 1},
+        more, {share: count for share, count in counts.items() if share < 1},
     )  # fmt: skip
     runs = [
         Run(fold, float(fraction), seed, key)
@@ -170,7 +187,11 @@ def compare(
         for seed in seeds
         for key in keys
     ]
-    failed = experiment.run_all(runs, workers)
+    first = [run for run in runs if run.key in (REFERENCE, HEADROOM)] if more and least_headroom else []
+    failed = experiment.run_all(first, workers)
+    if first and not failed:
+        check_headroom(collect(output, real)["rows"], least_headroom)
+    failed = failed or experiment.run_all(runs, workers)
     if failed:
         raise RunError(
             f"{len(failed)} of {len(runs)} runs failed ({'; '.join(failed)}), so there is no result yet; "
@@ -178,6 +199,8 @@ def compare(
         )
     summary = collect(output, real)
     print(f"\n{format_table(summary['rows'])}\n")
+    if more:
+        print("of headroom: share of what more real patients gain that an arm takes")
     for told in summary["plateaus"]:
         print(told)
     print(f"difference: Dice over all patients, 1 or 0 where a tissue is absent, minus that of arm {REFERENCE}")

@@ -14,7 +14,7 @@ from tools.comparison.arms import REFERENCE, arm_of, is_painted
 from tools.comparison.leaks import check_augmented
 from tools.comparison.plateau import find_plateau
 from tools.comparison.run import Recipe, Run, environment, share_folder, train
-from tools.data.datalist import split, subset
+from tools.data.datalist import Case, split, subset
 from tools.io.files import RunError, read_json, write_json
 from tools.painting.manifest import FREE_METHODS
 
@@ -96,6 +96,7 @@ class Experiment:
         paint_per_seed: Whether each seed of a segmenter has painted cases of its own.
         plateau: Whether each fold's number of steps is found on its training patients.
         longer: Steps of the arm longer over those of the others; None for what the painted cases cost.
+        held_back: Real cases that the arm more_real trains on too.
         counts: Share of the training patients to their number, where a number was asked for.
     """
 
@@ -110,6 +111,7 @@ class Experiment:
     paint_per_seed: bool = False
     plateau: bool = False
     longer: float | None = None
+    held_back: list[Case] = field(default_factory=list)
     counts: dict[float, int] = field(default_factory=dict)
 
     def run_all(self, runs: list[Run], workers: int) -> list[str]:
@@ -232,7 +234,9 @@ class Experiment:
         if self.plateau:
             found = read_json(self._plateau_folder(run.fold) / "plateau.json")
             fitted = fitted | {"number of steps": found["patients"]}
-        train(run, source, fitted, real, run.folder(self.output), steps, self.recipe, self.external, place)
+        train(
+            run, source, fitted, real, run.folder(self.output), steps, self.recipe, self.external, place, self.held_back
+        )
 
     def _augmented(self, run: Run, real: dict) -> tuple[dict, dict]:
         """Read the augmented cases of the run's fold and check that they were made without its patients."""

@@ -84,7 +84,9 @@ def check_augmented(directory: Path, method: str, real: dict, fold: int, unfilte
     return datalist, fitted
 
 
-def check_run(own: dict, fitted: dict, real: dict, fold: int, key: str, external: list[Case] = ()) -> dict:
+def check_run(
+    own: dict, fitted: dict, real: dict, fold: int, key: str, external: list[Case] = (), more: list[Case] = ()
+) -> dict:
     """Check the datalist that an arm's segmenter will get, and return every stage with its patients.
 
     Args:
@@ -94,6 +96,7 @@ def check_run(own: dict, fitted: dict, real: dict, fold: int, key: str, external
         fold: The held-out fold.
         key: Key of the arm, for the message.
         external: Further test cases, of which nothing may have been seen either.
+        more: Real cases that were held back and that the arm is given.
 
     Raises:
         InputError: if the segmenter or any other stage sees a test patient, or the real cases are not those of the
@@ -109,7 +112,7 @@ def check_run(own: dict, fitted: dict, real: dict, fold: int, key: str, external
         shared = sorted(outside & set(names))
         if shared:
             raise InputError(f"leak in {where}: stage {stage} was fitted on external patients {', '.join(shared)}")
-    wanted = {"test": real_test, "training": [] if arm_of(key)[0].alone else real_training}
+    wanted = {"test": real_test, "training": [] if arm_of(key)[0].alone else [*real_training, *more]}
     for name, found in (("test", test), ("training", training)):
         files = {(case.image, case.label) for case in found if not case.synthetic}
         differing = sorted(files ^ {(case.image, case.label) for case in wanted[name]})

@@ -14,7 +14,7 @@ from tools.bundles import BUNDLES
 from tools.comparison.arms import arm_datalist, arm_of, tissue_weights
 from tools.comparison.leaks import check_run
 from tools.comparison.results import SCHEMA, SCORES_FILE, read_scores
-from tools.data.datalist import SYNTHETIC, patients, read_datalist, split
+from tools.data.datalist import SYNTHETIC, Case, patients, read_datalist, split
 from tools.data.provenance import cases_read, read_card
 from tools.io.files import read_json, write_json
 from tools.workflows.run import versions
@@ -108,6 +108,7 @@ def train(
     recipe: Recipe,
     external: dict | None = None,
     place: dict | None = None,
+    more: list[Case] = (),
 ) -> None:
     """Train and test one segmenter; result.json is written last and marks the run as finished.
 
@@ -121,6 +122,7 @@ def train(
         recipe: How the segmenters are trained.
         external: A second datalist whose cases are all tested too.
         place: Environment variables of its place.
+        more: Real cases that were held back; the arm that is given them draws all cases alike.
 
     Raises:
         InputError: if any stage has seen a test patient.
@@ -132,6 +134,8 @@ def train(
     real_training, test = split(real, run.fold)
     shutil.rmtree(directory, ignore_errors=True)
     directory = Path(directory).resolve()
+    if arm.more:
+        source = source | {"training": source["training"] + [replace(case, fold=SYNTHETIC) for case in more]}
     write_json(directory / "datalist.json", arm_datalist(source, run.fold, directory, arm))
     own = read_datalist(directory / "datalist.json")
     others = external["training"] if external else []
@@ -139,9 +143,9 @@ def train(
         card = read_card(recipe.start, [*test, *others], "start weights")
         names = [row["patient"] for row in card.get("cases", [])] + list(card.get("patients", []))
         fitted = fitted | {"start weights": sorted(set(map(str, names)))}
-    fitted = check_run(own, fitted, real, run.fold, run.key, others)
+    fitted = check_run(own, fitted, real, run.fold, run.key, others, more if arm.more else [])
     training, _ = split(own, run.fold)
-    synthetic = sum(case.fold == SYNTHETIC for case in training)
+    synthetic = 0 if arm.more else sum(case.fold == SYNTHETIC for case in training)
     number, length = epochs(iterations)
     settings = {
         "dataset_dir": str(directory),
@@ -154,7 +158,7 @@ def train(
         "epoch_length": length,
         "val_interval": number,  # once, at the end: no checkpoint is chosen on test patients
         "spacing_mm": recipe.spacing_mm or median_spacing_mm(real_training),
-        "extra_ratio": None if arm.alone else ratio if synthetic else 0,
+        "extra_ratio": None if arm.alone or arm.more else ratio if synthetic else 0,
     } | recipe.overrides
     if arm.weighted:
         settings["tissue_weights"] = tissue_weights(real_training, real["labels"], recipe.tissue_weights())

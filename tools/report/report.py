@@ -3,9 +3,9 @@
 import base64
 from pathlib import Path
 
-from tools.comparison.arms import REFERENCE, arm_title, is_painted
+from tools.comparison.arms import REFERENCE, arm_of, arm_title, is_painted
 from tools.comparison.results import EARLIER, SCHEMA, collect, read_results
-from tools.comparison.verdicts import FOLDS_FOR_VERDICT, HEADLINE, MEAN, decide, summarise
+from tools.comparison.verdicts import FOLDS_FOR_VERDICT, HEADLINE, MEAN, decide, headroom, summarise
 from tools.io.files import InputError, check_writable, read_json, write_text
 from tools.painting.manifest import FREE_METHODS
 from tools.plotting import LUNG_WINDOW_HU
@@ -121,6 +121,7 @@ def render(directory: Path) -> str:
         acceptance=tables.acceptance(folders, labels),
         acceptance_by_fold=tables.acceptance(folders, labels, by_fold=True),
         runs=tables.run_table(runs),
+        headroom=headroom(rows),
         steps=tables.steps(runs),
         stages=tables.stage_table(runs),
         settings=tables.settings_table(summary["settings"]),
@@ -204,7 +205,7 @@ def overall(records: list[dict], rows: list[dict], tissues: list[str]) -> dict |
     if set(means) <= {REFERENCE}:
         return None
     best = {"painted": [arm for arm in means if is_painted(arm)]}
-    best["rival"] = [arm for arm in means if arm != REFERENCE and not is_painted(arm)]
+    best["rival"] = [arm for arm in means if arm != REFERENCE and not (is_painted(arm) or arm_of(arm)[0].more)]
     found: dict = {name: max(arms, key=means.get) if arms else None for name, arms in best.items()}
     found |= {"real": REFERENCE, "means": means, "pairs": len(best["painted"]) * max(1, len(best["rival"]))}
     if found["painted"] is None:
@@ -297,6 +298,7 @@ def result_tables(summary: dict) -> list[dict]:
             "title": title,
             "digits": 2 if measure in ("volume_error", "false_ml") else 3,
             "known": measure == HEADLINE and bool(known),
+            "shared": measure == HEADLINE and any("headroom_share" in row for row in rows),
             "tissues": {name: [row for row in rows if row["tissue"] == name] for name in (*tissues, MEAN)},
         }
         for measure, title, rows in wanted
