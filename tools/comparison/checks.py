@@ -5,7 +5,7 @@ from tools.comparison.arms import ARMS, HEADROOM, REFERENCE, is_painted, no_arm
 from tools.comparison.plateau import FEWEST, budgets, inner_split
 from tools.comparison.run import FINE_TUNE, SCORES, Recipe
 from tools.comparison.verdicts import PATIENTS_FOR_VERDICT, headroom
-from tools.data.datalist import Case, check_real, patients, read_datalist, split, tissues_in
+from tools.data.datalist import Case, check_folds, check_real, patients, read_datalist, split, tissues_in
 from tools.data.provenance import cases_read, check_disjoint, check_twins, read_card
 from tools.flags import check_numbers
 from tools.io.files import InputError, read_json
@@ -15,7 +15,7 @@ from tools.workflows.segmenter import SEGMENTER
 # What compare itself decides; an override of these would break the equality of the arms.
 RESERVED = (
     *("dataset_dir", "datalist", "fold", "seed", "model_dir", "output_dir"),
-    *("max_epochs", "epoch_length", "val_interval", "extra_ratio"),
+    *("max_epochs", "epoch_length", "val_interval", "extra_ratio", "extra_schedule", "real_share"),
 )
 
 
@@ -74,7 +74,7 @@ def share_counts(real, folds, fractions, numbers) -> dict[float, int]:
     return counts
 
 
-def shared_recipe(real, arms, folds, start, overlays, overrides) -> Recipe:
+def shared_recipe(real, arms, folds, start, overlays, overrides, mixing) -> Recipe:
     """Return how every segmenter is trained; InputError for start weights that are missing, unfit or know a patient."""
     started = [arm for arm in arms if ARMS[arm].started]
     if bool(started) != bool(start):
@@ -84,13 +84,13 @@ def shared_recipe(real, arms, folds, start, overlays, overrides) -> Recipe:
             else "--start needs an arm that uses it, such as real_started"
         )
     if not start:
-        return Recipe(overrides, overlays)
+        return Recipe(overrides, overlays, mixing=mixing)
     card = read_card(start, [case for case in real["training"] if case.fold in folds], "start weights")
     config = read_json(BUNDLES / SEGMENTER / "configs/train.json")
     theirs, ours = ((config | own)["network_channels"] for own in (card.get("overrides") or {}, overrides))
     if theirs != ours:
         raise InputError(f"start weights {start} have network_channels {theirs}, but the arms have {ours}")
-    return Recipe(overrides, overlays, start, card.get("spacing_mm"))
+    return Recipe(overrides, overlays, start, card.get("spacing_mm"), mixing)
 
 
 def check_steps(real, arms, folds, iterations, until, longer) -> None:
@@ -177,3 +177,9 @@ def check_headroom(rows, least) -> None:
             f"more real patients gain less than {least:g}, so no arm could be told from real; train on fewer patients, "
             "or run it all the same with --least_headroom 0"
         )
+
+
+def inner_datalist(real, path, fold) -> dict:
+    """Return the datalist of a fold's training patients, divided into folds of their own."""
+    check_folds(real, path, [fold])
+    return real | {"training": inner_split(split(real, fold)[0], real["labels"])}

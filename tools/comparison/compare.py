@@ -9,19 +9,22 @@ from tools.comparison.checks import (
     check_headroom,
     check_steps,
     held_back_cases,
+    inner_datalist,
     patients_with,
     share_counts,
     shared_recipe,
     warnings,
 )
 from tools.comparison.experiment import Experiment, say
+from tools.comparison.mixing import Mixing
+from tools.comparison.plateau import budgets
 from tools.comparison.results import SCHEMA, collect, read_results
 from tools.comparison.run import Run
 from tools.comparison.verdicts import format_table, parse_primary
 from tools.data.datalist import read_datalist
 from tools.data.twins import warn_of_near_duplicates
 from tools.flags import listed
-from tools.io.files import InputError, RunError, open_run, sha256
+from tools.io.files import InputError, RunError, open_run, sha256, write_json
 from tools.painting.hosts import check_hosts
 from tools.painting.manifest import FREE_METHODS
 from tools.workflows.origin import named_weights
@@ -35,8 +38,13 @@ def compare(
     output: Path | None = None,
     arms: tuple = ("real", "oversampled", "copy_paste", "cbmat_filter", "cbmat_filter_oversampled"),
     folds: tuple | None = None,
+    inner: int | None = None,
     seeds: tuple = (0, 1, 2),
     ratios: tuple = (1,),
+    ratio_per_tissue: dict | None = None,
+    prevalence: bool = False,
+    schedule: str = "mixed",
+    real_share: float = 0.25,
     fractions: tuple = (1,),
     patients: tuple | None = None,
     external: Path | None = None,
@@ -47,6 +55,8 @@ def compare(
     until: str | None = None,
     longer: float | None = None,
     balance: float = 1.0,
+    mixture: str = "balanced",
+    by_error: bool = False,
     steps: int = 8,
     max_cases: int | None = None,
     augmentation_seed: int = 0,
@@ -73,8 +83,16 @@ def compare(
             cbmat_filter, each of the last six with _oversampled or _weighted, and synthetic_only; real must be there.
             Each also with _started at the end, which begins with the weights of start.
         folds: Folds to hold out, one after the other; default all.
+        inner: Compare on the training patients of this fold alone, divided into three folds of their own, to choose
+            settings without a look at its test patients.
         seeds: Seeds of the segmenter; each is a training run of its own. A verdict needs two, and three folds.
         ratios: Ratios of synthetic to real cases as the segmenter draws them, for example 0.25,0.5,1,2.
+        ratio_per_tissue: Ratios of single tissues, such as {"consolidation": 0.25}; the others keep that of ratios. A
+            case with several tissues counts for the one with the smallest.
+        prevalence: Whether painted cases are drawn so that each tissue is as frequent among them as in the real ones.
+        schedule: When painted cases are drawn: mixed, synthetic_first (they alone, then real ones alone) or real_last
+            (mixed, then real ones alone).
+        real_share: Share of the steps at the end with real cases alone, where the schedule is not mixed.
         fractions: Shares of the training patients, for a learning curve, for example 0.1,0.25,0.5,1.
         patients: Numbers of training patients instead, the same in each fold, for example 1,2,5,10,20,all.
         external: A datalist.json of other patients; every segmenter is tested on them too.
@@ -89,6 +107,9 @@ def compare(
         longer: Steps of the arm longer over those of the others; by default it gets as many more as the seconds are
             enough for that augment took for the dearest painted arm.
         balance: How far augment fills up the rare tissues.
+        mixture: balanced, or joint for tissues and volumes as they lie together in training cases; as augment takes it.
+        by_error: With joint and until plateau, training cases whose tissues the inner segmenter finds badly are
+            followed more often.
         steps: Sampling steps of the synthesizer.
         max_cases: Largest number of new cases of augment.
         augmentation_seed: Seed of augment.
@@ -114,6 +135,8 @@ def compare(
     overrides, synthesis_overrides = dict(overrides or {}), dict(synthesis_overrides or {})
     synthesizer, start = named_weights(SYNTHESIZER, synthesizer), named_weights(SEGMENTER, start)
     real = read_datalist(datalist)
+    if inner is not None:
+        real = inner_datalist(real, datalist, inner)
     folds = listed(folds) or sorted({case.fold for case in real["training"] if case.fold >= 0})
     arms = [str(arm) for arm in listed(arms)]
     arms = list(dict.fromkeys([*[arm for arm in (REFERENCE, HEADROOM) if held_back], *arms]))
@@ -122,8 +145,12 @@ def compare(
     check(real, datalist, arms, folds, seeds, ratios, fractions, iterations, workers, overrides, overlays)
     counts = share_counts(real, folds, fractions, listed(patients))
     fractions = list(counts) if patients is not None else fractions
-    recipe = shared_recipe(real, arms, folds, start, overlays, overrides)
+    mixing = Mixing(dict(ratio_per_tissue or {}), prevalence, schedule, real_share)
+    mixing.check(real["training"], real["labels"], budgets(iterations)[0] if until else iterations)
+    recipe = shared_recipe(real, arms, folds, start, overlays, overrides, mixing)
     check_steps(real, arms, folds, iterations, until, longer)
+    if by_error and not (until and mixture == "joint"):
+        raise InputError("by_error asks the inner segmenter of --until plateau, for --mixture joint; give both")
     trained_anew = sorted({ARMS[arm].method for arm in arms} - {None, *FREE_METHODS, "cbmat"})
     if synthesizer and trained_anew:
         raise InputError(f"--synthesizer gives the weights, but {', '.join(trained_anew)} are ways to train them anew")
@@ -155,12 +182,16 @@ def compare(
         "schema": SCHEMA,
         "version": versions()["lung_tissue_seg"],
         "datalist_sha256": sha256(datalist),
+        "inner": inner,
         "external_sha256": sha256(external) if external else None,
         "held_back_sha256": sha256(held_back) if held_back else None,
         "iterations": iterations,
         "until": until,
         "longer": longer,
+        "mixing": mixing.described(),
         **painting,
+        "mixture": None if mixture == "balanced" else mixture,
+        "by_error": by_error or None,
         "augmentation_seed": augmentation_seed,
         "paint_per_seed": paint_per_seed,
         "primary": ",".join(named) if named else None,
@@ -172,13 +203,16 @@ def compare(
         "hosts": str(Path(hosts).resolve()) if hosts else None,
     }
     output = open_run(Path(output), settings)
+    if inner is not None:
+        datalist = output / "datalist.json"
+        write_json(datalist, real | {"training": [case.item() for case in real["training"]]})
     for sentence in warnings(real, folds, tested) + warn_of_near_duplicates(real["training"]):
         say(sentence)
     painting |= {"seed": augmentation_seed, "overrides": synthesis_overrides, "synthesizer": synthesizer}
-    painting |= {"hosts": hosts}
+    painting |= {"hosts": hosts, "mixture": mixture}
     experiment = Experiment(
         datalist, real, output, seeds[0], iterations, recipe, painting, others, paint_per_seed, bool(until), longer,
-        more, {share: count for share, count in counts.items() if share < 1},
+        more, by_error, {share: count for share, count in counts.items() if share < 1},
     )  # fmt: skip
     runs = [
         Run(fold, float(fraction), seed, key)

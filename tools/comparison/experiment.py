@@ -97,6 +97,7 @@ class Experiment:
         plateau: Whether each fold's number of steps is found on its training patients.
         longer: Steps of the arm longer over those of the others; None for what the painted cases cost.
         held_back: Real cases that the arm more_real trains on too.
+        by_error: Whether training cases that the fold's inner segmenter finds hard are followed more often.
         counts: Share of the training patients to their number, where a number was asked for.
     """
 
@@ -112,6 +113,7 @@ class Experiment:
     plateau: bool = False
     longer: float | None = None
     held_back: list[Case] = field(default_factory=list)
+    by_error: bool = False
     counts: dict[float, int] = field(default_factory=dict)
 
     def run_all(self, runs: list[Run], workers: int) -> list[str]:
@@ -210,6 +212,7 @@ class Experiment:
         if method not in FREE_METHODS and not self._is_finished(judge):
             raise RunError(f"{judge}, which the quality gate asks, is not finished")
         own = {"seed": self.augmentation["seed"] + run.seed} if self.paint_per_seed else {}
+        own |= {"dice": self._plateau_folder(run.fold) / "plateau.json"} if self.by_error else {}
         with timed(clock(folder)):
             augment(
                 datalist=self.shares[run.fold, run.fraction][0],

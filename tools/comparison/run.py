@@ -13,6 +13,7 @@ from monai.bundle import ConfigParser
 from tools.bundles import BUNDLES
 from tools.comparison.arms import arm_datalist, arm_of, tissue_weights
 from tools.comparison.leaks import check_run
+from tools.comparison.mixing import Mixing
 from tools.comparison.results import SCHEMA, SCORES_FILE, read_scores
 from tools.data.datalist import SYNTHETIC, Case, patients, read_datalist, split
 from tools.data.provenance import cases_read, read_card
@@ -32,12 +33,14 @@ class Recipe:
         overlays: Files in the segmenter's configs that are laid over train.json.
         start: Weights that the started arms begin with, or None.
         spacing_mm: Voxel size of every segmenter; None for the median of the training patients.
+        mixing: How painted cases are drawn among the real ones.
     """
 
     overrides: dict = field(default_factory=dict)
     overlays: tuple[str, ...] = ()
     start: Path | None = None
     spacing_mm: list[float] | None = None
+    mixing: Mixing = field(default_factory=Mixing)
 
     @property
     def configs(self) -> list[str]:
@@ -136,6 +139,8 @@ def train(
     directory = Path(directory).resolve()
     if arm.more:
         source = source | {"training": source["training"] + [replace(case, fold=SYNTHETIC) for case in more]}
+    if arm.method:
+        source, ratio = recipe.mixing.weigh(source, run.fold, ratio)
     write_json(directory / "datalist.json", arm_datalist(source, run.fold, directory, arm))
     own = read_datalist(directory / "datalist.json")
     others = external["training"] if external else []
@@ -160,6 +165,8 @@ def train(
         "spacing_mm": recipe.spacing_mm or median_spacing_mm(real_training),
         "extra_ratio": None if arm.alone or arm.more else ratio if synthetic else 0,
     } | recipe.overrides
+    if synthetic and not arm.alone and recipe.mixing.schedule != "mixed":
+        settings |= {"extra_schedule": recipe.mixing.schedule, "real_share": recipe.mixing.real_share}
     if arm.weighted:
         settings["tissue_weights"] = tissue_weights(real_training, real["labels"], recipe.tissue_weights())
     started = {"start": str(Path(recipe.start).resolve())} if arm.started else {}

@@ -8,11 +8,12 @@ import numpy as np
 import pandas
 from tqdm import tqdm
 
-from tools.data.datalist import Case, tissue_voxels
+from tools.data.datalist import Case
 from tools.data.provenance import MAPS_CARD, cases_read, digest
 from tools.io.files import InputError, read_json, sha256, write_json
-from tools.io.volume import SYNTHETIC_MARK, canonical_spacing, case_name, load_labels, original, save_nifti
+from tools.io.volume import SYNTHETIC_MARK, case_name, load_labels, original, save_nifti
 from tools.maps.check import check_map, list_maps
+from tools.maps.followed import Followed, lung_ml
 from tools.maps.growth import LesionModel
 from tools.maps.lesions import Lesion, lesion_bank
 from tools.maps.placement import Receiver
@@ -79,6 +80,7 @@ def draw_bank(
     procedural: float = 0.0,
     pasted: Path | None = None,
     hosts: list[Case] | None = None,
+    joint: Followed | None = None,
 ) -> Bank:
     """Draw tissue maps until the tissues are balanced, and write them with a card that says what was read.
 
@@ -91,6 +93,7 @@ def draw_bank(
         procedural: Share of the lesions that are grown by the procedural model instead of transplanted.
         pasted: Folder for the sources' CTs with the donors' HU pasted in, under the same names; none are written if it
             is not given.
+        joint: Chooses a training case for each map, whose tissues and volumes it gets; then ``balance`` plays no part.
         hosts: Cases that receive the lesions instead of the training cases; they get as much as fits their lungs.
 
     Raises:
@@ -118,14 +121,19 @@ def draw_bank(
     added: list[dict] = []
     progress = tqdm(desc="drawing maps", unit="map", total=max_cases)
     for _ in range(3 * max_cases):
+        if len(plan) == max_cases:
+            break
         short = {tissue: total[tissue] / wanted for tissue in total if total[tissue] < wanted and tissue in lesions}
-        if not short or len(plan) == max_cases:
+        if not (short or joint):
             break
         waiting = waiting or list(rng.permutation(len(receivers)))
         source = receivers[waiting.pop()]
-        rarest = sorted(short, key=short.get)
-        chosen = rarest[: 1 + int(len(rarest) > 1 and rng.random() < 0.5)]
-        receiver, painted = placer.draw(source, chosen, rng, bool(pasted))
+        if joint:
+            wanted_ml = {name: ml for name, ml in joint.draw(training, rng).items() if name in lesions}
+        else:
+            rarest = sorted(short, key=short.get)
+            wanted_ml = dict.fromkeys(rarest[: 1 + int(len(rarest) > 1 and rng.random() < 0.5)])
+        receiver, painted = placer.draw(source, wanted_ml, rng, bool(pasted))
         if not painted:
             continue
         for tissue, volume_ml in painted.items():
@@ -135,21 +143,16 @@ def draw_bank(
         added += [lesion_row(lesion, source.patient) for lesion in receiver.new_lesions(planned.name)]
         progress.update()
     progress.close()
-    if not plan and any(amount < wanted for amount in total.values()):
+    if not plan and (joint or any(amount < wanted for amount in total.values())):
         raise InputError("no new map could be drawn: the lungs have too little healthy room for the lesions")
     patients = {case.name: case.patient for case in training}
     known = [lesion_row(lesion, patients[lesion.case]) for some in lesions.values() for lesion in some]
     real, new = pandas.DataFrame(known), pandas.DataFrame(added)
     settings = {"seed": seed, "balance": balance, "max_cases": max_cases, "procedural": procedural}
+    settings |= {"mixture": "joint", "dice": joint.dice} if joint else {}
     card = maps_card(training, plan, settings) | {"table": table_of(real, new)}
     write_json(folder.with_name(MAPS_CARD), card)
     return Bank(plan, card, real, new)
-
-
-def lung_ml(case: Case) -> float:
-    """Return the volume of a case's lungs in ml."""
-    voxels = sum(tissue_voxels(case, tissue_labels())[1:])
-    return voxels * float(np.prod(canonical_spacing(nib.load(case.label)))) / 1000
 
 
 class LesionPlacer:
@@ -168,19 +171,20 @@ class LesionPlacer:
         self.models = {tissue: LesionModel(some) for tissue, some in lesions.items()} if procedural else {}
 
     def draw(
-        self, case: Case, tissues: list[str], rng: np.random.Generator, with_hu: bool
+        self, case: Case, wanted_ml: dict[str, float | None], rng: np.random.Generator, with_hu: bool
     ) -> tuple[Receiver, dict[str, float]]:
-        """Place lesions of some tissues in one CT until each has the volume it has in a random case that holds it.
+        """Place lesions of some tissues in one CT until each has its volume in ml.
 
-        Returns the receiver (the donors' HU pasted too ``with_hu``), and the ml placed per tissue that found a place.
+        For None that is the volume in a random case that holds the tissue. Returns the receiver (the donors' HU pasted
+        too ``with_hu``), and the ml placed per tissue that found a place.
         """
         label, hu, spacing = case.volumes()
         receiver = Receiver(label, hu if with_hu else None, spacing, self.labels["healthy"])
         voxel_ml = float(np.prod(spacing)) / 1000
         scale = np.count_nonzero(label) * voxel_ml / self.typical_ml if self.typical_ml else 1.0
         painted: dict[str, float] = {}
-        for tissue in tissues:
-            amount, failures = scale * rng.choice(self.volumes[tissue]), 0
+        for tissue, given in wanted_ml.items():
+            amount, failures = scale * (rng.choice(self.volumes[tissue]) if given is None else given), 0
             while painted.get(tissue, 0.0) < amount and failures < FAILURES:
                 voxels = self.place(receiver, tissue, rng)
                 failures += voxels == 0

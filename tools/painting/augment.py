@@ -12,6 +12,7 @@ from tools.gate.run import check_painted
 from tools.io.files import InputError, open_run, read_json, sha256, write_json
 from tools.io.volume import relative
 from tools.maps.bank import PlannedCase, draw_bank, maps_card, read_maps
+from tools.maps.followed import Followed
 from tools.painting.drawn import draw_cases
 from tools.painting.hosts import check_hosts, cut_hosts
 from tools.painting.manifest import FREE_METHODS, MANIFEST_SCHEMA, write_painted
@@ -31,6 +32,7 @@ from tools.workflows.synthesizer import (
 )
 
 METHODS = (*CONFIGS, *FREE_METHODS)
+MIXTURES = ("balanced", "joint")
 
 
 def augment(
@@ -39,6 +41,8 @@ def augment(
     output: Path,
     method: str = "cbmat",
     balance: float = 1.0,
+    mixture: str = "balanced",
+    dice: Path | None = None,
     steps: int = 8,
     seed: int = 0,
     maps: Path | None = None,
@@ -61,6 +65,10 @@ def augment(
         method: How the synthesizer is trained: cbmat, konz or no_ablation; or, without one, copy_paste to fill the same
             maps with the donors' own HU, or drawn to fill them with the phantom's tissues (the free rivals).
         balance: Volume that each pathological tissue shall reach, as a share of the most frequent one's.
+        mixture: What a new case gets: balanced adds the rarest tissues until balance is reached; joint gives each case
+            the tissues and volumes that a random training case has together, so that all are as frequent as there.
+        dice: JSON file with the Dice per tissue of a segmenter of other patients, such as plateau.json of compare; with
+            joint, training cases whose tissues it finds badly are followed more often.
         steps: Network evaluations per painted window.
         seed: Seed for the maps, the training and the painting.
         maps: Folder of maps to paint, as the command `maps` writes them or drawn by hand, instead of drawing new ones.
@@ -80,7 +88,8 @@ def augment(
     """
     overrides = dict(overrides or {})
     segmenter, synthesizer = named_weights(SEGMENTER, segmenter), named_weights(SYNTHESIZER, synthesizer)
-    _check(method, balance, steps, max_cases, procedural, maps, hosts, overrides)
+    _check(method, balance, mixture, dice, steps, max_cases, procedural, maps, hosts, overrides)
+    found = read_dice(dice) if dice else None
     training, held_out = read_fold(datalist, fold)
     strangers = check_hosts(hosts, training, held_out) if hosts else []
     for stage, weights in (("segmenter", segmenter), ("synthesizer", synthesizer)):
@@ -92,6 +101,7 @@ def augment(
         "procedural": procedural, "maps": str(Path(maps).resolve()) if maps else None, "overrides": overrides,
         "synthesizer": sha256(synthesizer) if synthesizer else None,
         "segmenter": sha256(segmenter) if segmenter else None, "hosts": str(Path(hosts).resolve()) if hosts else None,
+        "mixture": None if mixture == "balanced" else mixture, "dice": found,
     }  # fmt: skip
     output = open_run(output, settings)
     if (output / "datalist.json").is_file():
@@ -108,7 +118,8 @@ def augment(
         if hosts:
             rows = [{key: value for key, value in row.items() if key != "path"} for row in strangers]
             write_json(output / HOSTS_CARD, {"cases": rows})
-        plan = draw_bank(training, output / "maps", balance, seed, most, procedural, pasted, cut).plan
+        joint = Followed(found) if mixture == "joint" else None
+        plan = draw_bank(training, output / "maps", balance, seed, most, procedural, pasted, cut, joint).plan
     told: dict[str, dict] = {}
     made_by: dict = {"method": method, "seed": seed, "steps": None, "checkpoint_sha256": None}
     if not plan:
@@ -143,12 +154,16 @@ def augment(
     )
 
 
-def _check(method, balance, steps, max_cases, procedural, maps, hosts, overrides) -> None:
+def _check(method, balance, mixture, dice, steps, max_cases, procedural, maps, hosts, overrides) -> None:
     """Raise InputError for a setting that is out of range."""
     if method not in METHODS:
         raise InputError(f"method must be one of {', '.join(METHODS)}, not {method}")
     if not 0 < balance <= 1:
         raise InputError(f"balance must be above 0 and at most 1, not {balance}")
+    if mixture not in MIXTURES:
+        raise InputError(f"mixture must be one of {', '.join(MIXTURES)}, not {mixture}")
+    if dice and mixture != "joint":
+        raise InputError("--dice decides which training cases are followed, so it needs --mixture joint")
     if not 0 <= procedural <= 1:
         raise InputError(f"procedural must be from 0 to 1, not {procedural}")
     if method == "copy_paste" and (procedural or maps):
@@ -157,6 +172,15 @@ def _check(method, balance, steps, max_cases, procedural, maps, hosts, overrides
         raise InputError("maps are drawn for the training cases; leave out --maps or --hosts")
     check_numbers({"steps": steps, "max_cases": 1 if max_cases is None else max_cases})
     check_overrides(SYNTHESIZER, ["train.json"], overrides)
+
+
+def read_dice(path: Path) -> dict[str, float]:
+    """Return tissue to Dice from the key ``dice`` of a JSON file; InputError if it has no numbers from 0 to 1."""
+    found = read_json(path).get("dice")
+    numbers = found.values() if isinstance(found, dict) else ()
+    if not numbers or not all(isinstance(value, int | float) and 0 <= value <= 1 for value in numbers):
+        raise InputError(f"{path} has no dice with a number from 0 to 1 for each tissue")
+    return {str(name): float(value) for name, value in found.items()}
 
 
 def large_enough(plan: list[PlannedCase], least: int) -> list[PlannedCase]:
@@ -195,7 +219,8 @@ def write_datalists(
     ):
         painted = [
             {"image": f"images/{row['case']}.nii.gz", "label": f"labels/{row['case']}.nii.gz", "fold": SYNTHETIC,
-             "patient": row["patient"], "synthetic": True, "source": row["source"]} for row in kept
+             "patient": row["patient"], "synthetic": True, "source": row["source"], "tissues": row["tissues"]}
+            for row in kept
         ]  # fmt: skip
         items = real + painted
         write_json(output / name, content | {"held_out_fold": fold, "numTraining": len(items), "training": items})
