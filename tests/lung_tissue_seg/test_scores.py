@@ -205,6 +205,38 @@ def test_extra_cases_are_drawn_in_the_ratio_asked_for():
     assert sorted(sampling.case_sampler(cases, 32)) == sorted([*range(16)] * 2), "by default it goes round all cases"
 
 
+def test_extra_cases_are_drawn_by_their_weights():
+    cases = [{"fold": 1}] * 4 + [{"fold": -1, "draw_weight": weight} for weight in (1.0, 3.0, 0.0)]
+    drawn = list(sampling.case_sampler(cases, 800, extra_ratio=1.0))
+    counts = [drawn.count(number) for number in range(7)]
+    assert counts[:4] == [100] * 4 and counts[4:] == [100, 300, 0]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [("mixed", [0.5] * 4), ("synthetic_first", [1, 1, 1, 0]), ("real_last", [0.5, 0.5, 0.5, 0])],
+)
+def test_extra_cases_are_drawn_in_the_epochs_of_the_schedule(schedule, shares):
+    cases = [{"fold": 1}] * 4 + [{"fold": -1}] * 4
+    sampler, found = sampling.case_sampler(cases, 80, 1.0, schedule, real_share=0.25, epochs=4), []
+    for epoch in range(1, 5):
+        sampler.set_epoch(epoch)
+        found.append(np.mean([number >= 4 for number in sampler]))
+    assert found == shares
+
+
+def test_a_schedule_that_leaves_no_epoch_is_refused():
+    cases = [{"fold": 1}, {"fold": -1}]
+    with pytest.raises(ValueError, match="real_share 0.1 of 4 epochs leaves real_last 0 of them with real cases"):
+        sampling.case_sampler(cases, 8, 1.0, "real_last", real_share=0.1, epochs=4)
+    with pytest.raises(
+        ValueError, match="extra_schedule must be one of mixed, synthetic_first, real_last, not 'never'"
+    ):
+        sampling.case_sampler(cases, 8, 1.0, "never")
+    with pytest.raises(ValueError, match="draw_weight must not be negative"):
+        sampling.case_sampler([*cases, {"fold": -1, "draw_weight": -1}], 8, 1.0)
+
+
 @pytest.mark.parametrize("ratio", [-1, "0.5", True, float("nan")])
 def test_a_ratio_that_is_none_is_refused(ratio):
     with pytest.raises(ValueError, match="extra_ratio must be None or a number"):

@@ -7,9 +7,11 @@ import numpy as np
 
 from tools.data.datalist import SYNTHETIC, Case, presence, split, tissue_voxels
 from tools.io.files import InputError
+from tools.painting.manifest import FREE_METHODS
 from tools.tissues import words
 
 REFERENCE = "real"
+HEADROOM = "more_real"  # what it gains is what a perfect generator could give
 REPEATS_AT_MOST = 8
 ENTROPY_GAIN = 1e-3  # nats; a repeat that evens out the tissues by less is not made
 WEIGHTS = (0.25, 4.0)  # bounds of the factor by which a class-weighted loss changes a tissue's weight
@@ -25,6 +27,9 @@ class Arm:
         oversampled: Whether real cases with rare tissues are repeated.
         weighted: Whether rare tissues weigh more in the loss.
         alone: Whether the real cases are left out.
+        longer: Whether it takes the steps that the generator's compute would buy.
+        more: Whether real cases that were held back are trained on too.
+        started: Whether the training starts from given weights instead of random ones.
     """
 
     method: str | None = None
@@ -32,24 +37,32 @@ class Arm:
     oversampled: bool = False
     weighted: bool = False
     alone: bool = False
+    longer: bool = False
+    more: bool = False
+    started: bool = False
 
 
 _METHODS = {
     "copy_paste": Arm("copy_paste"),
+    "drawn": Arm("drawn"),
     "no_ablation": Arm("no_ablation"),
     "konz": Arm("konz"),
     "cbmat": Arm("cbmat"),
     "cbmat_filter": Arm("cbmat", filtered=True),
 }
-ARMS = {
+_FROM_SCRATCH = {
     REFERENCE: Arm(),
     "oversampled": Arm(oversampled=True),
     "class_weighted": Arm(weighted=True),
+    "longer": Arm(longer=True),
+    HEADROOM: Arm(more=True),
     **_METHODS,
     **{f"{name}_oversampled": replace(arm, oversampled=True) for name, arm in _METHODS.items()},
     **{f"{name}_weighted": replace(arm, weighted=True) for name, arm in _METHODS.items()},
     "synthetic_only": Arm("cbmat", filtered=True, alone=True),
 }
+STARTED = "_started"
+ARMS = _FROM_SCRATCH | {f"{name}{STARTED}": replace(arm, started=True) for name, arm in _FROM_SCRATCH.items()}
 
 
 def arm_key(name: str, ratio: float = 1.0) -> str:
@@ -85,8 +98,13 @@ def arm_of(key: str) -> tuple[Arm, float]:
     """
     name, ratio = arm_name(key), key.partition("_x")[2]
     if name not in ARMS:
-        raise InputError(f"there is no arm {name!r}; there are {', '.join(ARMS)}")
+        raise InputError(no_arm(name))
     return ARMS[name], float(ratio or 1)
+
+
+def no_arm(name: str) -> str:
+    """Return the sentence for a name that is no arm's."""
+    return f"there is no arm {name!r}; there are {', '.join(_FROM_SCRATCH)}, and each with {STARTED}"
 
 
 def repeats(present: np.ndarray, at_most: int = REPEATS_AT_MOST) -> list[int]:
@@ -172,14 +190,22 @@ def tissue_weights(training: list[Case], labels: dict[str, int], weights: list[f
 
 ARM_TITLES = {
     "real": "real only",
+    "longer": "real only, longer",
+    HEADROOM: "more real patients",
     "oversampled": "oversampled",
     "class_weighted": "class-weighted loss",
     "copy_paste": "copy-paste",
+    "drawn": "drawn as the phantom's",
     "no_ablation": "painted, no ablation",
     "konz": "painted, Konz ablation",
     "cbmat": "painted, CBMAT",
     "cbmat_filter": "painted, CBMAT, filtered",
     "synthetic_only": "painted cases only",
+}
+ENDINGS = {
+    STARTED: ", from start weights",
+    "_oversampled": " + oversampled",
+    "_weighted": " + class-weighted loss",
 }
 
 
@@ -189,11 +215,15 @@ def arm_title(key: str) -> str:
     Example:
         >>> arm_title("cbmat_filter_oversampled_x0.5"), arm_title("cbmat_weighted")
         ('painted, CBMAT, filtered + oversampled, ratio 0.5', 'painted, CBMAT + class-weighted loss')
+        >>> arm_title("class_weighted_started")
+        'class-weighted loss, from start weights'
     """
     name, _, ratio = key.partition("_x")
-    base = name.removesuffix("_oversampled").removesuffix("_weighted") if name not in ARM_TITLES else name
-    added = {"": "", "_oversampled": " + oversampled", "_weighted": " + class-weighted loss"}[name.removeprefix(base)]
-    title = ARM_TITLES.get(base, words(base)) + added
+    added = ""
+    for ending, told in ENDINGS.items():
+        if name.endswith(ending) and name not in ARM_TITLES:
+            name, added = name.removesuffix(ending), told + added
+    title = ARM_TITLES.get(name, words(name)) + added
     return f"{title}, ratio {ratio}" if ratio else title
 
 
@@ -204,4 +234,4 @@ def is_painted(key: str) -> bool:
         >>> is_painted("cbmat_filter_oversampled"), is_painted("copy_paste_oversampled"), is_painted("real")
         (True, False, False)
     """
-    return arm_of(key)[0].method not in (None, "copy_paste")
+    return arm_of(key)[0].method not in (None, *FREE_METHODS)

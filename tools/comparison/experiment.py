@@ -1,19 +1,22 @@
-"""All runs of a comparison in three phases: the gate's segmenters, the painted cases, then the remaining runs."""
+"""All runs of a comparison in phases: numbers of steps, the gate's segmenters, painted cases, the remaining runs."""
 
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from tools.comparison.arms import REFERENCE, arm_of
+from tools.comparison.arms import REFERENCE, arm_of, is_painted
 from tools.comparison.leaks import check_augmented
-from tools.comparison.run import Run, environment, share_folder, train
-from tools.data.datalist import subset
-from tools.io.files import RunError, write_json
+from tools.comparison.plateau import find_plateau
+from tools.comparison.run import Recipe, Run, environment, share_folder, train
+from tools.data.datalist import Case, split, subset
+from tools.io.files import RunError, read_json, write_json
+from tools.painting.manifest import FREE_METHODS
 
 
 def say(line: str) -> None:
@@ -61,6 +64,22 @@ def side_by_side(jobs: dict[str, Callable[[dict], None]], workers: int) -> list[
     return failed
 
 
+def clock(folder: Path) -> Path:
+    """Return the file beside a folder that says how many seconds it took to fill."""
+    return folder.with_name(f"{folder.name}_seconds.json")
+
+
+@contextlib.contextmanager
+def timed(path: Path) -> Iterator[None]:
+    """Add the seconds that a block takes to those in a JSON file, also where the block fails."""
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        before = read_json(path)["seconds"] if path.is_file() else 0.0
+        write_json(path, {"seconds": round(before + time.monotonic() - start, 1)})
+
+
 @dataclass
 class Experiment:
     """The runs of a comparison, and what they share: each fold's augmented cases and the segmenter that filters them.
@@ -70,11 +89,16 @@ class Experiment:
         real: Its content.
         output: Folder of the comparison.
         first_seed: Seed of the segmenter that the quality gate asks.
-        iterations: Optimizer steps of every segmenter.
-        overrides: Config ids of the segmenter and their values.
+        iterations: Optimizer steps of every segmenter; with ``plateau`` the most of them.
+        recipe: How the segmenters of all arms are trained.
         augmentation: Arguments of ``augment``.
         external: Content of a second datalist to test on, or None.
         paint_per_seed: Whether each seed of a segmenter has painted cases of its own.
+        plateau: Whether each fold's number of steps is found on its training patients.
+        longer: Steps of the arm longer over those of the others; None for what the painted cases cost.
+        held_back: Real cases that the arm more_real trains on too.
+        by_error: Whether training cases that the fold's inner segmenter finds hard are followed more often.
+        counts: Share of the training patients to their number, where a number was asked for.
     """
 
     datalist: Path
@@ -82,10 +106,15 @@ class Experiment:
     output: Path
     first_seed: int
     iterations: int
-    overrides: dict
+    recipe: Recipe
     augmentation: dict
     external: dict | None
     paint_per_seed: bool = False
+    plateau: bool = False
+    longer: float | None = None
+    held_back: list[Case] = field(default_factory=list)
+    by_error: bool = False
+    counts: dict[float, int] = field(default_factory=dict)
 
     def run_all(self, runs: list[Run], workers: int) -> list[str]:
         """Make every run that is not finished, some side by side, and return which failed.
@@ -94,10 +123,15 @@ class Experiment:
         """
         titles = {run: f"run {number} of {len(runs)}: {run}" for number, run in enumerate(runs, 1)}
         self.shares = {(run.fold, run.fraction): self._share(run) for run in runs}
-        waiting = [run for run in runs if arm_of(run.key)[0].method and not self._is_finished(run)]
+        unfinished = [run for run in runs if not self._is_finished(run)]
+        waiting = [run for run in unfinished if arm_of(run.key)[0].method]
         painted = {self._augmented_folder(run): run for run in waiting}
-        judges = {self._judge(run) for run in waiting if arm_of(run.key)[0].method != "copy_paste"}
+        judges = {self._judge(run) for run in waiting if arm_of(run.key)[0].method not in FREE_METHODS}
+        judges |= {self._judge(run) for run in unfinished if arm_of(run.key)[0].longer}
+        self.paid = {run: self._augmented_folder(run) for run in runs if is_painted(run.key)}
         jobs = {title: partial(self._make, run, title) for run, title in titles.items()}
+        folds = sorted({run.fold for run in unfinished}) if self.plateau else []
+        side_by_side({f"plateau of fold {fold}": partial(self._plateau, fold) for fold in folds}, workers)
         failed = side_by_side({titles[run]: jobs.pop(titles[run]) for run in runs if run in judges}, workers)
         side_by_side({f"augment in {folder}": partial(self._augment, run) for folder, run in painted.items()}, workers)
         failed += side_by_side(jobs, workers)
@@ -108,10 +142,53 @@ class Experiment:
         if run.fraction == 1:
             return self.datalist, self.real
         path = share_folder(self.output, run.fold, run.fraction) / "datalist.json"
-        content = subset(self.real, run.fold, run.fraction)
+        content = subset(self.real, run.fold, run.fraction, count=self.counts.get(run.fraction))
         if not path.is_file():
             write_json(path, content | {"training": [case.item() for case in content["training"]]})
         return path, content
+
+    def _plateau(self, fold: int, place: dict) -> None:
+        """Find how many steps a fold's segmenters take, on its training patients; nothing if that is known."""
+        folder = self._plateau_folder(fold)
+        known = (folder / "plateau.json").is_file()
+        training, _ = split(self.real, fold)
+        found = find_plateau(
+            training, self.real["labels"], folder, self.iterations, self.first_seed, self.recipe, place
+        )
+        say(f"fold {fold}: {found['sentence']}{' (found earlier)' * known}")
+
+    def _plateau_folder(self, fold: int) -> Path:
+        return share_folder(self.output, fold, 1) / "plateau"
+
+    def _fold_steps(self, fold: int) -> int:
+        """Return the steps of a fold's segmenters but those of the arm longer."""
+        if not self.plateau:
+            return self.iterations
+        found = self._plateau_folder(fold) / "plateau.json"
+        if not found.is_file():
+            raise RunError(f"how many steps fold {fold} takes could not be found")
+        return read_json(found)["iterations"]
+
+    def _steps(self, run: Run) -> int:
+        """Return the optimizer steps of a run.
+
+        The arm longer takes as many more as the seconds would have been enough for that ``augment`` took for the
+        dearest painted arm of its fold, share and seed.
+        """
+        steps = self._fold_steps(run.fold)
+        if not arm_of(run.key)[0].longer:
+            return steps
+        if self.longer is not None:
+            return max(1, round(self.longer * steps))
+        alike = [folder for other, folder in self.paid.items() if other.group == run.group]
+        seconds = [read_json(clock(folder))["seconds"] for folder in alike if clock(folder).is_file()]
+        judge = self._judge(run).folder(self.output) / "result.json"
+        if not seconds or not judge.is_file():
+            raise RunError("what the painted cases cost is not known; give the arm longer its steps, as --longer 2")
+        per_step = read_json(judge)["seconds"] / steps
+        more = max(seconds) / per_step
+        say(f"{run}: {steps} steps and {more:.0f} more, for {max(seconds) / 60:.1f} minutes of painting")
+        return steps + round(more)
 
     def _is_finished(self, run: Run) -> bool:
         return (run.folder(self.output) / "result.json").is_file()
@@ -132,19 +209,21 @@ class Experiment:
         method, judge, folder = arm_of(run.key)[0].method, self._judge(run), self._augmented_folder(run)
         if (folder / "datalist.json").is_file():
             return
-        if method != "copy_paste" and not self._is_finished(judge):
+        if method not in FREE_METHODS and not self._is_finished(judge):
             raise RunError(f"{judge}, which the quality gate asks, is not finished")
-        start = time.monotonic()
         own = {"seed": self.augmentation["seed"] + run.seed} if self.paint_per_seed else {}
-        augment(
-            datalist=self.shares[run.fold, run.fraction][0],
-            fold=run.fold,
-            output=folder,
-            method=method,
-            segmenter=None if method == "copy_paste" else judge.folder(self.output) / "model.pt",
-            **self.augmentation | own,
-        )
-        say(f"augment ({method}) for fold {run.fold} took {(time.monotonic() - start) / 60:.1f} minutes")
+        own |= {"dice": self._plateau_folder(run.fold) / "plateau.json"} if self.by_error else {}
+        with timed(clock(folder)):
+            augment(
+                datalist=self.shares[run.fold, run.fraction][0],
+                fold=run.fold,
+                output=folder,
+                method=method,
+                segmenter=None if method in FREE_METHODS else judge.folder(self.output) / "model.pt",
+                **self.augmentation | own,
+            )
+        minutes = read_json(clock(folder))["seconds"] / 60
+        say(f"augment ({method}) for fold {run.fold} took {minutes:.1f} minutes")
 
     def _make(self, run: Run, title: str, place: dict) -> None:
         """Make one run; nothing if it is finished."""
@@ -153,9 +232,14 @@ class Experiment:
             return
         say(title)
         _, real = self.shares[run.fold, run.fraction]
+        steps = self._steps(run)
         source, fitted = self._augmented(run, real) if arm_of(run.key)[0].method else (real, {})
-        folder = run.folder(self.output)
-        train(run, source, fitted, real, folder, self.iterations, self.overrides, self.external, place)
+        if self.plateau:
+            found = read_json(self._plateau_folder(run.fold) / "plateau.json")
+            fitted = fitted | {"number of steps": found["patients"]}
+        train(
+            run, source, fitted, real, run.folder(self.output), steps, self.recipe, self.external, place, self.held_back
+        )
 
     def _augmented(self, run: Run, real: dict) -> tuple[dict, dict]:
         """Read the augmented cases of the run's fold and check that they were made without its patients."""

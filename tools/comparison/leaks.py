@@ -4,9 +4,17 @@ from pathlib import Path
 
 from tools.comparison.arms import arm_of
 from tools.data.datalist import Case, patients, read_datalist, split
-from tools.data.provenance import GATE_CARD, MAPS_CARD, SYNTHESIZER_CARD, cases_read, check_disjoint, find_twin
+from tools.data.provenance import (
+    GATE_CARD,
+    HOSTS_CARD,
+    MAPS_CARD,
+    SYNTHESIZER_CARD,
+    cases_read,
+    check_disjoint,
+    find_twin,
+)
 from tools.io.files import InputError, read_json
-from tools.painting.manifest import read_manifest
+from tools.painting.manifest import FREE_METHODS, read_manifest
 
 
 def augmented_stages(directory: Path, method: str) -> dict[str, list[dict]]:
@@ -17,7 +25,9 @@ def augmented_stages(directory: Path, method: str) -> dict[str, list[dict]]:
     """
     directory = Path(directory)
     cards = {"tissue maps and their frequencies": MAPS_CARD}
-    if method != "copy_paste":
+    if (directory / HOSTS_CARD).is_file():
+        cards["hosts without labels"] = HOSTS_CARD
+    if method not in FREE_METHODS:
         cards |= {"synthesizer": SYNTHESIZER_CARD, "quality gate": GATE_CARD}
     stages = {}
     for stage, name in cards.items():
@@ -74,7 +84,9 @@ def check_augmented(directory: Path, method: str, real: dict, fold: int, unfilte
     return datalist, fitted
 
 
-def check_run(own: dict, fitted: dict, real: dict, fold: int, key: str, external: list[Case] = ()) -> dict:
+def check_run(
+    own: dict, fitted: dict, real: dict, fold: int, key: str, external: list[Case] = (), more: list[Case] = ()
+) -> dict:
     """Check the datalist that an arm's segmenter will get, and return every stage with its patients.
 
     Args:
@@ -84,6 +96,7 @@ def check_run(own: dict, fitted: dict, real: dict, fold: int, key: str, external
         fold: The held-out fold.
         key: Key of the arm, for the message.
         external: Further test cases, of which nothing may have been seen either.
+        more: Real cases that were held back and that the arm is given.
 
     Raises:
         InputError: if the segmenter or any other stage sees a test patient, or the real cases are not those of the
@@ -99,7 +112,7 @@ def check_run(own: dict, fitted: dict, real: dict, fold: int, key: str, external
         shared = sorted(outside & set(names))
         if shared:
             raise InputError(f"leak in {where}: stage {stage} was fitted on external patients {', '.join(shared)}")
-    wanted = {"test": real_test, "training": [] if arm_of(key)[0].alone else real_training}
+    wanted = {"test": real_test, "training": [] if arm_of(key)[0].alone else [*real_training, *more]}
     for name, found in (("test", test), ("training", training)):
         files = {(case.image, case.label) for case in found if not case.synthetic}
         differing = sorted(files ^ {(case.image, case.label) for case in wanted[name]})

@@ -151,6 +151,10 @@ def collect(output: Path, real: dict) -> dict:
         "folds": sorted({result["fold"] for result in results}),
         "seeds": sorted({result["seed"] for result in results}),
         "fractions": fractions,
+        "plateaus": [
+            f"{path.parents[1].name.replace('fold', 'fold ')}: {read_json(path)['sentence']}"
+            for path in sorted(output.glob("fold*/plateau/plateau.json"))
+        ],
         "runs": [{key: value for key, value in result.items() if key != "scores"} for result in results],
         "rows": rows(),
         "measures": {measure: rows(measure) for measure in MEASURES if measure != HEADLINE},

@@ -5,20 +5,52 @@ import json
 import os
 import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from monai.bundle import ConfigParser
 
 from tools.bundles import BUNDLES
 from tools.comparison.arms import arm_datalist, arm_of, tissue_weights
 from tools.comparison.leaks import check_run
+from tools.comparison.mixing import Mixing
 from tools.comparison.results import SCHEMA, SCORES_FILE, read_scores
-from tools.data.datalist import SYNTHETIC, patients, read_datalist, split
-from tools.data.provenance import cases_read
+from tools.data.datalist import SYNTHETIC, Case, patients, read_datalist, split
+from tools.data.provenance import cases_read, read_card
 from tools.io.files import read_json, write_json
 from tools.workflows.run import versions
 from tools.workflows.segmenter import SEGMENTER, epochs, median_spacing_mm
 
-TRAINING = ["train.json", "scores.yaml"]
+FINE_TUNE, SCORES = "fine_tune.yaml", "scores.yaml"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the segmenters of all arms are trained.
+
+    Attributes:
+        overrides: Config ids of train.json and their values.
+        overlays: Files in the segmenter's configs that are laid over train.json.
+        start: Weights that the started arms begin with, or None.
+        spacing_mm: Voxel size of every segmenter; None for the median of the training patients.
+        mixing: How painted cases are drawn among the real ones.
+    """
+
+    overrides: dict = field(default_factory=dict)
+    overlays: tuple[str, ...] = ()
+    start: Path | None = None
+    spacing_mm: list[float] | None = None
+    mixing: Mixing = field(default_factory=Mixing)
+
+    @property
+    def configs(self) -> list[str]:
+        """Configs of the training of an arm that starts from scratch, the scores left out."""
+        return ["train.json", *self.overlays]
+
+    def tissue_weights(self) -> list[float]:
+        """Weights of the labels in the loss."""
+        files = [str(BUNDLES / SEGMENTER / "configs" / name) for name in self.configs]
+        return (ConfigParser.load_config_files(files) | self.overrides)["tissue_weights"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +72,11 @@ class Run:
     def folder(self, output: Path) -> Path:
         """Return the run's own folder below that of the comparison."""
         return share_folder(output, self.fold, self.fraction) / f"seed{self.seed}" / self.key
+
+    @property
+    def group(self) -> tuple[int, float, int]:
+        """Fold, share and seed, which the arms have in common."""
+        return self.fold, self.fraction, self.seed
 
     def __str__(self) -> str:
         share = "" if self.fraction == 1 else f"{self.fraction:.0%} of the patients, "
@@ -71,9 +108,10 @@ def train(
     real: dict,
     directory: Path,
     iterations: int,
-    overrides: dict,
+    recipe: Recipe,
     external: dict | None = None,
     place: dict | None = None,
+    more: list[Case] = (),
 ) -> None:
     """Train and test one segmenter; result.json is written last and marks the run as finished.
 
@@ -84,9 +122,10 @@ def train(
         real: The datalist of the real cases in use.
         directory: The run's folder; what a killed run left in it is removed.
         iterations: Optimizer steps.
-        overrides: Config ids of the segmenter.
+        recipe: How the segmenters are trained.
         external: A second datalist whose cases are all tested too.
         place: Environment variables of its place.
+        more: Real cases that were held back; the arm that is given them draws all cases alike.
 
     Raises:
         InputError: if any stage has seen a test patient.
@@ -98,11 +137,20 @@ def train(
     real_training, test = split(real, run.fold)
     shutil.rmtree(directory, ignore_errors=True)
     directory = Path(directory).resolve()
+    if arm.more:
+        source = source | {"training": source["training"] + [replace(case, fold=SYNTHETIC) for case in more]}
+    if arm.method:
+        source, ratio = recipe.mixing.weigh(source, run.fold, ratio)
     write_json(directory / "datalist.json", arm_datalist(source, run.fold, directory, arm))
     own = read_datalist(directory / "datalist.json")
-    fitted = check_run(own, fitted, real, run.fold, run.key, external["training"] if external else [])
+    others = external["training"] if external else []
+    if arm.started:
+        card = read_card(recipe.start, [*test, *others], "start weights")
+        names = [row["patient"] for row in card.get("cases", [])] + list(card.get("patients", []))
+        fitted = fitted | {"start weights": sorted(set(map(str, names)))}
+    fitted = check_run(own, fitted, real, run.fold, run.key, others, more if arm.more else [])
     training, _ = split(own, run.fold)
-    synthetic = sum(case.fold == SYNTHETIC for case in training)
+    synthetic = 0 if arm.more else sum(case.fold == SYNTHETIC for case in training)
     number, length = epochs(iterations)
     settings = {
         "dataset_dir": str(directory),
@@ -114,28 +162,29 @@ def train(
         "max_epochs": number,
         "epoch_length": length,
         "val_interval": number,  # once, at the end: no checkpoint is chosen on test patients
-        "spacing_mm": median_spacing_mm(real_training),
-        "extra_ratio": None if arm.alone else ratio if synthetic else 0,
-    } | overrides
+        "spacing_mm": recipe.spacing_mm or median_spacing_mm(real_training),
+        "extra_ratio": None if arm.alone or arm.more else ratio if synthetic else 0,
+    } | recipe.overrides
+    if synthetic and not arm.alone and recipe.mixing.schedule != "mixed":
+        settings |= {"extra_schedule": recipe.mixing.schedule, "real_share": recipe.mixing.real_share}
     if arm.weighted:
-        weights = settings.get(
-            "tissue_weights", read_json(BUNDLES / SEGMENTER / "configs/train.json")["tissue_weights"]
-        )
-        settings["tissue_weights"] = tissue_weights(real_training, real["labels"], weights)
-    fingerprint = _fingerprint(directory / "datalist.json", settings)
+        settings["tissue_weights"] = tissue_weights(real_training, real["labels"], recipe.tissue_weights())
+    started = {"start": str(Path(recipe.start).resolve())} if arm.started else {}
+    fingerprint = _fingerprint(directory / "datalist.json", settings | started)
     twin = _twin(directory, fingerprint)
     if twin:
         write_json(directory / "result.json", twin | {"arm": run.key, "fitted_on": fitted})
         return
     start = time.monotonic()
-    run_bundle(SEGMENTER, TRAINING, settings, directory / "run.log", place)
+    configs = [*recipe.configs, *[FINE_TUNE] * arm.started, SCORES]
+    run_bundle(SEGMENTER, configs, settings | started, directory / "run.log", place)
     seconds = time.monotonic() - start
     tissues = [name for name in real["labels"] if name != "background"]
     scores = {"own": read_scores(directory / SCORES_FILE, test, tissues)}
     if external:
         scores["external"] = _test_external(external, directory, settings, tissues, place)
-    card = {"cases": cases_read(training), "spacing_mm": settings["spacing_mm"], "overrides": overrides}
-    write_json(directory / "card.json", card)
+    card = {"cases": cases_read(training), "spacing_mm": settings["spacing_mm"], "overrides": recipe.overrides}
+    write_json(directory / "card.json", card | {"configs": recipe.configs})
     write_json(
         directory / "result.json",
         {

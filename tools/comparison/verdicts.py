@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from tools.comparison.arms import REFERENCE
+from tools.comparison.arms import HEADROOM, REFERENCE
 from tools.comparison.intervals import CONFIDENCE, Estimate, Values, difference, fold_means, gather, pair
 from tools.io.files import InputError
 
@@ -14,6 +14,7 @@ MEASURES = {
     "dice_all_lung_known": 1, "dice_lung_known": 1,
 }  # fmt: skip
 HEADLINE = "dice_all"
+LEAST_TO_SHARE = 0.01  # gain of more real patients below which a share of it means nothing
 MEAN = "mean"  # in place of a tissue: the mean over the pathological tissues
 HEALTHY = "healthy"
 PATIENTS_FOR_VERDICT = 5
@@ -133,7 +134,7 @@ def summarise(
 
     An arm is paired with the reference within the same fold, seed and patient; a run without a partner does not count
     towards the difference. The verdicts of all rows are one family: Holm's correction keeps the chance of any false one
-    at 5 %. The primary question, named beforehand, stands outside the family.
+    at 5 %. The primary question, named beforehand, and the arm of more real patients stand outside the family.
 
     Args:
         records: One per fold, seed, arm, patient and tissue, as in results.csv; the measure is None where it is not
@@ -150,7 +151,8 @@ def summarise(
         and for all but the reference ``difference`` (arm minus reference), ``interval`` (95 %, of this question alone),
         ``effect_size`` (the difference over the standard deviation of the patients' differences, Cohen's d_z),
         ``difference_per_patient``, ``difference_per_seed``, ``p`` (of the interval), ``p_holm``, ``primary`` and
-        ``verdict``. What cannot be computed is None.
+        ``verdict``, and ``headroom_share``, the difference over that of more real patients where there is such an arm
+        and it gains (``LEAST_TO_SHARE``). What cannot be computed is None.
     """
     if measure not in MEASURES:
         raise InputError(f"there is no measure {measure!r}; there are {', '.join(MEASURES)}")
@@ -177,16 +179,28 @@ def summarise(
                 row |= _compared(pair(own, reference), row["patients"]) | {"primary": (arm, tissue) == primary}
             rows.append(row)
     judge([row for row in rows if row["arm"] != REFERENCE], MEASURES[measure])
+    better = MEASURES[measure]
+    gains = {row["tissue"]: row["difference"] for row in rows if row["arm"] == HEADROOM}
+    for row in rows if HEADROOM in arms else ():
+        gain, own = gains.get(row["tissue"]), row.get("difference")
+        shared = row["arm"] != HEADROOM and own is not None and gain is not None and better * gain >= LEAST_TO_SHARE
+        row["headroom_share"] = own / gain if shared else None
     return rows
+
+
+def headroom(rows: list[dict]) -> float | None:
+    """Return what more real patients gain in the mean over the tissues, or in the one there is; None if unknown."""
+    found = [row["difference"] for row in rows if row["arm"] == HEADROOM and row["tissue"] != HEALTHY]
+    return found[-1] if found else None
 
 
 def judge(rows: list[dict], better: int) -> None:
     """Give the compared rows their corrected p and their verdict; ``better`` as for ``decide``."""
-    family = [row for row in rows if not row["primary"]]
+    family = [row for row in rows if not (row["primary"] or row["arm"] == HEADROOM)]
     for row, p in zip(family, holm([None if row["lacking"] else row["p"] for row in family])):
         row["p_holm"] = p
     for row in rows:
-        if row["primary"]:
+        if row["primary"] or row["arm"] == HEADROOM:
             row["p_holm"] = None if row["lacking"] else row["p"]
         row["verdict"] = row.pop("lacking") or decide(row["difference"], row["p_holm"], better)
 
@@ -210,14 +224,26 @@ def _compared(paired: Values, patients: int) -> dict:
 
 def format_table(rows: list[dict]) -> str:
     """Return the rows of ``summarise`` as a table for the terminal."""
-    head = ("tissue", "arm", "n", "mean", "difference", "95 % interval", "p (Holm)", "seed sd", "verdict")
-    lines = [head]
+    shared = any("headroom_share" in row for row in rows)
+    head = (
+        "tissue",
+        "arm",
+        "n",
+        "mean",
+        "difference",
+        "95 % interval",
+        "p (Holm)",
+        "seed sd",
+        *["of headroom"] * shared,
+    )
+    lines = [(*head, "verdict")]
+    shares = {"headroom_share": "{:.0%}"} if shared else {}
     for row in rows:
         mean = "-" if row["mean"] is None else f"{row['mean']:.3f}"
         formats = {"difference": "{:+.3f}", "interval": "{0[0]:+.3f} .. {0[1]:+.3f}", "p_holm": "{:.3f}"}
         cells = [
             "" if row.get(key) is None else text.format(row[key])
-            for key, text in (formats | {"seed_sd": "{:.3f}", "verdict": "{}"}).items()
+            for key, text in (formats | {"seed_sd": "{:.3f}"} | shares | {"verdict": "{}"}).items()
         ]
         cells[-1] += " (primary)" * bool(row.get("primary"))
         lines.append((row["tissue"], row["arm"], str(row["patients"]), mean, *cells))

@@ -205,13 +205,13 @@ def _voxels(path: Path, labels: tuple) -> tuple[int, ...]:
     return tuple(np.bincount(values.ravel(), minlength=max(value for _, value in labels) + 1).tolist())
 
 
-def subset(datalist: dict, fold: int, fraction: float, seed: int = 0) -> dict:
+def subset(datalist: dict, fold: int, fraction: float, seed: int = 0, count: int | None = None) -> dict:
     """Return a datalist with a share of the training patients, one at least; a smaller share is part of a larger one.
 
-    The held-out fold stays whole; the seed draws the order of the patients.
+    The held-out fold stays whole; the seed draws the order of the patients; ``count`` of them are taken if it is given.
     """
     training, test = split(datalist, fold)
     names = patients(training)
     order = np.random.default_rng([seed, fold]).permutation(len(names))
-    kept = {names[index] for index in order[: max(1, round(fraction * len(names)))]}
+    kept = {names[index] for index in order[: count or max(1, round(fraction * len(names)))]}
     return datalist | {"training": [case for case in training if case.patient in kept] + test}

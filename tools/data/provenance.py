@@ -7,7 +7,7 @@ from tools.data.datalist import Case
 from tools.data.twins import content_digest
 from tools.io.files import InputError, read_json, sha256
 
-SYNTHESIZER_CARD, MAPS_CARD, GATE_CARD = "synthesizer/card.json", "maps.json", "gate.json"
+SYNTHESIZER_CARD, MAPS_CARD, GATE_CARD, HOSTS_CARD = "synthesizer/card.json", "maps.json", "gate.json", "hosts.json"
 
 
 @functools.cache

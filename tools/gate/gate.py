@@ -44,6 +44,7 @@ class Gate:
     def __init__(self, training: list[Case], labels: Mapping[str, int]) -> None:
         self.labels = {name: value for name, value in labels.items() if value}
         self.cases = {case.name: case for case in training}
+        self.owners = {case.name: case.patient for case in training}  # of every case that may be painted
         self.real: dict[str, list[Tissue]] = {name: [] for name in self.labels}
         self.painted: dict[str, list[Tissue]] = {name: [] for name in self.labels}
         most = max(2000, TILES_KEPT // max(len(self.cases), 1))
@@ -158,7 +159,7 @@ class Gate:
 
         Args:
             case: Its name.
-            source: Name of the training case that was painted; InputError if it is none.
+            source: Name of the case that was painted: a training case, or one that ``owners`` knows, else InputError.
             hu: Painted CT in HU, canonical orientation, shape (W, H, D).
             target: Its tissue map, the same shape.
             region: Painted voxels, bool, the same shape.
@@ -171,7 +172,7 @@ class Gate:
             (1 - r to the nearest tile of the training set, of other patients with surroundings, and of cases painted
             before), each with its ``_nearest``, such as "case007 slice 12"; ``recall``. None where unmeasurable.
         """
-        if source not in self.cases:
+        if source not in self.owners:
             raise InputError(f"source {source} of {case} is not a training case")
         measured = {}
         for name, value in self.labels.items():
@@ -182,7 +183,7 @@ class Gate:
             measured[name] = measures
             if measures["not_finite"] or measures["voxels"] < MIN_VOXELS or name not in self.real:
                 continue
-            owner = self.cases[source].patient
+            owner = self.owners[source]
             tissue = self._describe(name, case, owner, hu, where, (target > 0) & ~region)
             nearest = self._compare(name, tissue, leave_out=None)
             twin = self.earlier[name].nearest(tissue.region, case)

@@ -26,6 +26,7 @@ def check_painted(
     """
     labels = {name: tissue_labels()[name] for name in pathological_tissues()}
     gate = Gate(training, labels)
+    gate.owners |= {planned.source.name: planned.source.patient for planned in plan}
     painted = {planned.name: work / "painted" / f"{planned.name}.nii.gz" for planned in plan}
     answers: dict[str, np.ndarray] = {}
     if segmenter:

@@ -13,6 +13,7 @@ from tools.data.provenance import MAPS_CARD, cases_read, digest
 from tools.io.files import InputError, read_json, sha256, write_json
 from tools.io.volume import SYNTHETIC_MARK, case_name, load_labels, original, save_nifti
 from tools.maps.check import check_map, list_maps
+from tools.maps.followed import Followed, lung_ml
 from tools.maps.growth import LesionModel
 from tools.maps.lesions import Lesion, lesion_bank
 from tools.maps.placement import Receiver
@@ -82,6 +83,8 @@ def draw_bank(
     max_cases: int,
     procedural: float = 0.0,
     pasted: Path | None = None,
+    hosts: list[Case] | None = None,
+    joint: Followed | None = None,
 ) -> Bank:
     """Draw tissue maps until the tissues are balanced, and write them with a card that says what was read.
 
@@ -94,6 +97,8 @@ def draw_bank(
         procedural: Share of the lesions that are grown by the procedural model instead of transplanted.
         pasted: Folder for the sources' CTs with the donors' HU pasted in, under the same names; none are written if it
             is not given.
+        joint: Chooses a training case for each map, whose tissues and volumes it gets; then ``balance`` plays no part.
+        hosts: Cases that receive the lesions instead of the training cases; they get as much as fits their lungs.
 
     Raises:
         InputError: if the training cases hold no pathological tissue, no map could be drawn, or HU are to be pasted
@@ -109,7 +114,9 @@ def draw_bank(
     lesions, volumes = lesion_bank(training, bool(pasted))
     if not lesions:
         raise InputError("the training cases hold no pathological tissue, so there are no shapes to draw from")
-    placer = LesionPlacer(lesions, volumes, tissue_labels(), procedural)
+    receivers = hosts or training
+    typical_ml = float(np.median([lung_ml(case) for case in training])) if hosts else None
+    placer = LesionPlacer(lesions, volumes, tissue_labels(), procedural, typical_ml)
     total = {tissue: sum(amounts) for tissue, amounts in volumes.items() if sum(amounts) > 0}
     wanted = balance * max(total.values())
     rng = np.random.default_rng(seed)
@@ -118,14 +125,19 @@ def draw_bank(
     added: list[dict] = []
     progress = tqdm(desc="drawing maps", unit="map", total=max_cases, disable=None)
     for _ in range(3 * max_cases):
-        short = {tissue: total[tissue] / wanted for tissue in total if total[tissue] < wanted and tissue in lesions}
-        if not short or len(plan) == max_cases:
+        if len(plan) == max_cases:
             break
-        waiting = waiting or list(rng.permutation(len(training)))
-        source = training[waiting.pop()]
-        rarest = sorted(short, key=short.get)
-        chosen = rarest[: 1 + int(len(rarest) > 1 and rng.random() < 0.5)]
-        receiver, painted = placer.draw(source, chosen, rng, bool(pasted))
+        short = {tissue: total[tissue] / wanted for tissue in total if total[tissue] < wanted and tissue in lesions}
+        if not (short or joint):
+            break
+        waiting = waiting or list(rng.permutation(len(receivers)))
+        source = receivers[waiting.pop()]
+        if joint:
+            wanted_ml = {name: ml for name, ml in joint.draw(training, rng).items() if name in lesions}
+        else:
+            rarest = sorted(short, key=short.get)
+            wanted_ml = dict.fromkeys(rarest[: 1 + int(len(rarest) > 1 and rng.random() < 0.5)])
+        receiver, painted = placer.draw(source, wanted_ml, rng, bool(pasted))
         if not painted:
             continue
         for tissue, volume_ml in painted.items():
@@ -135,12 +147,13 @@ def draw_bank(
         added += [lesion_row(lesion, source.patient) for lesion in receiver.new_lesions(planned.name)]
         progress.update()
     progress.close()
-    if not plan and any(amount < wanted for amount in total.values()):
-        raise InputError("no new map could be drawn: the training lungs have too little healthy room for the lesions")
+    if not plan and (joint or any(amount < wanted for amount in total.values())):
+        raise InputError("no new map could be drawn: the lungs have too little healthy room for the lesions")
     patients = {case.name: case.patient for case in training}
     known = [lesion_row(lesion, patients[lesion.case]) for some in lesions.values() for lesion in some]
     real, new = pandas.DataFrame(known), pandas.DataFrame(added)
     settings = {"seed": seed, "balance": balance, "max_cases": max_cases, "procedural": procedural}
+    settings |= {"mixture": "joint", "dice": joint.dice} if joint else {}
     card = maps_card(training, plan, settings) | {"table": table_of(real, new)}
     write_json(folder.with_name(MAPS_CARD), card)
     return Bank(plan, card, real, new)
@@ -150,26 +163,32 @@ class LesionPlacer:
     """Places lesions of the training patients, and some from the procedural model, in a CT.
 
     ``lesions`` holds them per tissue, ``volumes`` the ml per tissue and training case that has it; ``procedural`` is
-    the share of the lesions that come from the model.
+    the share of the lesions that come from the model. With ``typical_ml``, the lung of a typical training case, a CT
+    with less lung gets less.
     """
 
-    def __init__(self, lesions: dict, volumes: dict, labels: dict[str, int], procedural: float) -> None:
+    def __init__(
+        self, lesions: dict, volumes: dict, labels: dict[str, int], procedural: float, typical_ml: float | None = None
+    ) -> None:
         self.lesions, self.volumes, self.labels, self.procedural = lesions, volumes, labels, procedural
+        self.typical_ml = typical_ml
         self.models = {tissue: LesionModel(some) for tissue, some in lesions.items()} if procedural else {}
 
     def draw(
-        self, case: Case, tissues: list[str], rng: np.random.Generator, with_hu: bool
+        self, case: Case, wanted_ml: dict[str, float | None], rng: np.random.Generator, with_hu: bool
     ) -> tuple[Receiver, dict[str, float]]:
-        """Place lesions of some tissues in one CT until each has the volume it has in a random case that holds it.
+        """Place lesions of some tissues in one CT until each has its volume in ml.
 
-        Returns the receiver (the donors' HU pasted too ``with_hu``), and the ml placed per tissue that found a place.
+        For None that is the volume in a random case that holds the tissue. Returns the receiver (the donors' HU pasted
+        too ``with_hu``), and the ml placed per tissue that found a place.
         """
         label, hu, spacing = case.volumes()
         receiver = Receiver(label, hu if with_hu else None, spacing, self.labels["healthy"])
         voxel_ml = float(np.prod(spacing)) / 1000
+        scale = np.count_nonzero(label) * voxel_ml / self.typical_ml if self.typical_ml else 1.0
         painted: dict[str, float] = {}
-        for tissue in tissues:
-            amount, failures = rng.choice(self.volumes[tissue]), 0
+        for tissue, given in wanted_ml.items():
+            amount, failures = scale * (rng.choice(self.volumes[tissue]) if given is None else given), 0
             while painted.get(tissue, 0.0) < amount and failures < FAILURES:
                 voxels = self.place(receiver, tissue, rng)
                 failures += voxels == 0

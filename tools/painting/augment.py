@@ -6,15 +6,20 @@ from pathlib import Path
 import torch
 
 from tools.data.datalist import SYNTHETIC, Case, read_fold, within
-from tools.data.provenance import MAPS_CARD, SYNTHESIZER_CARD, read_card
+from tools.data.provenance import HOSTS_CARD, MAPS_CARD, SYNTHESIZER_CARD, read_card
 from tools.flags import check_numbers
 from tools.gate.run import check_painted
 from tools.io.files import InputError, open_run, read_json, sha256, write_json
 from tools.io.volume import relative
 from tools.maps.bank import PlannedCase, draw_bank, maps_card, read_maps
-from tools.painting.manifest import MANIFEST_SCHEMA, write_painted
+from tools.maps.followed import Followed
+from tools.painting.drawn import draw_cases
+from tools.painting.hosts import check_hosts, cut_hosts
+from tools.painting.manifest import FREE_METHODS, MANIFEST_SCHEMA, write_painted
 from tools.painting.told import Joint
+from tools.workflows.origin import named_weights
 from tools.workflows.run import check_overrides
+from tools.workflows.segmenter import SEGMENTER
 from tools.workflows.synthesizer import (
     CONFIGS,
     SYNTHESIZER,
@@ -26,7 +31,8 @@ from tools.workflows.synthesizer import (
     write_conditions,
 )
 
-METHODS = (*CONFIGS, "copy_paste")
+METHODS = (*CONFIGS, *FREE_METHODS)
+MIXTURES = ("balanced", "joint")
 
 
 def augment(
@@ -35,6 +41,8 @@ def augment(
     output: Path,
     method: str = "cbmat",
     balance: float = 1.0,
+    mixture: str = "balanced",
+    dice: Path | None = None,
     steps: int = 8,
     seed: int = 0,
     maps: Path | None = None,
@@ -42,6 +50,7 @@ def augment(
     segmenter: Path | None = None,
     synthesizer: Path | None = None,
     max_cases: int | None = None,
+    hosts: Path | None = None,
     overrides: dict | None = None,
 ) -> None:
     """Paint synthetic cases for one fold until its rare tissues are balanced.
@@ -53,16 +62,24 @@ def augment(
         datalist: The datalist.json that `dataset` writes.
         fold: The fold that is held out.
         output: New folder for images, labels, datalist.json, manifest.jsonl and the synthesizer.
-        method: How the synthesizer is trained: cbmat, konz or no_ablation; or copy_paste to fill the same maps with the
-            donors' own HU (the free rival).
+        method: How the synthesizer is trained: cbmat, konz or no_ablation; or, without one, copy_paste to fill the same
+            maps with the donors' own HU, or drawn to fill them with the phantom's tissues (the free rivals).
         balance: Volume that each pathological tissue shall reach, as a share of the most frequent one's.
+        mixture: What a new case gets: balanced adds the rarest tissues until balance is reached; joint gives each case
+            the tissues and volumes that a random training case has together, so that all are as frequent as there.
+        dice: JSON file with the Dice per tissue of a segmenter of other patients, such as plateau.json of compare; with
+            joint, training cases whose tissues it finds badly are followed more often.
         steps: Network evaluations per painted window.
         seed: Seed for the maps, the training and the painting.
         maps: Folder of maps to paint, as the command `maps` writes them or drawn by hand, instead of drawing new ones.
         procedural: Share of the lesions whose shape is drawn by a model of the training lesions instead of moved.
         segmenter: Weights of this fold's segmenter, card.json beside them, for the gate's test of faithfulness.
-        synthesizer: Weights made by an earlier `augment`, to use instead of training new ones.
+        synthesizer: Weights made by an earlier `augment`, to use instead of training new ones, or shipped for those
+            that come with the bundle.
         max_cases: Largest number of painted cases; the number of training cases if not given.
+        hosts: Folder of CTs of normal lungs that nobody labelled, to paint into instead of the training cases: NIfTI
+            files and folders with a DICOM series. Its lungs/ may hold masks, else the lungs are found by HU; its
+            patients.csv (case, patient) says who they belong to.
         overrides: Config ids of the synthesizer's train.json and their values, such as "{max_epochs: 4}".
 
     Raises:
@@ -70,8 +87,11 @@ def augment(
         RunError: if training or painting fails.
     """
     overrides = dict(overrides or {})
-    _check(method, balance, steps, max_cases, procedural, maps, overrides)
+    segmenter, synthesizer = named_weights(SEGMENTER, segmenter), named_weights(SYNTHESIZER, synthesizer)
+    _check(method, balance, mixture, dice, steps, max_cases, procedural, maps, hosts, overrides)
+    found = read_dice(dice) if dice else None
     training, held_out = read_fold(datalist, fold)
+    strangers = check_hosts(hosts, training, held_out) if hosts else []
     for stage, weights in (("segmenter", segmenter), ("synthesizer", synthesizer)):
         if weights:
             read_card(weights, held_out, stage)
@@ -80,7 +100,8 @@ def augment(
         "balance": balance, "steps": steps, "seed": seed, "method": method, "max_cases": max_cases,
         "procedural": procedural, "maps": str(Path(maps).resolve()) if maps else None, "overrides": overrides,
         "synthesizer": sha256(synthesizer) if synthesizer else None,
-        "segmenter": sha256(segmenter) if segmenter else None,
+        "segmenter": sha256(segmenter) if segmenter else None, "hosts": str(Path(hosts).resolve()) if hosts else None,
+        "mixture": None if mixture == "balanced" else mixture, "dice": found,
     }  # fmt: skip
     output = open_run(output, settings)
     if (output / "datalist.json").is_file():
@@ -92,15 +113,22 @@ def augment(
         plan = read_maps(Path(maps), training)
         write_json(output / MAPS_CARD, maps_card(training, plan, {"supplied": str(maps)}))
     else:
-        pasted = work / "painted" if method == "copy_paste" else None
-        plan = draw_bank(training, output / "maps", balance, seed, max_cases or len(training), procedural, pasted).plan
+        pasted, most = work / "painted" if method == "copy_paste" else None, max_cases or len(training)
+        cut = cut_hosts(strangers, training, output / "hosts", most, seed) if hosts else None
+        if hosts:
+            rows = [{key: value for key, value in row.items() if key != "path"} for row in strangers]
+            write_json(output / HOSTS_CARD, {"cases": rows})
+        joint = Followed(found) if mixture == "joint" else None
+        plan = draw_bank(training, output / "maps", balance, seed, most, procedural, pasted, cut, joint).plan
     told: dict[str, dict] = {}
     made_by: dict = {"method": method, "seed": seed, "steps": None, "checkpoint_sha256": None}
     if not plan:
         print("the tissues are balanced already, so nothing was painted")
-    if method != "copy_paste":
+    if plan and method == "drawn":
+        draw_cases(plan, work, seed)
+    if method not in FREE_METHODS:
         plan = large_enough(plan, smallest_region(overrides))
-    if plan and method != "copy_paste":
+    if plan and method not in FREE_METHODS:
         overrides["attributes"] = known_attributes(training, synthesizer, overrides)
         weights = Path(synthesizer) if synthesizer else train_synthesizer(training, output, seed, method, overrides)
         if synthesizer:  # whoever checks for leaks later reads it here
@@ -114,7 +142,8 @@ def augment(
         write_conditions(told, overrides["attributes"], work / "conditions.csv")
         print(f"painting; the log is {output / 'paint.log'}", flush=True)
         paint(work, weights, made_by["painting"], made_by["threads"], output / "paint.log")
-    checks = check_painted(plan, training, output, work, segmenter) if plan and method != "copy_paste" else {}
+    judged = plan and method not in FREE_METHODS
+    checks = check_painted(plan, training, output, work, segmenter) if judged else {}
     rows = write_painted(plan, told, checks, output, work, made_by)
     write_datalists(Path(datalist), training, held_out, rows, fold, output)
     shutil.rmtree(work, ignore_errors=True)
@@ -125,18 +154,33 @@ def augment(
     )
 
 
-def _check(method, balance, steps, max_cases, procedural, maps, overrides) -> None:
+def _check(method, balance, mixture, dice, steps, max_cases, procedural, maps, hosts, overrides) -> None:
     """Raise InputError for a setting that is out of range."""
     if method not in METHODS:
         raise InputError(f"method must be one of {', '.join(METHODS)}, not {method}")
     if not 0 < balance <= 1:
         raise InputError(f"balance must be above 0 and at most 1, not {balance}")
+    if mixture not in MIXTURES:
+        raise InputError(f"mixture must be one of {', '.join(MIXTURES)}, not {mixture}")
+    if dice and mixture != "joint":
+        raise InputError("--dice decides which training cases are followed, so it needs --mixture joint")
     if not 0 <= procedural <= 1:
         raise InputError(f"procedural must be from 0 to 1, not {procedural}")
     if method == "copy_paste" and (procedural or maps):
         raise InputError("copy_paste pastes the HU of donors, which procedural and supplied maps do not have")
+    if hosts and maps:
+        raise InputError("maps are drawn for the training cases; leave out --maps or --hosts")
     check_numbers({"steps": steps, "max_cases": 1 if max_cases is None else max_cases})
     check_overrides(SYNTHESIZER, ["train.json"], overrides)
+
+
+def read_dice(path: Path) -> dict[str, float]:
+    """Return tissue to Dice from the key ``dice`` of a JSON file; InputError if it has no numbers from 0 to 1."""
+    found = read_json(path).get("dice")
+    numbers = found.values() if isinstance(found, dict) else ()
+    if not numbers or not all(isinstance(value, int | float) and 0 <= value <= 1 for value in numbers):
+        raise InputError(f"{path} has no dice with a number from 0 to 1 for each tissue")
+    return {str(name): float(value) for name, value in found.items()}
 
 
 def large_enough(plan: list[PlannedCase], least: int) -> list[PlannedCase]:
@@ -175,7 +219,8 @@ def write_datalists(
     ):
         painted = [
             {"image": f"images/{row['case']}.nii.gz", "label": f"labels/{row['case']}.nii.gz", "fold": SYNTHETIC,
-             "patient": row["patient"], "synthetic": True, "source": row["source"]} for row in kept
+             "patient": row["patient"], "synthetic": True, "source": row["source"], "tissues": row["tissues"]}
+            for row in kept
         ]  # fmt: skip
         items = real + painted
         write_json(output / name, content | {"held_out_fold": fold, "numTraining": len(items), "training": items})

@@ -19,6 +19,7 @@ from tools.workflows.run import versions
 from tools.workflows.synthesizer import SYNTHESIZER, painted_region, region_margin
 
 MANIFEST_SCHEMA = 2
+FREE_METHODS = ("copy_paste", "drawn")  # of ``augment``, without a synthesizer
 TERMS = ("sampler", "region_margin", "guidance", "attribute_guidance", "tissue_guidance")
 
 
@@ -71,7 +72,7 @@ def write_painted(
         hu, image = load_ct(source.image)
         label, target = planned.maps()
         painted = nib.load(work / "painted" / f"{name}.nii.gz").get_fdata(dtype=np.float32)
-        margin = region_margin(made_by["painting"]) if made_by["steps"] else 0
+        margin = 0 if made_by["method"] == "copy_paste" else region_margin(made_by.get("painting", {}))
         region = painted_region(label, target, image.affine, margin)
         if not np.array_equal(painted[~region], hu[~region]):
             raise RunError(f"{name} changed outside its painted region")

@@ -9,7 +9,7 @@ import numpy as np
 
 from tools.io.files import InputError, RunError, check_writable, sha256
 from tools.io.volume import SYNTHETIC_MARK, load_ct, save_nifti
-from tools.painting.manifest import as_stored, read_manifest, voxels_sha256
+from tools.painting.manifest import FREE_METHODS, as_stored, read_manifest, voxels_sha256
 from tools.workflows.synthesizer import paint, write_conditions
 
 
@@ -30,8 +30,9 @@ def replay(manifest: Path, case: str, output: Path | None = None) -> None:
     if case not in lines:
         raise InputError(f"{manifest} has no case {case}; it has {', '.join(sorted(lines)[:5])}, ...")
     line, folder = lines[case], manifest.parent
-    if line.get("method") == "copy_paste" or not line.get("checkpoint"):
-        raise InputError(f"{case} was pasted, not painted; run augment again with the settings in {folder}/run.json")
+    if line.get("method") in FREE_METHODS or not line.get("checkpoint"):
+        made = "drawn" if line.get("method") == "drawn" else "pasted"
+        raise InputError(f"{case} was {made}, not painted; run augment again with the settings in {folder}/run.json")
     files = {}
     for what, path, digest in (
         ("source", line["image_file"], line["source_sha256"]),

@@ -15,6 +15,7 @@ RIM_MM = 2.5  # partial volume between lung and chest wall, in which dense disea
 BLOOD_HU = 30.0
 WALL_HU = -200.0  # above it lies the chest wall, fat included
 NOISE_SHIFT = (11, 7)  # voxels
+MARGIN_MM = 4.0  # as far inside a given lesion lies what counts as well inside
 EXISTING_DENSE_HU, EXISTING_DENSE_SHARE = -500.0, 0.15  # of a host that has dense disease already
 # Mean share of each tissue in the involved lung, and the range of the share of the lung that is involved.
 KINDS = {
@@ -76,14 +77,84 @@ def draw_disease(
         HU as float32 and label values as uint8, both of the shape of ``hu``. Outside the lung HU change only where a
         dense lesion touches it, in the rim of RIM_MM whose voxels hold both.
     """
-    hu = hu.astype(np.float32)
-    axes, box = _axes(lung, voxel_mm)
-    label = np.zeros(hu.shape, np.uint8)
+    lungs = _lungs_of(rng, hu, lung, voxel_mm)
+    scores = _scores(rng, lungs.field, case.kind)
+    shares = {tissue: share * case.severity for tissue, share in case.mixture.items()}
+    values, margins = place_tissues({t: s for t, s in scores.items() if t in shares}, shares, labels)
+    part_label = np.zeros(lungs.lung.shape, np.uint8)
+    part_label[lungs.lung] = values
+    if rng.random() < HALO:
+        _surround(rng, part_label, lungs, margins, labels, voxel_mm)
+    answer, label = hu.astype(np.float32), np.zeros(hu.shape, np.uint8)
     label[lung] = labels["healthy"]
-    answer = hu.copy()
+    answer[lungs.box] = _drawn(rng, lungs, part_label, margins, labels)
+    label[lungs.box] = _outlined(rng, part_label, labels, voxel_mm)
+    return answer, label
+
+
+def fill_lesions(
+    rng: np.random.Generator,
+    hu: np.ndarray,
+    lung: np.ndarray,
+    lesions: np.ndarray,
+    voxel_mm: tuple[float, float, float],
+    labels: dict[str, int],
+) -> np.ndarray:
+    """Draw disease into a CT where a map of lesions says so.
+
+    Args:
+        rng: source of all draws.
+        hu: CT in HU, shape (W, H, slices), axes along left, back and head.
+        lung: bool, the lungs with their vessels, of the same shape; at least one voxel.
+        lesions: values of the tissues to draw, 0 where nothing is, of the same shape.
+        voxel_mm: size of a voxel.
+        labels: tissue name to value.
+
+    Returns:
+        HU, float32, of the same shape.
+    """
+    lungs = _lungs_of(rng, hu, lung, voxel_mm)
+    part = np.where(lungs.lung & (lesions[lungs.box] > labels["healthy"]), lesions[lungs.box], 0)
+    part = np.where(lungs.lung & (part == 0), labels["healthy"], part).astype(np.uint8)
+    margins = {}
+    for name, value in labels.items():
+        inside = part == value
+        depth_mm = ndimage.distance_transform_edt(inside, sampling=voxel_mm) if inside.any() else np.zeros(part.shape)
+        margins[name] = (depth_mm / MARGIN_MM)[lungs.lung].astype(np.float32)
+    answer = hu.astype(np.float32)
+    answer[lungs.box] = _drawn(rng, lungs, part, margins, labels)
+    return answer
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lungs:
+    """The box round the lungs of a CT, and what a drawing needs of it; arrays have the box's shape.
+
+    Attributes:
+        box: the box within the CT.
+        hu, lung: HU, and where lung is.
+        smooth: HU without what is finer than FINE_MM.
+        base, vessel: HU without vessels, and their share of each voxel.
+        scale: voxels per mm.
+        field: the lung's voxels with their noise.
+    """
+
+    box: tuple[slice, ...]
+    hu: np.ndarray
+    lung: np.ndarray
+    smooth: np.ndarray
+    base: np.ndarray
+    vessel: np.ndarray
+    scale: tuple
+    field: texture.Field
+
+
+def _lungs_of(rng: np.random.Generator, hu: np.ndarray, lung: np.ndarray, voxel_mm: tuple) -> _Lungs:
+    """Return what a drawing needs of a CT's lungs."""
+    axes, box = _axes(lung, voxel_mm)
     grown = tuple(slice(max(0, p.start - 12), p.stop + 12) if n < 2 else p for n, p in enumerate(box))
     axes = tuple(axis[part] for axis, part in zip(axes, grown))
-    part_hu, part_lung = hu[grown], lung[grown]
+    part_hu, part_lung = hu.astype(np.float32)[grown], lung[grown]
     scale = (1 / voxel_mm[0], 1 / voxel_mm[1], 0)
     smooth = _blur(part_hu, FINE_MM, scale)
     base, vessel = _base_and_vessels(smooth, part_lung, scale)
@@ -94,24 +165,22 @@ def draw_disease(
     points = np.stack([np.broadcast_to(a, part_lung.shape)[part_lung] for a in np.ix_(*axes)], axis=1)
     noise = texture.draw_noise(rng, axes, part_lung)
     field = texture.Field(points, depth_mm[part_lung], noise, float(voxel_mm[0]))
-    scores = _scores(rng, field, case.kind)
-    shares = {tissue: share * case.severity for tissue, share in case.mixture.items()}
-    values, margins = place_tissues({t: s for t, s in scores.items() if t in shares}, shares, labels)
-    part_label = np.zeros(part_lung.shape, np.uint8)
-    part_label[part_lung] = values
-    if rng.random() < HALO:
-        _surround(rng, part_label, field, part_lung, margins, labels, voxel_mm)
-        values = part_label[part_lung]
-    lesions = _number_lesions(part_label, labels)
-    tissue = np.zeros(part_lung.shape, np.float32)
-    tissue[part_lung] = texture.draw_lesions(rng, field, values, margins, lesions[part_lung], labels, base[part_lung])
-    mixed = _composite(rng, part_hu, smooth, base, vessel, tissue, part_label, labels, scale)
-    answer[grown] = mixed
-    label[grown] = _outlined(rng, part_label, labels, voxel_mm)
-    return answer, label
+    return _Lungs(grown, part_hu, part_lung, smooth, base, vessel, scale, field)
 
 
-def _surround(rng, label, field: texture.Field, lung, margins, labels: dict[str, int], voxel_mm: tuple) -> None:
+def _drawn(
+    rng: np.random.Generator, lungs: _Lungs, label: np.ndarray, margins: dict[str, np.ndarray], labels: dict[str, int]
+) -> np.ndarray:
+    """Return the HU of the lungs' box with every lesion of a label map drawn; ``margins`` as for ``draw_lesions``."""
+    lesions, where = _number_lesions(label, labels), lungs.lung
+    tissue = np.zeros(where.shape, np.float32)
+    tissue[where] = texture.draw_lesions(
+        rng, lungs.field, label[where], margins, lesions[where], labels, lungs.base[where]
+    )
+    return _composite(rng, lungs.hu, lungs.smooth, lungs.base, lungs.vessel, tissue, label, labels, lungs.scale)
+
+
+def _surround(rng, label: np.ndarray, lungs: _Lungs, margins, labels: dict[str, int], voxel_mm: tuple) -> None:
     """Turn healthy lung near consolidation into ground glass, in place; its margin falls to 0 at its outer border."""
     solid = label == labels["consolidation"]
     if not solid.any():
@@ -122,12 +191,12 @@ def _surround(rng, label, field: texture.Field, lung, margins, labels: dict[str,
             np.full(solid.shape[:2], np.inf) for k in range(solid.shape[2])
         ],
         axis=2,
-    )[lung]  # fmt: skip
-    reach = rng.uniform(*HALO_MM) * np.exp(0.5 * field.noise["patch3"])
-    halo = (label[lung] == labels["healthy"]) & (away < reach)
-    values = label[lung]
+    )[lungs.lung]  # fmt: skip
+    reach = rng.uniform(*HALO_MM) * np.exp(0.5 * lungs.field.noise["patch3"])
+    values = label[lungs.lung]
+    halo = (values == labels["healthy"]) & (away < reach)
     values[halo] = labels["ground_glass"]
-    label[lung] = values
+    label[lungs.lung] = values
     margins.setdefault("ground_glass", np.zeros(len(values), np.float32))[halo] = (1 - away / reach)[halo]
 
 

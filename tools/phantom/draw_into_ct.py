@@ -192,7 +192,7 @@ def _digest(path: Path) -> str | dict[str, str]:
     return {file.name: sha256(file) for file in sorted(path.iterdir())} if path.is_dir() else sha256(path)
 
 
-def _pick_slices(rng: np.random.Generator, lung: np.ndarray, count: int) -> slice:
+def pick_slices(rng: np.random.Generator, lung: np.ndarray, count: int) -> slice:
     """Return evenly spaced slices, at most one beyond the lungs at either end."""
     held = np.flatnonzero(lung.any((0, 1)))
     first, end = max(0, int(held[0]) - 1), min(lung.shape[2], int(held[-1]) + 2)
@@ -206,12 +206,19 @@ def _pick_slices(rng: np.random.Generator, lung: np.ndarray, count: int) -> slic
 def _resample(rng: np.random.Generator, hu: np.ndarray, lung: np.ndarray, voxel_mm: tuple) -> tuple:
     """Return CT, lung and voxel size with square voxels in the plane, of a size drawn from VOXEL_MM."""
     new_mm = float(np.exp(rng.uniform(*np.log(VOXEL_MM))))
-    factors = [size / new_mm for size in voxel_mm[:2]]
+    return *resample_plane(hu, lung, voxel_mm[:2], new_mm), (new_mm, new_mm, voxel_mm[2])
+
+
+def resample_plane(
+    hu: np.ndarray, lung: np.ndarray, pixel_mm: tuple[float, float], new_mm: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a CT (HU, shape (W, H, slices)) and its lung with square pixels of another size in mm."""
+    factors = [size / new_mm for size in pixel_mm]
     blur = [0.5 * np.sqrt(max(0.0, 1 / factor**2 - 1)) for factor in factors]  # against aliasing
     hu = ndimage.gaussian_filter(hu.astype(np.float32), (*blur, 0))
     hu = ndimage.zoom(hu, (*factors, 1), order=1, grid_mode=True, mode="nearest")
-    lung = ndimage.zoom(lung.view(np.uint8), (*factors, 1), order=0, grid_mode=True, mode="nearest").astype(bool)
-    return hu, lung, (new_mm, new_mm, voxel_mm[2])
+    mask = np.ascontiguousarray(lung).view(np.uint8)
+    return hu, ndimage.zoom(mask, (*factors, 1), order=0, grid_mode=True, mode="nearest").astype(bool)
 
 
 def _draw_case(
@@ -219,7 +226,7 @@ def _draw_case(
     kind: str | None, patches: Patches | None, labels: dict[str, int],
 ) -> tuple[dict, dict]:  # fmt: skip
     """Draw and write one case, and return its row of patients.csv and its provenance."""
-    part = _pick_slices(rng, host.lung, slices)
+    part = pick_slices(rng, host.lung, slices)
     hu, lung = host.hu[..., part], host.lung[..., part]
     step = part.step or 1
     voxel_mm = (*host.voxel_mm[:2], host.voxel_mm[2] * step)

@@ -3,10 +3,11 @@
 import base64
 from pathlib import Path
 
-from tools.comparison.arms import REFERENCE, arm_title, is_painted
+from tools.comparison.arms import REFERENCE, arm_of, arm_title, is_painted
 from tools.comparison.results import EARLIER, SCHEMA, collect, read_results
-from tools.comparison.verdicts import FOLDS_FOR_VERDICT, HEADLINE, MEAN, decide, summarise
+from tools.comparison.verdicts import FOLDS_FOR_VERDICT, HEADLINE, MEAN, decide, headroom, summarise
 from tools.io.files import InputError, check_writable, read_json, write_text
+from tools.painting.manifest import FREE_METHODS
 from tools.plotting import LUNG_WINDOW_HU
 from tools.report import figures, sweeps, tables
 from tools.report.figures import sentence
@@ -76,7 +77,7 @@ def render(directory: Path) -> str:
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     every = tables.augmented_folders(directory)
     folders = [folder for folder in every if abs(folder["percent"] - 100 * max(summary["fractions"])) < 0.01]
-    painted = [folder for folder in folders if folder["method"] != "copy_paste"]
+    painted = [folder for folder in folders if folder["method"] not in FREE_METHODS]
     shown = [folder for folder in painted if folder["method"] == painted[0]["method"]]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -120,6 +121,8 @@ def render(directory: Path) -> str:
         acceptance=tables.acceptance(folders, labels),
         acceptance_by_fold=tables.acceptance(folders, labels, by_fold=True),
         runs=tables.run_table(runs),
+        headroom=headroom(rows),
+        steps=tables.steps(runs),
         stages=tables.stage_table(runs),
         settings=tables.settings_table(summary["settings"]),
         checksums=tables.checksums(every, summary["settings"]),
@@ -155,7 +158,7 @@ def load(directory: Path) -> tuple[dict, list[dict]]:
     missing = [key for key in SUMMARY_KEYS if not summary.get(key)]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}; run compare again")
-    summary = {"measures": {}, "curve": [], "external": []} | summary
+    summary = {"measures": {}, "curve": [], "external": [], "plateaus": []} | summary
     return summary, read_results(directory, max(summary["fractions"]))
 
 
@@ -202,7 +205,7 @@ def overall(records: list[dict], rows: list[dict], tissues: list[str]) -> dict |
     if set(means) <= {REFERENCE}:
         return None
     best = {"painted": [arm for arm in means if is_painted(arm)]}
-    best["rival"] = [arm for arm in means if arm != REFERENCE and not is_painted(arm)]
+    best["rival"] = [arm for arm in means if arm != REFERENCE and not (is_painted(arm) or arm_of(arm)[0].more)]
     found: dict = {name: max(arms, key=means.get) if arms else None for name, arms in best.items()}
     found |= {"real": REFERENCE, "means": means, "pairs": len(best["painted"]) * max(1, len(best["rival"]))}
     if found["painted"] is None:
@@ -263,6 +266,7 @@ def warnings(summary: dict) -> list[str]:
             "One seed only: every arm was trained once, so luck in training cannot be told from the effect of an arm, "
             "and no verdict is given."
         )
+    told += [f"{text.replace('fold', 'Fold', 1)}." for text in summary["plateaus"] if "no plateau" in text]
     few = {row["tissue"]: row["patients"] for row in summary["rows"] if "too few patients" in row.get("verdict", "")}
     if few:
         names = _join([f"{words(tissue)} ({count})" for tissue, count in few.items()])
@@ -294,6 +298,7 @@ def result_tables(summary: dict) -> list[dict]:
             "title": title,
             "digits": 2 if measure in ("volume_error", "false_ml") else 3,
             "known": measure == HEADLINE and bool(known),
+            "shared": measure == HEADLINE and any("headroom_share" in row for row in rows),
             "tissues": {name: [row for row in rows if row["tissue"] == name] for name in (*tissues, MEAN)},
         }
         for measure, title, rows in wanted

@@ -13,7 +13,7 @@ from tools.maps.statistics import MEASURES as LESION_MEASURES
 from tools.painting.manifest import read_manifest
 from tools.tissues import words
 
-METHODS = ("cbmat", "konz", "no_ablation", "copy_paste")  # in the order of the page
+METHODS = ("cbmat", "konz", "no_ablation", "copy_paste", "drawn")  # in the order of the page
 # Title and explanation of the measures of quality.json; one that is missing here is shown under its own name.
 MEASURES = {
     "texture_distance": ("texture distance", "Fréchet distance between features of the texture, of different patients"),
@@ -190,6 +190,7 @@ def run_table(runs: list[dict]) -> list[dict]:
             "fraction": fraction,
             "arm": arm,
             "runs": len(group),
+            "steps": _span([run["iterations"] for run in group]),
             "items": _span([run["training_items"] for run in group]),
             "synthetic": _span([run["synthetic_items"] for run in group]),
             "ratio": arm_of(arm)[1] if arm_of(arm)[0].method and not arm_of(arm)[0].alone else None,
@@ -199,6 +200,11 @@ def run_table(runs: list[dict]) -> list[dict]:
         }
         for (fraction, arm), group in groups.items()
     ]
+
+
+def steps(runs: list[dict]) -> str:
+    """Return the optimizer steps of the arms but longer, "300" or "500–1000" where each fold has its own number."""
+    return _span([run["iterations"] for run in runs if not arm_of(run["arm"])[0].longer])
 
 
 def _span(values: list) -> str:

@@ -8,6 +8,7 @@ from tools.io.files import InputError, first_line, read_json, sha256
 from tools.tissues import tissue_labels
 
 CARD = "card.json"
+SHIPPED = "shipped"
 EXAMPLE = '{"trained_on": "40 labelled patients of our hospital"}'
 NOT = "research use only: not a medical device, not for diagnosis"
 
@@ -65,6 +66,13 @@ def trained_on(card: dict) -> str:
         return ""
     people = f"{len(patients)} patient{'s' * (len(patients) > 1)}"
     return f"{len(cases)} case{'s' * (len(cases) > 1)} of {people}" if cases else people
+
+
+def named_weights(bundle: str, weights: Path | str | None) -> Path | None:
+    """Return the file of weights that a flag names: those that come with a bundle for the word shipped."""
+    return (
+        BUNDLES / bundle / "models/model.pt" if str(weights) == SHIPPED else None if weights is None else Path(weights)
+    )
 
 
 def find_weights(bundle: str, weights: Path | None, flag: str) -> Weights:

@@ -55,15 +55,17 @@ class Standin:
 
     def __init__(self):
         self.trained, self.augmented, self.dies_at, self.settings = [], [], None, {}
+        self.configs = {}
         self.planted = {}  # card -> a case added to those it names
         self.held_out, self.planted_items, self.donor = None, [], None
         self.accepts = True
 
     def augment(
-        self, datalist, fold, output, method, segmenter, balance, steps, max_cases, seed, overrides, synthesizer
+        self, datalist, fold, output, method, segmenter, balance, steps, max_cases, seed, overrides, synthesizer, **more
     ):
         self.augmented.append((fold, method, seed))
-        assert (segmenter is None) == (method == "copy_paste")
+        assert (segmenter is None) == (method in ("copy_paste", "drawn"))
+        self.asked = more
         assert segmenter is None or (segmenter.is_file() and segmenter.parent.name == "real")
         real = read_datalist(datalist)
         train, test = split(real, fold)
@@ -82,7 +84,8 @@ class Standin:
 
     def run_bundle(self, bundle, config_files, overrides, log, variables=None):
         external = config_files == ["train.json", "evaluate.json"]
-        assert bundle == "lung_tissue_seg" and (external or config_files == ["train.json", "scores.yaml"])
+        assert bundle == "lung_tissue_seg" and config_files[0] == "train.json"
+        assert external or config_files[-1] == "scores.yaml"
         folder = log.parent
         if self.dies_at == len(self.trained):
             self.dies_at = None
@@ -91,7 +94,7 @@ class Standin:
         if not external:
             self.trained.append(folder.relative_to(next(up for up in folder.parents if up.name == "out")).as_posix())
             (folder / "model.pt").write_text("weights")
-            self.settings[self.trained[-1]] = overrides
+            self.settings[self.trained[-1]], self.configs[self.trained[-1]] = overrides, config_files
         content = read_json(overrides["datalist"])
         for item in content["training"]:
             assert (folder / item["image"]).is_file() and (folder / item["label"]).is_file()

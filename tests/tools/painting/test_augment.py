@@ -339,3 +339,26 @@ def test_the_smallest_region_is_a_cell_of_the_coarsest_level():
     assert synthesizer.smallest_region({}) == 64
     assert synthesizer.smallest_region({"network_channels": [8, 16, 16]}) == 16
     assert synthesizer.smallest_region({"patch_size": [48, 48, 16]}) == 512
+
+
+def test_joint_maps_follow_training_cases_the_hard_ones_more_often(datalist, stand_in, tmp_path):
+    from tools.maps.followed import Followed
+
+    augment(datalist=datalist, fold=0, output=tmp_path / "out", method="copy_paste", mixture="joint")
+    rows = manifest(tmp_path / "out")
+    assert len(rows) == 4 and all(set(row["volume_ml"]) == {"ground_glass", "consolidation"} for row in rows)
+    training, _ = read_fold(datalist, 0)
+    one = [training[0]] * 3
+    assert len(set(Followed({"ground_glass": 0.9, "consolidation": 0.1}).weights(one))) == 1
+    write_case(datalist.parent, "easy", 9, value=2)  # ground glass alone
+    easy = module.Case(datalist.parent / "images/easy.nii.gz", datalist.parent / "labels/easy.nii.gz", "p", 1)
+    weights = Followed({"healthy": 0.1, "ground_glass": 0.9, "consolidation": 0.1}).weights([training[0], easy])
+    assert weights[0] == pytest.approx(0.5) and weights[1] == pytest.approx(0.1)
+    (tmp_path / "dice.json").write_text(json.dumps({"dice": {"ground_glass": 2}}))
+    given = {"datalist": datalist, "fold": 0, "output": tmp_path / "no", "method": "copy_paste"}
+    with pytest.raises(InputError, match="has no dice with a number from 0 to 1 for each tissue"):
+        augment(**given, mixture="joint", dice=tmp_path / "dice.json")
+    with pytest.raises(InputError, match="so it needs --mixture joint"):
+        augment(**given, dice=tmp_path / "dice.json")
+    with pytest.raises(InputError, match="mixture must be one of balanced, joint, not odd"):
+        augment(**given, mixture="odd")
