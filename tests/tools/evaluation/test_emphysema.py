@@ -6,8 +6,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tools.bench import emphysema as module
-from tools.bench.emphysema import bench_emphysema, compare_tiles
+from tools.evaluation import emphysema as module
+from tools.evaluation.emphysema import bench_emphysema, compare_tiles
 from tools.io.files import InputError, read_json
 from tools.phantom.phantom import phantom
 
