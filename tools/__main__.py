@@ -37,7 +37,7 @@ COMMANDS = {
     "bench_synthesis": "bench.synthesis_speed",
     "bench_segmentation": "bench.segmentation_speed",
     "bench_accuracy": "bench.segmentation_accuracy",
-    "evaluation.emphysema": "bench.emphysema",
+    "bench_emphysema": "evaluation.emphysema",
     "export_nnunet": "data.nnunet",
     "weights": "workflows.weights",
     "import_weights": "workflows.import_weights",
