@@ -27,6 +27,7 @@ COMMANDS = {
     "augment": "painting.augment",
     "replay": "painting.replay",
     "compare": "comparison.compare",
+    "finish": "comparison.finish",
     "report": "report.report",
     "trust": "comparison.trust",
     "conditions": "evaluation.conditions",

@@ -11,7 +11,7 @@ from pathlib import Path
 from monai.bundle import ConfigParser
 
 from tools.bundles import BUNDLES
-from tools.comparison.arms import arm_datalist, arm_of, tissue_weights
+from tools.comparison.arms import Arm, arm_datalist, arm_of, tissue_weights
 from tools.comparison.leaks import check_run
 from tools.comparison.mixing import Mixing
 from tools.comparison.results import SCHEMA, SCORES_FILE, read_scores
@@ -162,13 +162,7 @@ def train(
         "max_epochs": number,
         "epoch_length": length,
         "val_interval": number,  # once, at the end: no checkpoint is chosen on test patients
-        "spacing_mm": recipe.spacing_mm or median_spacing_mm(real_training),
-        "extra_ratio": None if arm.alone or arm.more else ratio if synthetic else 0,
-    } | recipe.overrides
-    if synthetic and not arm.alone and recipe.mixing.schedule != "mixed":
-        settings |= {"extra_schedule": recipe.mixing.schedule, "real_share": recipe.mixing.real_share}
-    if arm.weighted:
-        settings["tissue_weights"] = tissue_weights(real_training, real["labels"], recipe.tissue_weights())
+    } | arm_settings(arm, ratio, synthetic, real_training, real["labels"], recipe)
     started = {"start": str(Path(recipe.start).resolve())} if arm.started else {}
     fingerprint = _fingerprint(directory / "datalist.json", settings | started)
     twin = _twin(directory, fingerprint)
@@ -207,6 +201,30 @@ def train(
             "scores": scores,
         },
     )
+
+
+def arm_settings(
+    arm: Arm, ratio: float, synthetic: int, real_training: list[Case], labels: dict[str, int], recipe: Recipe
+) -> dict:
+    """Return the ids of the segmenter's config, and their values, that depend on the arm and the recipe.
+
+    Args:
+        arm: The arm.
+        ratio: Painted cases to draw per real one.
+        synthetic: Number of painted cases.
+        real_training: Real training cases.
+        labels: Tissue name to value.
+        recipe: How the segmenters are trained.
+    """
+    settings = {
+        "spacing_mm": recipe.spacing_mm or median_spacing_mm(real_training),
+        "extra_ratio": None if arm.alone or arm.more else ratio if synthetic else 0,
+    } | recipe.overrides
+    if synthetic and not arm.alone and recipe.mixing.schedule != "mixed":
+        settings |= {"extra_schedule": recipe.mixing.schedule, "real_share": recipe.mixing.real_share}
+    if arm.weighted:
+        settings["tissue_weights"] = tissue_weights(real_training, labels, recipe.tissue_weights())
+    return settings
 
 
 def _fingerprint(datalist: Path, settings: dict) -> str:

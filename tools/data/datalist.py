@@ -159,19 +159,20 @@ def check_folds(datalist: dict, path: Path, folds: list[int]) -> None:
             raise InputError(f"{path}: patient {both[0]} is painted from and tested in fold {fold}")
 
 
-def read_fold(path: Path, fold: int) -> tuple[list[Case], list[Case]]:
-    """Return the training cases and the held-out cases of a fold of a datalist.
+def read_fold(path: Path, fold: int | None) -> tuple[list[Case], list[Case]]:
+    """Return the training cases and the held-out cases of a fold of a datalist; all train if the fold is None.
 
     Raises:
         InputError: if the datalist cannot be read, the fold holds no case or all, or a patient is on both sides.
     """
     datalist = read_datalist(path)
-    check_folds(datalist, path, [fold])
+    if fold is not None:
+        check_folds(datalist, path, [fold])
     return split(datalist, fold)
 
 
-def split(datalist: dict, fold: int) -> tuple[list[Case], list[Case]]:
-    """Return the cases to train on and the cases of the held-out fold."""
+def split(datalist: dict, fold: int | None) -> tuple[list[Case], list[Case]]:
+    """Return the cases to train on and the cases of the held-out fold; of None no case is held out."""
     cases = datalist["training"]
     return [case for case in cases if case.fold != fold], [case for case in cases if case.fold == fold]
 

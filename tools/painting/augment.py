@@ -37,7 +37,7 @@ MIXTURES = ("balanced", "joint")
 
 def augment(
     datalist: Path,
-    fold: int,
+    fold: int | None,
     output: Path,
     method: str = "cbmat",
     balance: float = 1.0,
@@ -60,7 +60,7 @@ def augment(
 
     Args:
         datalist: The datalist.json that `dataset` writes.
-        fold: The fold that is held out.
+        fold: The fold that is held out; none to train on every case, as the last step after a verdict.
         output: New folder for images, labels, datalist.json, manifest.jsonl and the synthesizer.
         method: How the synthesizer is trained: cbmat, konz or no_ablation; or, without one, copy_paste to fill the same
             maps with the donors' own HU, or drawn to fill them with the phantom's tissues (the free rivals).

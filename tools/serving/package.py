@@ -14,6 +14,7 @@ from tools.serving.deploy import write_app
 from tools.serving.publish import UNNAMED, check_repository, credentials, model_info, to_hugging_face, upload_plan
 from tools.serving.triton import write_repository
 from tools.serving.unpacked import Proof, draw_patients
+from tools.serving.verdict import tell_verdict
 from tools.serving.workflow_check import workflow_problems
 from tools.workflows.run import versions
 from tools.workflows.segmenter import SEGMENTER
@@ -110,7 +111,10 @@ def _stage(bundle: str, weights: Path | None, data_license: Path | None, staged:
     (staged / "models").mkdir()
     shutil.copyfile(weights, staged / "models/model.pt")
     card = weights.with_name("card.json")
-    if card.is_file() and "trained_on" in read_json(card):  # cards of trainings name patients and stay at home
+    told = read_json(card) if card.is_file() else {}
+    if "comparison" in told:
+        tell_verdict(staged, told)
+    elif "trained_on" in told:  # cards of trainings name patients and stay at home
         shutil.copyfile(card, staged / "models/card.json")
     if data_license is not None:
         if not Path(data_license).is_file():
