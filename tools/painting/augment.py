@@ -44,6 +44,7 @@ def augment(
     balance: float = 1.0,
     mixture: str = "balanced",
     dice: Path | None = None,
+    context: bool = False,
     steps: int = 8,
     seed: int = 0,
     maps: Path | None = None,
@@ -71,6 +72,7 @@ def augment(
             the tissues and volumes that a random training case has together, so that all are as frequent as there.
         dice: JSON file with the Dice per tissue of a segmenter of other patients, such as plateau.json of compare; with
             joint, training cases whose tissues it finds badly are followed more often.
+        context: Whether lesions are moved with what touches them, halos and mixtures, instead of tissue by tissue.
         steps: Network evaluations per painted window.
         seed: Seed for the maps, the training and the painting.
         maps: Folder of maps to paint, as the command `maps` writes them or drawn by hand, instead of drawing new ones.
@@ -110,7 +112,7 @@ def augment(
         "synthesizer": sha256(synthesizer) if synthesizer else None,
         "segmenter": sha256(segmenter) if segmenter else None, "hosts": str(Path(hosts).resolve()) if hosts else None,
         "mixture": None if mixture == "balanced" else mixture, "dice": found,
-        "candidates": candidates if candidates > 1 else None,
+        "context": context or None, "candidates": candidates if candidates > 1 else None,
     }  # fmt: skip
     output = open_run(output, settings)
     if (output / "datalist.json").is_file():
@@ -128,7 +130,7 @@ def augment(
             rows = [{key: value for key, value in row.items() if key != "path"} for row in strangers]
             write_json(output / HOSTS_CARD, {"cases": rows})
         joint = Followed(found) if mixture == "joint" else None
-        plan = draw_bank(training, output / "maps", balance, seed, most, procedural, pasted, cut, joint).plan
+        plan = draw_bank(training, output / "maps", balance, seed, most, procedural, pasted, cut, joint, context).plan
     told: dict[str, dict] = {}
     made_by: dict = {"method": method, "seed": seed, "steps": None, "checkpoint_sha256": None}
     if not plan:

@@ -406,3 +406,16 @@ def test_of_several_candidates_the_accepted_one_that_is_found_least_is_kept(data
         augment(datalist=datalist, fold=0, output=tmp_path / "no", candidates=2)
     with pytest.raises(InputError, match="candidates must be a whole number of at least 1, not 0"):
         augment(datalist=datalist, fold=0, output=tmp_path / "no", candidates=0)
+
+
+def test_lesions_with_their_context_are_pasted_and_compared_tissue_by_tissue(datalist, stand_in, tmp_path):
+    for item in json.loads(datalist.read_text())["training"]:  # a halo of ground glass round each consolidation
+        path = datalist.parent / item["label"]
+        image = nib.load(path)
+        label = np.asarray(image.dataobj).copy()
+        label[38:48, 18:30, 2:4] = np.where(label[38:48, 18:30, 2:4] == 1, 2, label[38:48, 18:30, 2:4])
+        nib.save(nib.Nifti1Image(label, image.affine), path)
+    augment(datalist=datalist, fold=0, output=tmp_path / "out", method="copy_paste", context=True, mixture="joint")
+    card = read_json(tmp_path / "out/maps.json")
+    assert card["context"] and {row["tissue"] for row in card["table"]} == {"ground_glass", "consolidation"}
+    assert all(set(row["volume_ml"]) == {"ground_glass", "consolidation"} for row in manifest(tmp_path / "out"))
