@@ -27,6 +27,7 @@ WORKFLOWS = {
     "triton": ["inference", "inference_triton"],
     "volume": ["train", "volume"],
     "whole_slices": ["train", "whole_slices"],
+    "kernels": ["train", "kernels"],
     "fine_tune": ["train", "fine_tune"],
     "multi_gpu_train": ["train", "multi_gpu_train"],
     "multi_gpu_evaluate": ["train", "evaluate", "multi_gpu_evaluate"],

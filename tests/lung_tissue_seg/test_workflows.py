@@ -58,6 +58,19 @@ def test_inference_labels_every_case_in_its_own_geometry(trained, cohort, tmp_pa
 
 
 @pytest.mark.slow
+def test_training_sharpens_pictures_and_draws_extra_cases_on_a_schedule(cohort, tmp_path):
+    content = json.loads((cohort / "datalist.json").read_text())
+    items = [item | {key: str(cohort / item[key]) for key in ("image", "label")} for item in content["training"]]
+    items[-1] |= {"fold": -1, "draw_weight": 2.0}
+    (tmp_path / "datalist.json").write_text(json.dumps(content | {"training": items}))
+    places = {"dataset_dir": str(tmp_path), "model_dir": str(tmp_path / "m"), "output_dir": str(tmp_path / "e")}
+    settings = TINY | {"max_epochs": 2, "extra_ratio": 1.0, "extra_schedule": "real_last", "real_share": 0.5}
+    run(["run", "training"], ["train", "kernels"], tmp_path, **places, **settings)
+    weights = torch.load(tmp_path / "m/model.pt", weights_only=True)
+    assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+@pytest.mark.slow
 def test_blocks_train_evaluate_and_label(cohort, tmp_path):
     settings = TINY | {
         "patch_depth": 16,

@@ -28,6 +28,7 @@ class Arm:
         weighted: Whether rare tissues weigh more in the loss.
         alone: Whether the real cases are left out.
         longer: Whether it takes the steps that the generator's compute would buy.
+        augmented: Whether pictures are sharpened and made noisier in training, as by other kernels.
         more: Whether real cases that were held back are trained on too.
         started: Whether the training starts from given weights instead of random ones.
     """
@@ -38,6 +39,7 @@ class Arm:
     weighted: bool = False
     alone: bool = False
     longer: bool = False
+    augmented: bool = False
     more: bool = False
     started: bool = False
 
@@ -54,6 +56,7 @@ _FROM_SCRATCH = {
     REFERENCE: Arm(),
     "oversampled": Arm(oversampled=True),
     "class_weighted": Arm(weighted=True),
+    "sharpened": Arm(augmented=True),
     "longer": Arm(longer=True),
     HEADROOM: Arm(more=True),
     **_METHODS,
@@ -190,6 +193,7 @@ def tissue_weights(training: list[Case], labels: dict[str, int], weights: list[f
 
 ARM_TITLES = {
     "real": "real only",
+    "sharpened": "sharpened and noisier",
     "longer": "real only, longer",
     HEADROOM: "more real patients",
     "oversampled": "oversampled",

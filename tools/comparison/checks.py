@@ -19,7 +19,7 @@ RESERVED = (
 )
 
 
-def check(real, path, arms, folds, seeds, ratios, fractions, iterations, workers, overrides, overlays) -> None:
+def check(real, path, arms, folds, seeds, ratios, fractions, counted, overrides, overlays) -> None:
     """Raise InputError for what cannot be compared."""
     for arm in arms:
         if arm not in ARMS:
@@ -33,7 +33,7 @@ def check(real, path, arms, folds, seeds, ratios, fractions, iterations, workers
         numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
         if not values or numbers != values or not all(0 < value <= most for value in numbers):
             raise InputError(f"{name} must be numbers above 0{' and at most 1' if most == 1 else ''}, not {values}")
-    check_numbers({"iterations": iterations, "workers": workers})
+    check_numbers(counted)
     for key in overrides:
         if key in RESERVED:
             raise InputError(f"overrides may not hold {key!r}: compare sets it equally for every arm")

@@ -57,7 +57,9 @@ def compare(
     balance: float = 1.0,
     mixture: str = "balanced",
     by_error: bool = False,
+    context: bool = False,
     steps: int = 8,
+    candidates: int = 1,
     max_cases: int | None = None,
     augmentation_seed: int = 0,
     paint_per_seed: bool = False,
@@ -110,7 +112,10 @@ def compare(
         mixture: balanced, or joint for tissues and volumes as they lie together in training cases; as augment takes it.
         by_error: With joint and until plateau, training cases whose tissues the inner segmenter finds badly are
             followed more often.
+        context: Whether lesions are moved with what touches them, halos and mixtures.
         steps: Sampling steps of the synthesizer.
+        candidates: Paintings of each map; the one that the gate accepts and that the fold's real-only segmenter finds
+            least of is kept.
         max_cases: Largest number of new cases of augment.
         augmentation_seed: Seed of augment.
         paint_per_seed: Whether each seed gets maps, a synthesizer and painted cases of its own, so that their luck
@@ -142,7 +147,8 @@ def compare(
     arms = list(dict.fromkeys([*[arm for arm in (REFERENCE, HEADROOM) if held_back], *arms]))
     seeds, ratios, fractions = (listed(values) for values in (seeds, ratios, fractions))
     overlays = tuple(map(str, listed(overlays)))
-    check(real, datalist, arms, folds, seeds, ratios, fractions, iterations, workers, overrides, overlays)
+    counted = {"iterations": iterations, "workers": workers, "candidates": candidates}
+    check(real, datalist, arms, folds, seeds, ratios, fractions, counted, overrides, overlays)
     counts = share_counts(real, folds, fractions, listed(patients))
     fractions = list(counts) if patients is not None else fractions
     mixing = Mixing(dict(ratio_per_tissue or {}), prevalence, schedule, real_share)
@@ -192,6 +198,8 @@ def compare(
         **painting,
         "mixture": None if mixture == "balanced" else mixture,
         "by_error": by_error or None,
+        "context": context or None,
+        "candidates": candidates if candidates != 1 else None,
         "augmentation_seed": augmentation_seed,
         "paint_per_seed": paint_per_seed,
         "primary": ",".join(named) if named else None,
@@ -209,7 +217,7 @@ def compare(
     for sentence in warnings(real, folds, tested) + warn_of_near_duplicates(real["training"]):
         say(sentence)
     painting |= {"seed": augmentation_seed, "overrides": synthesis_overrides, "synthesizer": synthesizer}
-    painting |= {"hosts": hosts, "mixture": mixture}
+    painting |= {"hosts": hosts, "mixture": mixture, "candidates": candidates, "context": context}
     experiment = Experiment(
         datalist, real, output, seeds[0], iterations, recipe, painting, others, paint_per_seed, bool(until), longer,
         more, by_error, {share: count for share, count in counts.items() if share < 1},

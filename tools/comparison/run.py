@@ -21,7 +21,7 @@ from tools.io.files import read_json, write_json
 from tools.workflows.run import versions
 from tools.workflows.segmenter import SEGMENTER, epochs, median_spacing_mm
 
-FINE_TUNE, SCORES = "fine_tune.yaml", "scores.yaml"
+FINE_TUNE, KERNELS, SCORES = "fine_tune.yaml", "kernels.yaml", "scores.yaml"
 
 
 @dataclass(frozen=True)
@@ -164,13 +164,14 @@ def train(
         "val_interval": number,  # once, at the end: no checkpoint is chosen on test patients
     } | arm_settings(arm, ratio, synthetic, real_training, real["labels"], recipe)
     started = {"start": str(Path(recipe.start).resolve())} if arm.started else {}
-    fingerprint = _fingerprint(directory / "datalist.json", settings | started)
+    arms_own = started | ({"overlay": KERNELS} if arm.augmented else {})
+    fingerprint = _fingerprint(directory / "datalist.json", settings | arms_own)
     twin = _twin(directory, fingerprint)
     if twin:
         write_json(directory / "result.json", twin | {"arm": run.key, "fitted_on": fitted})
         return
     start = time.monotonic()
-    configs = [*recipe.configs, *[FINE_TUNE] * arm.started, SCORES]
+    configs = [*recipe.configs, *[KERNELS] * arm.augmented, *[FINE_TUNE] * arm.started, SCORES]
     run_bundle(SEGMENTER, configs, settings | started, directory / "run.log", place)
     seconds = time.monotonic() - start
     tissues = [name for name in real["labels"] if name != "background"]

@@ -17,32 +17,46 @@ from tools.workflows.segmenter import segment
 
 
 def check_painted(
-    plan: list[PlannedCase], training: list[Case], output: Path, work: Path, segmenter: Path | None
-) -> dict[str, dict]:
+    plan: list[PlannedCase], training: list[Case], output: Path, work: Path, segmenter: Path | None, candidates: int = 1
+) -> tuple[dict[str, dict], dict[str, list[dict]]]:
     """Put every painted case of a plan through the quality gate, write gate.json and quality.json into ``output``.
 
-    ``work`` holds ``painted``, and receives what the segmenter answers; its card lies beside its weights, and None asks
-    none. Returns case to tissue to ``accepted``, ``reasons`` and measures.
+    Args:
+        plan: What was painted.
+        training: Training cases, by which it is judged.
+        output: Folder for gate.json and quality.json.
+        work: Folder with ``painted``, and with ``painted1``, ``painted2`` and so on where there are several candidates;
+            it receives what the segmenter answers, and ``painted`` the candidates that are kept.
+        segmenter: Weights with their card, or None to ask none; several candidates need them.
+        candidates: Number of paintings of each map. The one is kept that the gate accepts and of which the segmenter
+            finds least; the first if none is accepted.
+
+    Returns:
+        Case to tissue to ``accepted``, ``reasons`` and measures; and case to its candidates, each with ``accepted`` and
+        ``recall``, ``kept`` in one of them, empty if there are not several.
     """
     labels = {name: tissue_labels()[name] for name in pathological_tissues()}
     gate = Gate(training, labels)
     gate.owners |= {planned.source.name: planned.source.patient for planned in plan}
-    painted = {planned.name: work / "painted" / f"{planned.name}.nii.gz" for planned in plan}
     answers: dict[str, np.ndarray] = {}
+    found: dict[str, list[dict]] = {}
     if segmenter:
         card = read_json(Path(segmenter).with_name("card.json"))
         real = {case.name: case.image for case in training}
         gate.measure_real_recall(segment(real, segmenter, card, work / "real"))
-        answers = dict(segment(painted, segmenter, card, work / "judged"))
+        several = []
+        for number in range(candidates):
+            folder = candidate_folder(work, number)
+            painted = {planned.name: folder / f"{planned.name}.nii.gz" for planned in plan}
+            several.append(dict(segment(painted, segmenter, card, work / f"judged{number}")))
+        answers = several[0]
+        if candidates > 1:
+            found, answers = _keep_hardest(gate, plan, work, several)
     else:
         print("no segmenter was given, so how well one finds what was painted is not measured")
     checks = {}
     for planned in tqdm(plan, desc="checking", unit="case", disable=None):
-        case, image = planned.name, nib.load(painted[planned.name])
-        arrays = image.get_fdata(dtype=np.float32), *planned.maps()
-        hu, label, target = (canonical(array, image.affine) for array in arrays)
-        measured = gate.measure(case, planned.source.name, hu, target, target != label, answers.get(case))
-        checks[case] = gate.judge(measured)
+        checks[planned.name] = _judge(gate, planned, candidate_folder(work, 0), answers)
     accepted = {
         name: {case for case, tissues in checks.items() if name in tissues and tissues[name]["accepted"]}
         for name in labels
@@ -52,7 +66,57 @@ def check_painted(
     cards = {"tissues": gate.card(accepted), "unfiltered": gate.card()}
     quality = {kind: {name: quality_measures(card) for name, card in some.items()} for kind, some in cards.items()}
     write_json(output / "quality.json", {"schema": 1} | quality)
-    return checks
+    return checks, found
+
+
+def candidate_folder(work: Path, number: int) -> Path:
+    """Return the folder of one painting of all maps, numbered from 0."""
+    return work / (f"painted{number}" if number else "painted")
+
+
+def _judge(gate: Gate, planned: PlannedCase, folder: Path, answers: dict[str, np.ndarray]) -> dict[str, dict]:
+    """Measure and judge a painted case; ``answers`` holds the segmenter's, by case."""
+    case, image = planned.name, nib.load(folder / f"{planned.name}.nii.gz")
+    arrays = image.get_fdata(dtype=np.float32), *planned.maps()
+    hu, label, target = (canonical(array, image.affine) for array in arrays)
+    return gate.judge(gate.measure(case, planned.source.name, hu, target, target != label, answers.get(case)))
+
+
+def _keep_hardest(
+    gate: Gate, plan: list[PlannedCase], work: Path, answers: list[dict[str, np.ndarray]]
+) -> tuple[dict[str, list[dict]], dict[str, np.ndarray]]:
+    """Move the candidates that are kept into ``painted``; return what was found of each, and the answers to those kept.
+
+    ``answers`` are the segmenter's, per candidate and case.
+    """
+    found, kept = {}, {}
+    for planned in tqdm(plan, desc="choosing candidates", unit="case"):
+        rows = []
+        for number, own in enumerate(answers):
+            checks = _judge(gate, planned, candidate_folder(work, number), own).values()
+            recalls = [check["recall"] for check in checks if check.get("recall") is not None]
+            row = {"accepted": all(check["accepted"] for check in checks)}
+            rows.append(row | {"recall": float(np.mean(recalls)) if recalls else None, "kept": False})
+        number = hardest(rows)
+        rows[number]["kept"] = True
+        if number:
+            name = f"{planned.name}.nii.gz"
+            (candidate_folder(work, number) / name).replace(candidate_folder(work, 0) / name)
+        found[planned.name], kept[planned.name] = rows, answers[number][planned.name]
+    gate.forget()
+    return found, kept
+
+
+def hardest(rows: list[dict]) -> int:
+    """Return the number of the accepted candidate of which the segmenter finds least, 0 if none is accepted.
+
+    Example:
+        >>> hardest([{"accepted": True, "recall": 0.9}, {"accepted": False, "recall": 0.1},
+        ...          {"accepted": True, "recall": 0.5}])
+        2
+    """
+    good = [number for number, row in enumerate(rows) if row["accepted"] and row["recall"] is not None]
+    return min(good, key=lambda number: rows[number]["recall"], default=0)
 
 
 def quality_measures(card: dict) -> dict:

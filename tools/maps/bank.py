@@ -21,6 +21,7 @@ from tools.maps.statistics import lesion_row, table_of
 from tools.tissues import tissue_labels
 
 SCHEMA = 1
+TOO_MUCH = 1.5  # of what is lacking of a tissue, in a lesion of several
 FAILURES = 6  # lesions without a place, after which a case gets no more of a tissue
 
 
@@ -85,6 +86,7 @@ def draw_bank(
     pasted: Path | None = None,
     hosts: list[Case] | None = None,
     joint: Followed | None = None,
+    context: bool = False,
 ) -> Bank:
     """Draw tissue maps until the tissues are balanced, and write them with a card that says what was read.
 
@@ -98,6 +100,7 @@ def draw_bank(
         pasted: Folder for the sources' CTs with the donors' HU pasted in, under the same names; none are written if it
             is not given.
         joint: Chooses a training case for each map, whose tissues and volumes it gets; then ``balance`` plays no part.
+        context: Whether lesions are moved with what touches them, so that halos and mixtures stay together.
         hosts: Cases that receive the lesions instead of the training cases; they get as much as fits their lungs.
 
     Raises:
@@ -111,7 +114,7 @@ def draw_bank(
             f"lesions with procedural {procedural} have no donor's HU to paste; set it to 0 for copy_paste"
         )
     folder = Path(folder)
-    lesions, volumes = lesion_bank(training, bool(pasted))
+    lesions, volumes = lesion_bank(training, bool(pasted), context)
     if not lesions:
         raise InputError("the training cases hold no pathological tissue, so there are no shapes to draw from")
     receivers = hosts or training
@@ -150,13 +153,20 @@ def draw_bank(
     if not plan and (joint or any(amount < wanted for amount in total.values())):
         raise InputError("no new map could be drawn: the lungs have too little healthy room for the lesions")
     patients = {case.name: case.patient for case in training}
-    known = [lesion_row(lesion, patients[lesion.case]) for some in lesions.values() for lesion in some]
+    shown = lesion_bank(training)[0] if context else lesions  # the table compares lesions of one tissue
+    known = [lesion_row(lesion, patients[lesion.case]) for some in shown.values() for lesion in some]
     real, new = pandas.DataFrame(known), pandas.DataFrame(added)
     settings = {"seed": seed, "balance": balance, "max_cases": max_cases, "procedural": procedural}
+    settings |= {"context": True} if context else {}
     settings |= {"mixture": "joint", "dice": joint.dice} if joint else {}
     card = maps_card(training, plan, settings) | {"table": table_of(real, new)}
     write_json(folder.with_name(MAPS_CARD), card)
     return Bank(plan, card, real, new)
+
+
+def part_ml(lesion: Lesion, value: int) -> float:
+    """Return the volume in ml of one tissue in a lesion of several."""
+    return np.count_nonzero(lesion.values == value) * float(np.prod(lesion.spacing)) / 1000
 
 
 class LesionPlacer:
@@ -190,20 +200,28 @@ class LesionPlacer:
         for tissue, given in wanted_ml.items():
             amount, failures = scale * (rng.choice(self.volumes[tissue]) if given is None else given), 0
             while painted.get(tissue, 0.0) < amount and failures < FAILURES:
-                voxels = self.place(receiver, tissue, rng)
+                voxels = self.place(receiver, tissue, rng, amount - painted.get(tissue, 0.0))
                 failures += voxels == 0
                 if voxels:
-                    painted[tissue] = painted.get(tissue, 0.0) + voxels * voxel_ml
+                    painted = receiver.new_ml(self.labels)
         return receiver, painted
 
-    def place(self, receiver: Receiver, tissue: str, rng: np.random.Generator) -> int:
-        """Enter one lesion of a tissue into a map, moved or grown; return its voxels, 0 if it found no place."""
+    def place(self, receiver: Receiver, tissue: str, rng: np.random.Generator, lacking_ml: float = float("inf")) -> int:
+        """Enter one lesion of a tissue into a map, moved or grown; return its voxels, 0 if it found no place.
+
+        Of lesions of several tissues only those are taken that hold not much more of it than is lacking, or else the
+        one that holds least.
+        """
         if self.procedural and rng.random() < self.procedural:
             voxels = self.models[tissue].grow(receiver, self.labels[tissue], rng)
             if voxels:
                 receiver.grown.append({"tissue": tissue, "voxels": voxels})
             return voxels
         lesions: list[Lesion] = self.lesions[tissue]
+        if lesions[0].values is not None:
+            own_ml = [part_ml(lesion, self.labels[tissue]) for lesion in lesions]
+            small = [lesion for lesion, ml in zip(lesions, own_ml) if ml <= TOO_MUCH * lacking_ml]
+            lesions = small or [lesions[int(np.argmin(own_ml))]]
         return receiver.place(lesions[rng.integers(len(lesions))], self.labels[tissue], rng)
 
 

@@ -78,6 +78,28 @@ def deform(
     return mask, hu, np.array([-(size[0] // 2), -(size[1] // 2), -(depth // 2)])
 
 
+def deform_values(lesion: Lesion, spacing: np.ndarray, deformation: Deformation, mask: np.ndarray) -> np.ndarray:
+    """Return the tissue of each voxel of a deformed lesion of several tissues.
+
+    Args:
+        lesion: A lesion with ``values``.
+        spacing: As for :func:`deform`.
+        deformation: The same as was given to :func:`deform`.
+        mask: What :func:`deform` returned, shape (w, h, d).
+
+    Returns:
+        Label values, uint8, shape (w, h, d), 0 outside the mask.
+    """
+    plane, answer = source_plane(lesion, spacing, deformation), np.zeros(mask.shape, np.uint8)
+    for k in range(mask.shape[2]):
+        donor = lesion.values[..., min(int((k + 0.5) / mask.shape[2] * lesion.shape[2]), lesion.shape[2] - 1)]
+        if donor.any() and mask[..., k].any():
+            near = ndimage.distance_transform_edt(donor == 0, return_distances=False, return_indices=True)
+            points = plane[:, mask[..., k]]
+            answer[mask[..., k], k] = ndimage.map_coordinates(donor[tuple(near)], points, order=0, mode="nearest")
+    return answer
+
+
 def overlap(shape: tuple, corner: np.ndarray, room: tuple) -> tuple[tuple, tuple]:
     """Return where a block that begins at ``corner`` lies in an array of shape ``room``, and which part of it that is.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import ndimage
 
-from tools.maps.deform import deform, draw_deformation, overlap
+from tools.maps.deform import deform, deform_values, draw_deformation, overlap
 from tools.maps.lesions import MIN_LESION_VOXELS, Lesion, find_lesions, lung_height
 from tools.quantify.extents import pleura_distance
 from tools.tissues import pathological_tissues, tissue_labels
@@ -64,6 +64,8 @@ class Receiver:
     def place(self, lesion: Lesion, value: int, rng: np.random.Generator) -> int:
         """Place one lesion, deformed, as a label value, where height and distance to the pleura are like the donor's.
 
+        A lesion of several tissues keeps its own values.
+
         Returns the voxels painted, 0 if no place was found.
         """
         likely = self.likely_places(lesion.measures["height"], lesion.measures["depth_mm"], rng)
@@ -76,13 +78,22 @@ class Receiver:
             voxels = int(free.sum())
             if voxels < MIN_LESION_VOXELS or voxels < MIN_INSIDE * mask[window].sum() or voxels > self.room:
                 continue
-            self.target[inside][free] = value
+            own = value
+            if lesion.values is not None:
+                own = deform_values(lesion, self.spacing, deformation, mask)[window][free]
+            self.target[inside][free] = own
             if self.pasted is not None:
                 self.pasted[inside][free] = hu[window][free]
             self.room -= voxels
             self.donors.append({"case": lesion.case, "tissue": lesion.tissue, "voxels": voxels})
             return voxels
         return 0
+
+    def new_ml(self, labels: dict[str, int]) -> dict[str, float]:
+        """Return tissue to the volume in ml that was added to the map; tissues that were not are absent."""
+        counts = np.bincount(self.target[self.target != self.label], minlength=max(labels.values()) + 1)
+        voxel_ml = float(np.prod(self.spacing)) / 1000
+        return {name: counts[value] * voxel_ml for name, value in labels.items() if counts[value]}
 
     def new_lesions(self, name: str) -> list[Lesion]:
         """Return the lesions that the placed ones make together, where they touch as one; old lesions do not count."""

@@ -8,7 +8,7 @@ import torch
 from tools.data.datalist import SYNTHETIC, Case, read_fold, within
 from tools.data.provenance import HOSTS_CARD, MAPS_CARD, SYNTHESIZER_CARD, read_card
 from tools.flags import check_numbers
-from tools.gate.run import check_painted
+from tools.gate.run import candidate_folder, check_painted
 from tools.io.files import InputError, open_run, read_json, sha256, write_json
 from tools.io.volume import relative
 from tools.maps.bank import PlannedCase, draw_bank, maps_card, read_maps
@@ -32,6 +32,7 @@ from tools.workflows.synthesizer import (
 )
 
 METHODS = (*CONFIGS, *FREE_METHODS)
+CANDIDATE_SEEDS = 1_000_003  # from one candidate's seed to the next's, far beyond the seeds that people give
 MIXTURES = ("balanced", "joint")
 
 
@@ -43,12 +44,14 @@ def augment(
     balance: float = 1.0,
     mixture: str = "balanced",
     dice: Path | None = None,
+    context: bool = False,
     steps: int = 8,
     seed: int = 0,
     maps: Path | None = None,
     procedural: float = 0.0,
     segmenter: Path | None = None,
     synthesizer: Path | None = None,
+    candidates: int = 1,
     max_cases: int | None = None,
     hosts: Path | None = None,
     overrides: dict | None = None,
@@ -69,6 +72,7 @@ def augment(
             the tissues and volumes that a random training case has together, so that all are as frequent as there.
         dice: JSON file with the Dice per tissue of a segmenter of other patients, such as plateau.json of compare; with
             joint, training cases whose tissues it finds badly are followed more often.
+        context: Whether lesions are moved with what touches them, halos and mixtures, instead of tissue by tissue.
         steps: Network evaluations per painted window.
         seed: Seed for the maps, the training and the painting.
         maps: Folder of maps to paint, as the command `maps` writes them or drawn by hand, instead of drawing new ones.
@@ -76,6 +80,8 @@ def augment(
         segmenter: Weights of this fold's segmenter, card.json beside them, for the gate's test of faithfulness.
         synthesizer: Weights made by an earlier `augment`, to use instead of training new ones, or shipped for those
             that come with the bundle.
+        candidates: Number of paintings of each map, each of other noise. The one is kept that the gate accepts and of
+            which the segmenter finds least; this needs a segmenter.
         max_cases: Largest number of painted cases; the number of training cases if not given.
         hosts: Folder of CTs of normal lungs that nobody labelled, to paint into instead of the training cases: NIfTI
             files and folders with a DICOM series. Its lungs/ may hold masks, else the lungs are found by HU; its
@@ -88,8 +94,12 @@ def augment(
     """
     overrides = dict(overrides or {})
     segmenter, synthesizer = named_weights(SEGMENTER, segmenter), named_weights(SYNTHESIZER, synthesizer)
-    _check(method, balance, mixture, dice, steps, max_cases, procedural, maps, hosts, overrides)
+    _check(method, balance, mixture, dice, steps, candidates, max_cases, procedural, maps, hosts, overrides)
     found = read_dice(dice) if dice else None
+    if candidates > 1 and (segmenter is None or method in FREE_METHODS):
+        raise InputError(
+            "candidates are compared by a segmenter that is asked what it finds; give --segmenter, and paint"
+        )
     training, held_out = read_fold(datalist, fold)
     strangers = check_hosts(hosts, training, held_out) if hosts else []
     for stage, weights in (("segmenter", segmenter), ("synthesizer", synthesizer)):
@@ -102,6 +112,7 @@ def augment(
         "synthesizer": sha256(synthesizer) if synthesizer else None,
         "segmenter": sha256(segmenter) if segmenter else None, "hosts": str(Path(hosts).resolve()) if hosts else None,
         "mixture": None if mixture == "balanced" else mixture, "dice": found,
+        "context": context or None, "candidates": candidates if candidates > 1 else None,
     }  # fmt: skip
     output = open_run(output, settings)
     if (output / "datalist.json").is_file():
@@ -119,7 +130,7 @@ def augment(
             rows = [{key: value for key, value in row.items() if key != "path"} for row in strangers]
             write_json(output / HOSTS_CARD, {"cases": rows})
         joint = Followed(found) if mixture == "joint" else None
-        plan = draw_bank(training, output / "maps", balance, seed, most, procedural, pasted, cut, joint).plan
+        plan = draw_bank(training, output / "maps", balance, seed, most, procedural, pasted, cut, joint, context).plan
     told: dict[str, dict] = {}
     made_by: dict = {"method": method, "seed": seed, "steps": None, "checkpoint_sha256": None}
     if not plan:
@@ -141,10 +152,20 @@ def augment(
             lay_out(planned, work)
         write_conditions(told, overrides["attributes"], work / "conditions.csv")
         print(f"painting; the log is {output / 'paint.log'}", flush=True)
-        paint(work, weights, made_by["painting"], made_by["threads"], output / "paint.log")
+        for number in reversed(range(candidates)):  # the first last: its folder is where they are painted
+            paint(work, weights, of_candidate(made_by["painting"], number), made_by["threads"], output / "paint.log")
+            if number:
+                (work / "painted").rename(candidate_folder(work, number))
     judged = plan and method not in FREE_METHODS
-    checks = check_painted(plan, training, output, work, segmenter) if judged else {}
-    rows = write_painted(plan, told, checks, output, work, made_by)
+    checks, tried = check_painted(plan, training, output, work, segmenter, candidates) if judged else ({}, {})
+    special = {
+        name: {
+            "candidates": rows,
+            "painting": of_candidate(made_by["painting"], [row["kept"] for row in rows].index(True)),
+        }
+        for name, rows in tried.items()
+    }
+    rows = write_painted(plan, told, checks, output, work, made_by, special)
     write_datalists(Path(datalist), training, held_out, rows, fold, output)
     shutil.rmtree(work, ignore_errors=True)
     accepted = sum(row["accepted"] for row in rows)
@@ -154,7 +175,7 @@ def augment(
     )
 
 
-def _check(method, balance, mixture, dice, steps, max_cases, procedural, maps, hosts, overrides) -> None:
+def _check(method, balance, mixture, dice, steps, candidates, max_cases, procedural, maps, hosts, overrides) -> None:
     """Raise InputError for a setting that is out of range."""
     if method not in METHODS:
         raise InputError(f"method must be one of {', '.join(METHODS)}, not {method}")
@@ -170,7 +191,7 @@ def _check(method, balance, mixture, dice, steps, max_cases, procedural, maps, h
         raise InputError("copy_paste pastes the HU of donors, which procedural and supplied maps do not have")
     if hosts and maps:
         raise InputError("maps are drawn for the training cases; leave out --maps or --hosts")
-    check_numbers({"steps": steps, "max_cases": 1 if max_cases is None else max_cases})
+    check_numbers({"steps": steps, "candidates": candidates, "max_cases": 1 if max_cases is None else max_cases})
     check_overrides(SYNTHESIZER, ["train.json"], overrides)
 
 
@@ -181,6 +202,11 @@ def read_dice(path: Path) -> dict[str, float]:
     if not numbers or not all(isinstance(value, int | float) and 0 <= value <= 1 for value in numbers):
         raise InputError(f"{path} has no dice with a number from 0 to 1 for each tissue")
     return {str(name): float(value) for name, value in found.items()}
+
+
+def of_candidate(painting: dict, number: int) -> dict:
+    """Return the settings of one of several paintings of the same maps: those of the first with another seed."""
+    return painting | {"seed": painting["seed"] + CANDIDATE_SEEDS * number}
 
 
 def large_enough(plan: list[PlannedCase], least: int) -> list[PlannedCase]:

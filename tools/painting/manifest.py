@@ -48,8 +48,9 @@ def write_manifest(path: Path, rows: list[dict]) -> None:
 
 
 def write_painted(
-    plan: list[PlannedCase], told: dict[str, dict], checks: dict[str, dict], output: Path, work: Path, made_by: dict
-) -> list[dict]:
+    plan: list[PlannedCase], told: dict[str, dict], checks: dict[str, dict], output: Path, work: Path, made_by: dict,
+    special: dict[str, dict] | None = None,
+) -> list[dict]:  # fmt: skip
     """Write each painted case and the manifest, and return the manifest's rows.
 
     Args:
@@ -59,6 +60,7 @@ def write_painted(
         output: Folder of ``augment``.
         work: Folder with ``painted``.
         made_by: What the rows say of the method, its settings and its weights.
+        special: Case to what its row says otherwise.
 
     Raises:
         RunError: if a case differs from its source outside the region.
@@ -101,7 +103,8 @@ def write_painted(
             "conditions": told.get(name, {}),
         }
         verdict = {"accepted": not reasons, "reason": "; ".join(reasons), "checks": case_checks}
-        rows.append(row | made_by | about | {"voxels_sha256": voxels_sha256(voxels)} | verdict)
+        own = (special or {}).get(name, {})
+        rows.append(row | made_by | about | own | {"voxels_sha256": voxels_sha256(voxels)} | verdict)
     write_manifest(output / "manifest.jsonl", rows)
     return rows
 

@@ -172,7 +172,7 @@ def _drawn(
     rng: np.random.Generator, lungs: _Lungs, label: np.ndarray, margins: dict[str, np.ndarray], labels: dict[str, int]
 ) -> np.ndarray:
     """Return the HU of the lungs' box with every lesion of a label map drawn; ``margins`` as for ``draw_lesions``."""
-    lesions, where = _number_lesions(label, labels), lungs.lung
+    lesions, where = number_lesions(label, labels), lungs.lung
     tissue = np.zeros(where.shape, np.float32)
     tissue[where] = texture.draw_lesions(
         rng, lungs.field, label[where], margins, lesions[where], labels, lungs.base[where]
@@ -256,7 +256,7 @@ def _scores(rng: np.random.Generator, field: texture.Field, kind: str) -> dict[s
     }
 
 
-def _number_lesions(label: np.ndarray, labels: dict[str, int]) -> np.ndarray:
+def number_lesions(label: np.ndarray, labels: dict[str, int]) -> np.ndarray:
     """Return for each voxel the number of its lesion, a connected piece of one tissue; 0 where none is."""
     numbers = np.zeros(label.shape, np.int32)
     count = 0

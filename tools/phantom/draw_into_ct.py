@@ -192,7 +192,7 @@ def _digest(path: Path) -> str | dict[str, str]:
     return {file.name: sha256(file) for file in sorted(path.iterdir())} if path.is_dir() else sha256(path)
 
 
-def pick_slices(rng: np.random.Generator, lung: np.ndarray, count: int) -> slice:
+def _pick_slices(rng: np.random.Generator, lung: np.ndarray, count: int) -> slice:
     """Return evenly spaced slices, at most one beyond the lungs at either end."""
     held = np.flatnonzero(lung.any((0, 1)))
     first, end = max(0, int(held[0]) - 1), min(lung.shape[2], int(held[-1]) + 2)
@@ -226,7 +226,7 @@ def _draw_case(
     kind: str | None, patches: Patches | None, labels: dict[str, int],
 ) -> tuple[dict, dict]:  # fmt: skip
     """Draw and write one case, and return its row of patients.csv and its provenance."""
-    part = pick_slices(rng, host.lung, slices)
+    part = _pick_slices(rng, host.lung, slices)
     hu, lung = host.hu[..., part], host.lung[..., part]
     step = part.step or 1
     voxel_mm = (*host.voxel_mm[:2], host.voxel_mm[2] * step)

@@ -1,15 +1,18 @@
 """A cohort of drawn patients: labelled CT on which the whole chain runs without any real patient."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from scipy import ndimage
 from tqdm import tqdm
 
 from tools.io.files import InputError, new_directory, write_text
 from tools.io.volume import save_nifti
-from tools.phantom import anatomy, parenchyma
+from tools.phantom import anatomy, parenchyma, texture
+from tools.phantom.disease import number_lesions
 from tools.tissues import tissue_labels
 
 FIELD_OF_VIEW_MM = 350.0
@@ -34,6 +37,7 @@ MIXTURES = {
     "post-infection": {"ground_glass": 0.74, "fibrosis": 0.12, "consolidation": 0.14},
     "none": {"ground_glass": 0.68, "fibrosis": 0.32},
 }
+SPARED = ("fibrosis", "consolidation")  # in patients with a lung kernel, where the cohort is to be shifted
 KERNEL_CYCLE = ("lung", "soft", "soft", "lung", "lung", "soft", "lung")
 # Axes stored in reverse, per patient: L P S as scanners write it, then R A S, L P I, R P S and L A S.
 FLIPS = ((), (0, 1), (2,), (0,), (1,))
@@ -51,15 +55,29 @@ class Patient:
     kernel: str  # of the reconstruction, soft or lung
     dose: float  # factor on the noise
     breath_hu: float  # density of the healthy lung less the mean, from how deep the patient breathes in
+    cohort: str = "phantom"  # begins the name
+    own_textures: bool = False  # whether density and texture are the patient's and the lesion's own
 
     @property
     def name(self) -> str:
         """Name of the patient and of the only case, e.g. ``phantom007``."""
-        return f"phantom{self.index:03d}"
+        return f"{self.cohort}{self.index:03d}"
 
 
-def describe_patient(seed: int, index: int) -> Patient:
-    """Return patient ``index`` of the cohort ``seed``; the size of the cohort has no say in it."""
+def describe_patient(
+    seed: int, index: int, kernel: str | None = None, spared: bool = False, own_textures: bool = False,
+    cohort: str = "phantom",
+) -> Patient:  # fmt: skip
+    """Return patient ``index`` of the cohort ``seed``; the size of the cohort has no say in it.
+
+    Args:
+        seed: Seed of the cohort.
+        index: Place in the cohort.
+        kernel: Reconstruction kernel; by turns if None.
+        spared: Whether a patient with a lung kernel has none of ``SPARED``.
+        own_textures: Whether density and texture are the patient's and the lesion's own.
+        cohort: Beginning of the name.
+    """
     rng = np.random.default_rng([seed, index])
     history = HISTORIES[index % len(HISTORIES)]
     age = int(rng.integers(34, 87))
@@ -69,15 +87,22 @@ def describe_patient(seed: int, index: int) -> Patient:
     if "emphysema" in shares:
         shares["emphysema"] *= 1 + 0.008 * (age - 60)  # grows with age
     drawn = rng.dirichlet([30 * share for share in shares.values()])
+    kernel = kernel or KERNEL_CYCLE[index % len(KERNEL_CYCLE)]
+    if spared and kernel == "lung":
+        drawn = np.where([tissue in SPARED for tissue in shares], 0, drawn)
+        severity *= drawn.sum()
+        drawn = drawn / drawn.sum()
     return Patient(
         index=index,
         age=age,
         severity=float(severity),
         history=history,
         mixture={tissue: float(share) for tissue, share in zip(shares, drawn)},
-        kernel=KERNEL_CYCLE[index % len(KERNEL_CYCLE)],
+        kernel=kernel,
         dose=float(rng.uniform(0.8, 1.25)),
         breath_hu=float(rng.normal(0, 8)),
+        cohort=cohort,
+        own_textures=own_textures,
     )
 
 
@@ -139,10 +164,28 @@ def _draw_thorax(patient: Patient, build: anatomy.Build, size: tuple, axes: tupl
     healthy_hu = HEALTHY_HU + AGE_HU_PER_YEAR * (patient.age - 60) + patient.breath_hu
     pixel_mm = float(axes[0][1] - axes[0][0])
     hu[lung] = parenchyma.tissue_hu(texture_rng, voxels, values, margins, labels, healthy_hu, pixel_mm)
+    if patient.own_textures:
+        hu[lung] = _own_textures(texture_rng, voxels, axes, lung, values, margins, labels, hu[lung])
     label = np.zeros(size, np.uint8)
     label[lung] = values
     parenchyma.add_trees(hu, trees, label, labels)
     return hu, label
+
+
+def _own_textures(rng, voxels: parenchyma.LungVoxels, axes: tuple, lung: np.ndarray, values, margins, labels, usual):
+    """Return the HU of the lung, shape (n,), with every lesion drawn by density and texture of its own.
+
+    ``usual`` are the HU that all patients share, shape (n,); healthy lung keeps them.
+    """
+    box = ndimage.find_objects(lung.view(np.uint8))[0]
+    inner = tuple(axis[part] for axis, part in zip(axes, box))
+    noise = texture.draw_noise(rng, inner, lung[box])
+    field = texture.Field(voxels.points, voxels.depth_mm, noise, float(axes[0][1] - axes[0][0]))
+    label = np.zeros(lung.shape, np.uint8)
+    label[lung] = values
+    healthy = np.where(values == labels["healthy"], usual, np.median(usual[values == labels["healthy"]]))
+    numbers = number_lesions(label, labels)[lung]
+    return texture.draw_lesions(rng, field, values, margins, numbers, labels, healthy)
 
 
 def _oblique_affine(rng: np.random.Generator, size: tuple, spacing_mm: tuple) -> np.ndarray:
@@ -181,7 +224,16 @@ def _check_size(size: tuple) -> tuple[int, int, int]:
     return numbers
 
 
-def phantom(output: Path, patients: int = 24, seed: int = 0, size: tuple = (160, 160, 24)) -> None:
+def phantom(
+    output: Path,
+    patients: int = 24,
+    seed: int = 0,
+    size: tuple = (160, 160, 24),
+    own_textures: bool = False,
+    kernel: str | None = None,
+    spared: bool = False,
+    name: str = "phantom",
+) -> None:
     """Draw labelled lung CT of patients who do not exist.
 
     Writes ``images/<patient>.nii.gz`` (HU, int16), ``labels/<patient>.nii.gz`` (the values of the label scheme, uint8)
@@ -193,19 +245,28 @@ def phantom(output: Path, patients: int = 24, seed: int = 0, size: tuple = (160,
         patients: Number of patients, one case each.
         seed: Seed of the cohort, 0 or more.
         size: Number of voxels W,H,slices; at least 64,64,4. The field of view stays near 350 mm, the lungs near 240 mm.
+        own_textures: Whether density and texture differ between patients and lesions; else all patients share them.
+        kernel: Reconstruction kernel of all patients, soft or lung; by turns if absent.
+        spared: Whether patients with a lung kernel have neither fibrosis nor consolidation, for a study in which these
+            are learned from soft kernels alone.
+        name: Beginning of the patients' names, so that two cohorts can be told apart.
 
     Raises:
         InputError: if a value is out of range or ``output`` is not empty.
     """
     size = _check_size(size)
-    for name, value, smallest in (("patients", patients, 1), ("seed", seed, 0)):
+    for flag, value, smallest in (("patients", patients, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
-            raise InputError(f"{name} must be an integer of at least {smallest}, not {value}")
+            raise InputError(f"{flag} must be an integer of at least {smallest}, not {value}")
+    if kernel not in (None, *parenchyma.KERNELS):
+        raise InputError(f"kernel must be one of {', '.join(parenchyma.KERNELS)}, not {kernel}")
+    if not re.fullmatch(r"[A-Za-z][\w-]*", str(name)):
+        raise InputError(f"name must begin with a letter and hold letters, digits, _ and - alone, not {name!r}")
     labels = tissue_labels()
     rows = ["case,patient,age,severity,history,kernel"]
     with new_directory(output) as folder:
         for index in tqdm(range(patients), desc="phantom", unit="patient", disable=None):
-            patient = describe_patient(seed, index)
+            patient = describe_patient(seed, index, kernel, spared, own_textures, name)
             hu, label, affine = draw_patient(patient, seed, size)
             for array, kind in ((hu, "images"), (label, "labels")):
                 like = nib.Nifti1Image(array, affine)
@@ -213,8 +274,8 @@ def phantom(output: Path, patients: int = 24, seed: int = 0, size: tuple = (160,
                 like.header.set_xyzt_units("mm")
                 save_nifti(array, like, folder / kind / f"{patient.name}.nii.gz", DESCRIPTION)
             severity = involved_fraction(label, labels)
-            name = patient.name
-            rows.append(f"{name},{name},{patient.age},{severity:.4f},{patient.history},{patient.kernel}")
+            row = f"{patient.name},{patient.name},{patient.age},{severity:.4f},{patient.history},{patient.kernel}"
+            rows.append(row)
         write_text(folder / "patients.csv", "\n".join(rows) + "\n")
     print(
         f"wrote {patients} drawn patients to {output}; next: python -m tools dataset --images {output}/images "

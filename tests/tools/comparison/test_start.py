@@ -101,7 +101,7 @@ def test_a_learning_curve_over_numbers_of_patients_has_as_many_in_every_fold(sta
         ({"arms": "real,real_started", "start": "none.pt"}, "start weights none.pt does not exist"),
         (
             {"overlays": "scores.yaml"},
-            "overlays may be federated.yaml, volume.yaml, whole_slices.yaml, not scores.yaml",
+            "overlays may be federated.yaml, kernels.yaml, volume.yaml, whole_slices.yaml, not scores.yaml",
         ),
         ({"patients": (0,)}, "patients must be whole numbers of at least 1, or all, not 0"),
         ({"patients": "some"}, "patients must be whole numbers of at least 1, or all, not some"),
@@ -113,3 +113,10 @@ def test_wrong_starts_and_numbers_are_refused(datalist, standin, tmp_path, chang
     with pytest.raises(InputError, match=message):
         compare.compare(datalist, tmp_path / "out", **changes)
     assert not (tmp_path / "out").exists() and not standin.trained
+
+
+def test_the_sharpened_arm_has_an_overlay_of_its_own(datalist, standin, tmp_path):
+    given = {"folds": 0, "seeds": 0, "iterations": 1, "overlays": "whole_slices.yaml"}
+    compare.compare(datalist, tmp_path / "out", arms="real,sharpened", **given)
+    own = standin.configs["fold0/seed0/sharpened"]
+    assert own == ["train.json", "whole_slices.yaml", "kernels.yaml", "scores.yaml"]

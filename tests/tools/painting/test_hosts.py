@@ -95,14 +95,19 @@ def test_hosts_get_the_slices_and_the_pixels_of_the_training_cases(datalist, hos
     training = [case for case in read_datalist(datalist)["training"] if case.fold != 0]
     write_ct(hosts / "fine.nii.gz", np.repeat(np.repeat(chest(5)[0], 2, 0), 2, 1), np.diag([-1.0, -1.0, 8.0, 1.0]))
     mask = np.zeros((150, 110, 6), np.uint8)
-    mask[20:60, 30:80] = 1
+    mask[20:60, 30:80], mask[90:130, 30:80] = 1, 1
     write_ct(hosts / "lungs/normal0.nii.gz", mask)
     cases = cut_hosts(read_hosts(hosts), training, tmp_path / "cut", 6, 0)
     assert [case.name for case in cases] == [f"{n}_part{p}" for n in ("fine", "normal0", "normal1") for p in (0, 1)]
-    fine, given = (nib.load(case.image) for case in cases[:3:2])
-    assert np.allclose(fine.header.get_zooms(), (2, 2, 8)) and fine.shape == (150, 110, 6)
-    centre = [nib.affines.apply_affine(image.affine, (np.array(image.shape) - 1) / 2)[:2] for image in (fine, given)]
-    assert np.abs(centre[0] - centre[1]).max() < 2
+    fine = nib.load(cases[0].image)
+    assert np.allclose(fine.header.get_zooms(), (2, 2, 8)) and fine.shape[2] == 6
+    lung = np.asarray(nib.load(cases[0].label).dataobj) > 0
+    sides = [np.flatnonzero(lung.any(axis)) for axis in ((1, 2), (0, 2))]
+    room = min(min(side[0], size - 1 - side[-1]) for side, size in zip(sides, lung.shape))
+    assert abs(2 * room - 12) <= 4  # the training lungs end 6 voxels of 2 mm from the edge
+    known = np.argwhere(np.repeat(np.repeat(chest(5)[1], 2, 0), 2, 1)).mean(0)[:2] * -1.0
+    found = nib.affines.apply_affine(fine.affine, np.argwhere(lung).mean(0))[:2]
+    assert np.abs(found - known).max() < 3  # mm
     assert np.count_nonzero(np.asarray(nib.load(cases[2].label).dataobj)) == np.count_nonzero(mask)
 
 

@@ -312,3 +312,33 @@ def test_the_last_line_names_the_next_command(tmp_path, capsys):
     phantom(tmp_path / "out", patients=1, size="64,64,4")
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"wrote 1 drawn patients to {tmp_path}/out; next: python -m tools dataset --images ")
+
+
+def test_cohorts_for_a_study_of_kernels_and_textures(tmp_path):
+    phantom(tmp_path / "usual", patients=2, size=SMALL)
+    phantom(tmp_path / "own", patients=2, size=SMALL, own_textures=True, name="tests")
+    for patient in range(2):
+        usual, own = tmp_path / "usual", tmp_path / "own"
+        label, same = (np.asarray(nib.load(f"{root}/labels/{name}{patient:03d}.nii.gz").dataobj)
+                       for root, name in ((usual, "phantom"), (own, "tests")))  # fmt: skip
+        hu, other = (np.asarray(nib.load(f"{root}/images/{name}{patient:03d}.nii.gz").dataobj)
+                     for root, name in ((usual, "phantom"), (own, "tests")))  # fmt: skip
+        assert np.array_equal(label, same)
+        differs = hu != other
+        assert differs[label > 1].mean() > 0.9 > 0.5 > differs[label == 0].mean()
+    assert (tmp_path / "own/patients.csv").read_text().splitlines()[1].startswith("tests000,tests000,")
+    with pytest.raises(InputError, match="kernel must be one of soft, lung, not sharp"):
+        phantom(tmp_path / "no", kernel="sharp")
+    with pytest.raises(InputError, match="name must begin with a letter"):
+        phantom(tmp_path / "no", name="../x")
+
+
+def test_a_cohort_of_one_kernel_and_one_that_is_spared():
+    from tools.phantom.phantom import describe_patient
+
+    assert {describe_patient(0, index, "lung").kernel for index in range(6)} == {"lung"}
+    for index in range(12):
+        usual, spared = describe_patient(0, index), describe_patient(0, index, spared=True)
+        ill = spared.mixture.get("fibrosis", 0) + spared.mixture.get("consolidation", 0)
+        assert sum(spared.mixture.values()) == pytest.approx(1) and usual.kernel == spared.kernel
+        assert (ill == 0 and spared.severity < usual.severity) if spared.kernel == "lung" else spared == usual
