@@ -30,6 +30,7 @@ COMMANDS = {
     "finish": "comparison.finish",
     "report": "report.report",
     "trust": "comparison.trust",
+    "attack": "attack.attack",
     "conditions": "evaluation.conditions",
     "curve": "evaluation.curve",
     "quantify": "quantify.quantify",
@@ -153,7 +154,9 @@ def usage() -> str:
     """Return the list of commands, one line each; read from the source, since importing all of them takes seconds."""
     lines = ["usage: python -m tools <command> [flags]   (--help after a command shows its flags)", ""]
     for command, module in COMMANDS.items():
-        source = ast.parse(Path(__file__).parent.joinpath(*module.split(".")).with_suffix(".py").read_text())
+        source = ast.parse(
+            Path(__file__).parent.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+        )
         function = next(node for node in source.body if isinstance(node, ast.FunctionDef) and node.name == command)
         lines.append(f"  {command:18s} {ast.get_docstring(function).splitlines()[0]}")
     return "\n".join(lines)
@@ -192,6 +195,9 @@ def main(arguments: list[str]) -> int:
     Returns:
         0 done, 1 failed, 2 wrong call.
     """
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end a command
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if arguments else 2

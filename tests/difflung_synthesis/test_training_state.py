@@ -57,6 +57,33 @@ def test_resumed_training_equals_training_that_was_not_stopped(tmp_path):
     assert not list(tmp_path.glob("*/*.partial"))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_cases_and_the_last_good_weights(tmp_path, value):
+    items = [{"image": torch.ones(1, 4), "label": torch.ones(1, 4), "case": f"case{n}.nii.gz"} for n in range(4)]
+    network = torch.nn.Linear(4, 4)
+    loader = DataLoader(Dataset(items), batch_size=2)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+    ema = EMAHandler(network, momentum=0.1)
+    steps = []
+
+    def loss(pred, label):
+        steps.append(0)
+        return (pred - label).square().mean() * (value if len(steps) == 4 else 1)
+
+    trainer = SupervisedTrainer(
+        device="cpu", max_epochs=5, epoch_length=2, train_data_loader=loader, network=network, optimizer=optimizer,
+        loss_function=loss, decollate=False,
+        train_handlers=[ema, TrainingState(network, ema, optimizer, schedule, loader, str(tmp_path))],
+    )  # fmt: skip
+    told = f"the loss is {value:g} in step 4 on case2.nii.gz, case3.nii.gz; .*model.pt keeps the last good weights"
+    with pytest.raises(ValueError, match=told):
+        trainer.run()
+    saved = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert torch.load(tmp_path / "training.pt", weights_only=True)["epoch"] == 1
+    assert all(value.isfinite().all() for value in [*saved.values(), *network.parameters()])
+
+
 def test_randomness_differs_between_epochs_and_seeds(tmp_path):
     one = train(tmp_path / "a", max_epochs=1)[0][0].weight
     assert torch.equal(one, train(tmp_path / "b", max_epochs=1)[0][0].weight)

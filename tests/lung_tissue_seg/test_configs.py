@@ -149,7 +149,7 @@ def test_training_tensors_are_patches_without_metadata(cohort):
         assert "label_cls_indices" in case
     assert len(batches) == TINY["epoch_length"]  # steps do not depend on the number of cases
     for batch in batches:
-        assert set(batch) == {"image", "label"}
+        assert set(batch) == {"image", "label", "case"}
         assert batch["image"].shape == batch["label"].shape == (4, 1, 32, 32)
         assert type(batch["image"]) is torch.Tensor
     assert [Path(case["image"]).name for case in flow.val_dataset_data] == ["case2.nii.gz"]

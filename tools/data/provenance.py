@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tools.data.datalist import Case
 from tools.data.twins import content_digest
-from tools.io.files import InputError, read_json, sha256
+from tools.io.files import InputError, check_settings, read_json, sha256
 
 SYNTHESIZER_CARD, MAPS_CARD, GATE_CARD, HOSTS_CARD = "synthesizer/card.json", "maps.json", "gate.json", "hosts.json"
 
@@ -69,13 +69,16 @@ def read_card(weights: Path, held_out: list[Case], stage: str) -> dict:
     """Return the card beside weights, if it shows that no held-out patient was trained on, under whatever name.
 
     Raises:
-        InputError: if there are no such weights (named ``stage``), their card does not say whom they know, or it names
-            a held-out patient or CT.
+        InputError: if there are no such weights (named ``stage``), their card does not say whom they know, it names a
+            held-out patient or CT, or holds an expression.
     """
     weights = Path(weights)
     if not weights.is_file():
         raise InputError(f"{stage} {weights} does not exist")
     card = read_json(weights.with_name("card.json"))
+    check_settings(
+        [card.get("overrides"), card.get("spacing_mm"), card.get("attributes")], weights.with_name("card.json")
+    )
     known = card.get("cases", []) + [{"patient": name} for name in card.get("patients", [])]
     if not known:
         raise InputError(f"{weights.with_name('card.json')} does not say whom {stage} {weights} was trained on")

@@ -65,7 +65,7 @@ def bench_emphysema(
     painter = OneCtPainter(weights, steps, None if device is None else str(choose_device(device)), None)
     tiles: dict[str, list[list[np.ndarray]]] = {"painted": [[], []], "drawn": [[], []], "unchanged": [[], []]}
     shown = None
-    for number, name in enumerate(tqdm(sorted(cts), desc="painting", unit="CT")):
+    for number, name in enumerate(tqdm(sorted(cts), desc="painting", unit="CT", disable=None)):
         volumes, label, voxel_mm = _one_ct(name, cts[name], painter, np.random.default_rng([seed, *name.encode()]))
         where = _places(label == tissue_labels()["emphysema"], real, voxel_mm, np.random.default_rng(seed))
         for kind, hu in volumes.items():

@@ -90,7 +90,7 @@ def _keep_hardest(
     ``answers`` are the segmenter's, per candidate and case.
     """
     found, kept = {}, {}
-    for planned in tqdm(plan, desc="choosing candidates", unit="case"):
+    for planned in tqdm(plan, desc="choosing candidates", unit="case", disable=None):
         rows = []
         for number, own in enumerate(answers):
             checks = _judge(gate, planned, candidate_folder(work, number), own).values()

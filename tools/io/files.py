@@ -48,6 +48,26 @@ def read_json(path: Path) -> dict:
         raise InputError(f"{path} is not valid JSON: {error}") from None
 
 
+def check_settings(settings: object, source: object) -> None:
+    """Check that settings read from a file are values only: MONAI would run text that begins with $, @ or %.
+
+    Args:
+        settings: What JSON holds.
+        source: The file, for the message.
+
+    Raises:
+        InputError: if a text, however deep, is an expression or reference, or a dictionary names a component.
+    """
+    if isinstance(settings, dict):
+        if "_target_" in settings:
+            raise InputError(f"{source} holds a component, {settings['_target_']!r}, which could run code; remove it")
+        settings = [*settings.keys(), *settings.values()]
+    if isinstance(settings, str) and settings.lstrip().startswith(("$", "@", "%")):
+        raise InputError(f"{source} holds {settings[:80]!r}, which could run code; write the value itself")
+    for entry in settings if isinstance(settings, list) else ():
+        check_settings(entry, source)
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path with the same ending beside ``path``; it becomes ``path`` when the block ends well."""

@@ -24,7 +24,7 @@ def draw_cases(plan: list[PlannedCase], work: Path, seed: int) -> None:
         work: Folder that gets ``painted``.
         seed: Seed for all random draws; each case has its own.
     """
-    for planned in tqdm(plan, desc="drawing", unit="case"):
+    for planned in tqdm(plan, desc="drawing", unit="case", disable=None):
         hu, label, image = planned.source.stored()
         target = planned.maps()[1]
         rng = np.random.default_rng([seed, *planned.name.encode()])

@@ -90,7 +90,7 @@ def cut_hosts(rows: list[dict], training: list[Case], output: Path, number: int,
     masks = rows[0]["path"].parent / LUNGS
     lungs = list_nifti(masks) if masks.is_dir() else {}
     cases = []
-    for row in tqdm(rows[:number], desc="cutting hosts", unit="CT"):
+    for row in tqdm(rows[:number], desc="cutting hosts", unit="CT", disable=None):
         host = read_host(row["case"], row["path"], lungs.get(row["case"]))
         for part in range(math.ceil(number / len(rows))):
             name = f"{row['case']}_part{part}"

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from tools.bundles import BUNDLES
 from tools.data.provenance import digest
 from tools.data.twins import content_digest
-from tools.io.files import InputError, RunError, read_json, write_text
+from tools.io.files import InputError, RunError, check_settings, read_json, write_text
 from tools.io.volume import SYNTHETIC_MARK, load_ct, relative, save_nifti
 from tools.maps.bank import PlannedCase
 from tools.workflows.run import versions
@@ -27,7 +27,7 @@ def read_manifest(path: Path) -> list[dict]:
     """Read the manifest that ``augment`` wrote, one dict per painted case.
 
     Raises:
-        InputError: if it is missing or a line is damaged.
+        InputError: if it is missing, a line is damaged, names a case that is a path, or holds an expression.
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist; run augment again")
@@ -38,6 +38,9 @@ def read_manifest(path: Path) -> list[dict]:
             line["case"], line["source"], line["tissues"], line["accepted"]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} line {number} is damaged: {error!r}") from None
+        if Path(str(line["case"])).name != line["case"] or "\\" in line["case"]:
+            raise InputError(f"{path} line {number}: case {line['case']!r} is no plain name, and leaves its folder")
+        check_settings(line.get("painting"), f"{path} line {number}")
         lines.append(line)
     return lines
 

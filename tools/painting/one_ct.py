@@ -95,7 +95,7 @@ class OneCtPainter:
             seed: Seed of the noise.
 
         Raises:
-            InputError: if the region is too small for the network.
+            InputError: if the region is too small for the network, or the CT's voxels are of a size it does not know.
         """
         region = target != own
         densities = {}
@@ -111,7 +111,10 @@ class OneCtPainter:
             MetaTensor(torch.from_numpy(np.ascontiguousarray(array[box], np.float32))[None], affine=moved)
             for array in (hu, own, target)
         ]
-        answer = self.painter.paint(*volumes, seed, {}, densities)
+        try:
+            answer = self.painter.paint(*volumes, seed, {}, densities)
+        except ValueError as error:  # of the bundle, as where the CT's voxels are of a size that it does not know
+            raise InputError(f"{error}; resample the CT, or name other --weights") from error
         if answer is None:
             raise InputError(
                 f"the region to paint has {np.count_nonzero(region)} voxels, too few for the network, which needs "

@@ -7,23 +7,27 @@ from pathlib import Path
 
 from tools.io.files import InputError, check_new_directory, new_directory, read_json, write_text
 from tools.serving.exports import export
+from tools.workflows.trusted import check_trusted
 
 # kind of model: Triton's backend, and the file that it looks for
 KINDS = {"onnx": ("onnxruntime", "model.onnx"), "torchscript": ("pytorch", "model.pt")}
 MAX_BATCH = 16  # windows, what both bundles send at most as they come
 
 
-def triton(bundle_root: Path, output: Path) -> None:
+def triton(bundle_root: Path, output: Path, trust: bool = False) -> None:
     """Export a bundle's network for Triton Inference Server: as ONNX and as TorchScript, with config.pbtxt.
 
     Args:
         bundle_root: Folder of the bundle, with weights in models/model.pt.
         output: The model repository; it may hold the models of another bundle.
+        trust: Whether to run configs and scripts that differ from the packaged bundle's.
 
     Raises:
-        InputError: if the weights are missing, onnx is not installed, or the repository holds such a model already.
+        InputError: if configs or scripts differ and are not trusted, the weights are missing, onnx is not installed, or
+            the repository holds such a model already.
         RunError: if an export fails.
     """
+    check_trusted(bundle_root, trust)
     write_repository(bundle_root, output)
     print(f"wrote {' and '.join(model_names(bundle_root))} in {output}; now: tritonserver --model-repository={output}")
 

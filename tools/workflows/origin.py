@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.bundles import BUNDLES
-from tools.io.files import InputError, first_line, read_json, sha256
+from tools.io.files import InputError, check_settings, first_line, read_json, sha256
 from tools.tissues import tissue_labels
 
 CARD = "card.json"
@@ -131,8 +131,13 @@ def read_state(path: Path) -> dict:
 
 
 def trained_settings(weights: Weights, config: dict) -> dict:
-    """Return a config's ids as the weights' card has them: the overrides of their training, and their voxel size."""
+    """Return a config's ids as the weights' card has them: the overrides of their training, and their voxel size.
+
+    Raises:
+        InputError: if the card holds an expression instead of a value.
+    """
     overrides = weights.card.get("overrides")
+    check_settings([overrides, weights.card.get("spacing_mm")], weights.path.with_name(CARD))
     known = dict(overrides) if isinstance(overrides, dict) else {}
     if "spacing_mm" in weights.card:
         known["spacing_mm"] = weights.card["spacing_mm"]

@@ -10,7 +10,9 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import get_track_meta, set_track_meta
 from monai.data.utils import set_rnd
+from monai.engines import IterationEvents
 from monai.transforms import Compose
+from monai.utils import CommonKeys
 
 
 def save_atomically(content, path: Path) -> None:
@@ -23,6 +25,8 @@ def save_atomically(content, path: Path) -> None:
 
 class TrainingState:
     """Handler that saves the averaged weights, and all that is needed to go on as if nothing had happened.
+
+    A loss that is not finite ends the run before a step is made with it, so that what was saved stays good.
 
     ``<model_dir>/<weights_name>`` gets the averaged weights, a plain state dict; ``training.pt`` beside it weights,
     average, optimizer, schedule and epoch. All randomness of an epoch follows from seed, process and epoch, so a run
@@ -63,6 +67,7 @@ class TrainingState:
         if self.resume:
             engine.add_event_handler(Events.STARTED, self.load)
         engine.add_event_handler(Events.EPOCH_STARTED, self.begin_epoch)
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self.check_loss)
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.save_interval) | Events.COMPLETED, self.save)
 
     def load(self, engine: Engine) -> None:
@@ -86,6 +91,17 @@ class TrainingState:
         if hasattr(self.dataloader.sampler, "set_epoch"):
             self.dataloader.sampler.set_epoch(engine.state.epoch)
         engine.set_data(self.dataloader)
+
+    def check_loss(self, engine: Engine) -> None:
+        """Raise ValueError, which names the batch's cases, if the loss is NaN or infinite."""
+        loss = engine.state.output[CommonKeys.LOSS]
+        if not torch.isfinite(loss).all():
+            cases = sorted(set(engine.state.batch.get("case", ["a batch that names no case"])))
+            kept = f"{self.weights} keeps the last good weights" if self.weights.is_file() else "no weights were saved"
+            raise ValueError(
+                f"the loss is {loss.mean().item():g} in step {engine.state.iteration} on {', '.join(cases)}; {kept}; "
+                "look at these cases, or lower learning_rate"
+            )
 
     def save(self, engine: Engine) -> None:
         """Write both files, from the first process."""

@@ -21,7 +21,7 @@ VOXEL_MM = (0.05, 50.0)
 WHOLE, TOLERANCE = 1e-3, 0.1  # of a label; of a voxel, by which positions may differ
 SAMPLE = 1_000_000  # voxels that are counted, about
 AIR_HU, TISSUE_HU, BONE_HU = (-1200, -500), (-400, 400), 800  # air and lung; all that is dense; above: bone and metal
-LEAST_AIR, LEAST_TISSUE, MOST_BONE = 0.01, 0.01, 0.1  # of the voxels
+LEAST_AIR, LEAST_TISSUE, MOST_BONE, MOST_DARK = 0.01, 0.01, 0.1, 0.03  # of the voxels
 TO_HU = "convert it to HU first"
 
 
@@ -152,11 +152,13 @@ def check_file(path: Path | str, ct: bool = False, like: Path | str | None = Non
     voxels = int(np.prod([int(side) for side in shape], dtype=object))
     if voxels > MOST_VOXELS:
         raise ValueError(f"{path} has {voxels} voxels, shape {shape}; at most {MOST_VOXELS} are read; crop it")
-    declared, held = voxels * kind.itemsize + offset, path.stat().st_size
-    most = MOST_INFLATED_CT if ct else MOST_INFLATED
-    if declared > held * (most if ending(path) == ".nii.gz" else 1):
-        told = f"its header tells of {declared} bytes, the file has {held}"
+    held, most = path.stat().st_size, MOST_INFLATED_CT if ct else MOST_INFLATED
+    told = f"its header tells of {offset + voxels * kind.itemsize} bytes, the file has {held}"
+    packed = ending(path) == ".nii.gz"
+    if offset + voxels * kind.itemsize > held * (most if packed else 1):
         raise ValueError(f"{path} cannot be read as NIfTI, it may be truncated: {told}; copy it anew")
+    if not packed and offset + voxels * kind.itemsize < held:
+        raise ValueError(f"{path} holds more than its header says: {told}; write it anew")
     if like is not None and Path(like).is_file() and READERS.get(ending(like)) == "nibabel":
         of_ct = nib.load(like).shape
         if sorted(shape) != sorted(of_ct):
@@ -200,19 +202,24 @@ def check_stream(path: Path | str) -> None:
     """Raise ValueError if a gzip file is cut short or its checksum is wrong, which readers of its first part miss."""
     if not Path(path).is_file() or ending(path) != ".nii.gz":
         return
+    inflated = 0
     try:
         with gzip.open(path) as stream:
-            while stream.read(1 << 22):
-                pass
+            while part := stream.read(1 << 22):
+                inflated += len(part)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is damaged: {first_line(error)}; copy it anew") from None
+    file = nib.load(path)
+    declared = file.dataobj.offset + file.dataobj.dtype.itemsize * int(np.prod(file.shape, dtype=object))
+    if inflated > declared:
+        raise ValueError(f"{path} holds more than its header says: {inflated} bytes, not {declared}; write it anew")
 
 
 def check_hu(hu: np.ndarray, path: Path | str) -> None:
     """Raise ValueError if an array cannot be a CT in HU, by the shares of its voxels near air, lung and tissue.
 
-    Neither the darkest voxel nor padding counts: crops without air round the patient, and windows whose ends are cut
-    off, have lung and tissue as well.
+    Neither the darkest voxel nor padding of one value counts. Crops without air round the patient, and windows whose
+    ends are cut off, have lung and tissue as well.
 
     Args:
         hu: Values, any shape.
@@ -226,10 +233,12 @@ def check_hu(hu: np.ndarray, path: Path | str) -> None:
     air = np.mean((values >= AIR_HU[0]) & (values <= AIR_HU[1]))
     tissue = np.mean((values >= TISSUE_HU[0]) & (values <= TISSUE_HU[1]))
     bone = np.mean(values > BONE_HU)
-    if air < LEAST_AIR or tissue < LEAST_TISSUE or bone > MOST_BONE:  # as where all are the same
+    dark = np.mean((values < AIR_HU[0]) & (values > lowest))  # darker than air; padding has one value, the lowest
+    if air < LEAST_AIR or tissue < LEAST_TISSUE or bone > MOST_BONE or dark > MOST_DARK:
         raise ValueError(
             f"{path} ranges from {lowest:g} to {highest:g}, which cannot be HU (air is -1000): "
-            f"{air:.1%} of it is like air or lung, {tissue:.1%} like tissue, {bone:.1%} above {BONE_HU}; {TO_HU}"
+            f"{air:.1%} of it is like air or lung, {tissue:.1%} like tissue, {bone:.1%} above {BONE_HU}, "
+            f"{dark:.1%} darker than air; {TO_HU}"
         )
 
 

@@ -10,7 +10,9 @@ from tools.io.files import InputError
 from tools.io.volume import (
     case_name,
     check_same_geometry,
+    list_cts,
     list_nifti,
+    list_volumes,
     load_ct,
     load_labels,
     relative,
@@ -157,3 +159,21 @@ def test_relative_path_leads_to_the_file_through_linked_folders(tmp_path):
     (tmp_path / "disk/b.nii").symlink_to(tmp_path / "a.nii")
     assert relative(tmp_path / "a.nii", tmp_path / "link/new") == "../../../a.nii"
     assert relative(tmp_path / "disk/b.nii", tmp_path / "link") == "../b.nii"
+
+
+def test_results_below_the_folder_of_cts_are_no_cts_of_the_next_run(tmp_path):
+    for name in ("a.nii.gz", "b.NII.GZ", "out/a_tissues.nii.gz", ".partial-x.nii.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save(np.zeros((4, 3, 2), np.int16), tmp_path / name)
+    found, passed = list_volumes(tmp_path)
+    assert list(found) == list(list_cts(tmp_path)) == ["a", "b"]
+    assert passed == {"out": "a folder of 1 volumes; name it itself"}
+
+
+def test_digits_that_differ_are_shown(tmp_path):
+    image = nib.load(save(np.zeros((4, 3, 2), np.uint8), tmp_path / "a.nii"))
+    apart = nib.load(save(np.zeros((4, 3, 2), np.uint8), tmp_path / "b.nii", OBLIQUE + 0.12345 * np.eye(4, k=3)))
+    with pytest.raises(InputError, match=r"lie up to 0\.12345\d? mm apart"):
+        check_same_geometry(image, apart, Path("a.nii"), Path("b.nii"))
+    with pytest.raises(InputError, match=r"holds label 0\.99812, but labels must be integers"):
+        load_labels(save(np.full((2, 2, 1), 0.99812), tmp_path / "c.nii"), LABELS)

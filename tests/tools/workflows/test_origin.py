@@ -73,3 +73,23 @@ def test_weights_that_cannot_be_read_are_refused_even_where_torch_says_nothing(t
         read_state(path)
     torch.save({"a": torch.ones(2)}, path)
     assert list(read_state(path)) == ["a"]
+
+
+@pytest.mark.parametrize("value", ["$__import__('os').system('id')", ["@checkpoint"], {"a": {"_target_": "os.system"}}])
+def test_a_card_that_could_run_code_is_refused(tmp_path, value):
+    """MONAI's config evaluates such text; cards travel with weights."""
+    segmenter_weights(tmp_path, overrides={"network_channels": value})
+    weights = find_weights("lung_tissue_seg", tmp_path / "model.pt", "--weights")
+    with pytest.raises(InputError, match="card.json holds .*, which could run code"):
+        trained_settings(weights, {"network_channels": [4]})
+
+
+def test_weights_that_hold_code_are_not_run(tmp_path):
+    class Code:
+        def __reduce__(self):
+            return (tmp_path.joinpath("ran").write_text, ("ran",))
+
+    torch.save({"weight": Code()}, tmp_path / "model.pt")
+    with pytest.raises(InputError, match="cannot be read as weights"):
+        read_state(tmp_path / "model.pt")
+    assert not (tmp_path / "ran").exists()

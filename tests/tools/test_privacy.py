@@ -1,0 +1,87 @@
+"""A series full of planted identifiers goes through the commands: none of them is in anything that they write."""
+
+import json
+import os
+import zlib
+
+import numpy as np
+import pydicom
+import pytest
+
+import tools.__main__ as cli
+from tests.dicom import write_series
+from tests.tools.fakes.chest import AFFINE, LABELS, chest, lungs, save, segmenter_weights, synthesizer_weights
+
+PLANTED = {
+    "PatientName": "Zyxwv^Planted", "PatientID": "PID-77123", "PatientBirthDate": "19611107", "StudyID": "STU-4711",
+    "PatientAddress": "Plantstreet 7", "AccessionNumber": "ACC-90210", "InstitutionName": "Plantclinic",
+    "ReferringPhysicianName": "Quxdoctor^P", "OperatorsName": "Quxoperator^P", "StudyDescription": "Plantstudy",
+    "StudyDate": "20190204", "StudyTime": "081522", "DeviceSerialNumber": "SN-5150", "StationName": "PLANTSTATION",
+    "PatientComments": "Plantcomment", "SeriesDescription": "Plantseries", "ImageComments": "Plantimage",
+    "OtherPatientIDs": "OPID-1984", "ProtocolName": "Plantprotocol",
+}  # fmt: skip
+
+
+@pytest.fixture
+def planted(tmp_path):
+    """A series and its map in neutral folders, and every text that must not leave them."""
+    changes = [("all", keyword, value) for keyword, value in PLANTED.items()]
+    series = write_series(tmp_path / "in/images/case1", chest(lungs()), AFFINE, changes=changes)
+    label = lungs()
+    label[60:80, 30:50, 2:5] = LABELS["ground_glass"]
+    save(label, tmp_path / "in/labels/case1.nii.gz")
+    save(chest(lungs(), 1), tmp_path / "in/images/case2.nii.gz")
+    save(lungs(), tmp_path / "in/labels/case2.nii.gz")
+    header = pydicom.dcmread(series / "IM0000")
+    texts = {part for value in PLANTED.values() for part in value.split("^") if len(part) > 1}
+    texts |= {str(header.SeriesInstanceUID), str(header.StudyInstanceUID), str(header.FrameOfReferenceUID)}
+    return texts | {str(tmp_path), os.environ.get("USER") or "nobody-of-this-name"}
+
+
+def unpacked(content: bytes) -> bytes:
+    """Return a file's bytes and those that are compressed in it by gzip, as in NIfTI, or deflate, as in PNG."""
+    found = content
+    for start, skipped in ((b"\x1f\x8b", 0), (b"IDAT", 4)):
+        place = content.find(start)
+        while place >= 0:
+            stream = zlib.decompressobj(zlib.MAX_WBITS | 32)
+            try:
+                found += stream.decompress(content[place + skipped :])
+            except zlib.error:
+                pass
+            place = content.find(start, place + 1)
+    return found
+
+
+def leaks(folder, texts) -> list[tuple[str, str]]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert files
+    return [
+        (str(path.relative_to(folder)), text)
+        for path in files
+        for text in texts
+        if text.encode() in unpacked(path.read_bytes()) or text in str(path.relative_to(folder))
+    ]
+
+
+@pytest.mark.usefixtures("without_ink")
+def test_no_identifier_or_path_is_in_any_output(tmp_path, planted, capsys, monkeypatch):
+    inputs = tmp_path / "in"
+    monkeypatch.chdir(tmp_path)
+    weights, painter = segmenter_weights(tmp_path / "w"), synthesizer_weights(tmp_path / "s")
+    ill = np.where(lungs() > 0, 1, 0)
+    assert ill.any()
+    runs = {
+        "dataset": ["--images", "in/images", "--labels", "in/labels", "--folds", "2"],
+        "segment": ["in/images/case1", "--weights", str(weights)],
+        "quantify": ["--images", "in/images", "--tissues", "in/labels"],
+        "paint": ["in/images/case1", "--labels", "in/labels/case1.nii.gz", "--tissue", "ground_glass", "--volume_ml",
+                  "5", "--steps", "1", "--weights", str(painter)],
+    }  # fmt: skip
+    for command, words in runs.items():
+        assert cli.main([command, *words, "--output", f"out/{command}"]) == 0, capsys.readouterr().err
+    assert leaks(inputs, planted)  # the test finds what is there
+    assert leaks(tmp_path / "out", planted) == []
+    said = capsys.readouterr()
+    assert [text for text in planted - {str(tmp_path)} if text in said.out + said.err] == []
+    assert "case1" in json.dumps(json.loads((tmp_path / "out/dataset/datalist.json").read_text(encoding="utf-8")))
