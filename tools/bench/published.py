@@ -59,7 +59,7 @@ SPLITS = {
 
 def bench_published(
     name: str, data: Path, output: Path, weights: Path | None, steps: int, mix: Path | None, seed: int,
-    device: str | None,
+    device: str | None, mirror: bool = False,
 ) -> dict:  # fmt: skip
     """Score the segmenter on a published split, as :func:`tools.bench.segmentation_speed.bench_segmentation` says.
 
@@ -73,6 +73,7 @@ def bench_published(
         mix: Folder with a datalist.json of other cases, mixed in one to one while fine-tuning; None for none.
         seed: Seed of the fine-tuning.
         device: Device of the network.
+        mirror: Whether answers are averaged over mirrored slices.
 
     Returns:
         What was written.
@@ -92,7 +93,7 @@ def bench_published(
         raise InputError(f"{data} holds none of the test slices of {name}, such as {split.test[0]}")
     if steps:
         weights = _fine_tune(Path(data), training, weights, Path(output).with_suffix(""), steps, mix, seed, device)
-    segmenter = Segmenter(weights, device)
+    segmenter = Segmenter(weights, device, mirror=mirror)
     scores = {case: _score(segmenter, Path(data), case) for case in test}
     near = {groups[case] for case in training}
     rows = {
@@ -107,6 +108,7 @@ def bench_published(
         "source": split.source,
         "test_slices": f"{len(test)} of {len(split.test)} are here",
         "fine_tuning": {"steps": steps, "slices": len(training) if steps else 0, "mixed": mix is not None},
+        "mirrored": mirror,
         "weights": segmenter.weights.sentences(),
         "published": {method: dict(zip(TISSUES, figures)) for method, figures in split.figures.items()},
         "ours": {row: _means([scores[c] for c in cases], [groups[c] for c in cases]) for row, cases in rows.items()},

@@ -38,6 +38,7 @@ def bench_segmentation(
     steps: int = 0,
     mix: Path | None = None,
     seed: int = 0,
+    mirror: bool = False,
 ) -> None:
     """Measure the speed of the segmenter beside that of lungmask's network, or its Dice beside published figures.
 
@@ -60,6 +61,7 @@ def bench_segmentation(
         steps: Steps of fine-tuning on the slices that are not tested, 0 for none; it lies beside ``output``.
         mix: Folder with a datalist.json of other cases, mixed in one to one while fine-tuning.
         seed: Seed of the fine-tuning.
+        mirror: Whether answers are averaged over mirrored slices, which takes four times as long.
 
     Raises:
         InputError: if the device or the CT does not exist, lungmask is missing, or the file cannot be written.
@@ -69,10 +71,10 @@ def bench_segmentation(
         if data is None:
             raise InputError("--published needs --data, the folder of the split's slices")
         check_writable(Path(output).parent)
-        bench_published(published, data, output, weights, steps, mix, seed, device)
+        bench_published(published, data, output, weights, steps, mix, seed, device, mirror)
         return
-    if any((data, weights, steps, mix)):
-        raise InputError("--data, --weights, --steps and --mix belong to --published infnet")
+    if any((data, weights, steps, mix, mirror)):
+        raise InputError("--data, --weights, --steps, --mix and --mirror belong to --published infnet")
     if ct is not None and not Path(ct).exists():
         raise InputError(f"ct {ct} does not exist; it is a NIfTI file or a folder with a DICOM series")
     chosen = choose_device(device)

@@ -38,6 +38,7 @@ class Segmenter:
         weights: The file named by the user; the bundle's own if None.
         device: Device of the network; the bundle's own choice if None.
         flag: The flag by which a user names others, for messages.
+        mirror: Whether answers are averaged over mirrored slices.
 
     Attributes:
         weights: The weights and their card.
@@ -47,13 +48,16 @@ class Segmenter:
         InputError: if there are no weights, their card is missing or wrong, or they do not fit the bundle.
     """
 
-    def __init__(self, weights: Path | None = None, device: str | None = None, flag: str = "--weights") -> None:
+    def __init__(
+        self, weights: Path | None = None, device: str | None = None, flag: str = "--weights", mirror: bool = False
+    ) -> None:
         self.weights: Weights = find_weights(SEGMENTER, weights, flag)
         root = BUNDLES / SEGMENTER
         settings = trained_settings(self.weights, read_json(root / "configs/inference.json"))
         self.labels = settings["labels"]
         check_outputs(self.weights.path, len(self.labels))
         self.bundle = InProcess(root, self.weights.path, device, settings)
+        self.bundle.inferer.mirror = mirror
 
     @torch.inference_mode()
     def label(self, hu: np.ndarray, affine: np.ndarray, lung: np.ndarray | None = None) -> np.ndarray:

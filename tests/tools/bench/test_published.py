@@ -21,7 +21,7 @@ GROUPS = {"medseg_000": 0, "medseg_001": 1, "medseg_006": 0, "medseg_018": 2, "m
 class Answers:
     """In place of the segmenter: calls half of the lung ground glass, and with the lung known all of it."""
 
-    def __init__(self, weights=None, device=None):
+    def __init__(self, weights=None, device=None, mirror=False):
         self.weights = SimpleNamespace(path=weights, card=CARD, trained_on="drawings", sentences=lambda: ["drawings"])
 
     def label(self, hu, affine, lung=None):
@@ -102,7 +102,7 @@ def test_fine_tuning_trains_on_the_other_slices_and_is_not_repeated(data, tmp_pa
     ({"steps": -1}, "steps must be at least 0, not -1"),
     ({"mix": "drawn"}, "steps must be at least 1, not 0"),
     ({"data": None}, "--published needs --data"),
-    ({"published": None}, "--data, --weights, --steps and --mix belong to --published infnet"),
+    ({"published": None}, "--data, --weights, --steps, --mix and --mirror belong to --published infnet"),
 ])  # fmt: skip
 def test_wrong_calls_are_refused(data, tmp_path, flags, told):
     with pytest.raises(InputError, match=told):
