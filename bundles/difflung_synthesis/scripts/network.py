@@ -317,7 +317,7 @@ class TissueDenoiser(nn.Module):
         if not isinstance(state, torch.Tensor):
             raise ValueError("these weights are not the synthesizer's, or of a version before 0.2.0; train them anew")
         stored = stored_kind(state)
-        self.border_blur = stored.get("border blur", 0.0)
+        self.border_blur = stored.setdefault("border blur", 0.0)  # weights before it had none
         for name, wanted in stored_kind(self.get_extra_state()).items():
             found = stored.get(name)
             starts = name == "objective" and (found, wanted) == ("flow", "few_step")
