@@ -131,7 +131,7 @@ def _pick_slices(rng: np.random.Generator, lung: np.ndarray, count: int) -> slic
     much = np.flatnonzero(area >= MUCH * area.max())
     room = int(much[-1]) - int(much[0]) + 1
     count = min(count, room)
-    step = room // count
+    step = room // count if count > 1 else 1  # a single slice keeps its thickness
     start = int(much[0]) + int(rng.integers(0, room - step * (count - 1)))
     return slice(start, start + step * (count - 1) + 1, step)
 
