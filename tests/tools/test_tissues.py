@@ -30,7 +30,7 @@ def test_table_holds_every_label_with_the_colour_of_the_pictures():
 def test_bundle_and_quantify_give_the_same_table(tmp_path):
     assert (BUNDLES / "lung_tissue_seg/docs" / COLOUR_TABLE).read_text() == colour_table(LABELS)
     for kind, array in (("images", np.full((8, 8, 2), -900, np.int16)), ("maps", np.zeros((8, 8, 2), np.uint8))):
-        array[0, 0, 0] = 0
+        array[0] = 0
         (tmp_path / kind).mkdir()
         nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / kind / "a.nii.gz")
     quantify(tmp_path / "images", tmp_path / "maps", tmp_path / "out")
