@@ -266,7 +266,11 @@ def _write(
         if new.any():
             means = {"mean_hu": float(painted[new].mean()), "mean_hu_before": float(host.hu[new].mean())}
             rows[tissue] = {"volume_ml": round(np.count_nonzero(new) * host.voxel_ml, 3)} | means
-    source = {file.name: digest(file) for file in sorted(host.path.iterdir())} if host.path.is_dir() else None
+    source = (
+        {file.name: digest(file) for file in sorted(host.path.iterdir()) if file.is_file()}
+        if host.path.is_dir()
+        else None
+    )
     return {
         "schema": SCHEMA, "synthetic": True, "use": "research only; never for diagnosis", "source": host.path.name,
         "source_sha256": source or digest(host.path), "own_map": host.made_by, "weights": painter.weights.sentences(),

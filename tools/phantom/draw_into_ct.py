@@ -189,7 +189,11 @@ def _towards_lps(image: nib.Nifti1Image) -> nib.Nifti1Image:
 def _digest(path: Path) -> str | dict[str, str]:
     """Return the SHA-256 of a file, or of each file of a DICOM folder."""
     path = Path(path)
-    return {file.name: sha256(file) for file in sorted(path.iterdir())} if path.is_dir() else sha256(path)
+    return (
+        {file.name: sha256(file) for file in sorted(path.iterdir()) if file.is_file()}
+        if path.is_dir()
+        else sha256(path)
+    )
 
 
 def _pick_slices(rng: np.random.Generator, lung: np.ndarray, count: int) -> slice:

@@ -33,7 +33,7 @@ def weights(
     cases_per_ct: int = 20,
     phantoms: int = 10,
     steps: int = 16000,
-    synthesis_steps: int = 6500,
+    synthesis_steps: int = 8000,
     start: Path | None = None,
     seed: int = 0,
     device: str | None = None,
