@@ -53,7 +53,7 @@ def test_chain_from_nothing_to_a_report_and_a_case_painted_again(datalist, tmp_p
     own = results[results["test"] == "own"]
     assert {items[patient]["fold"] for patient in own["patient"]} == {0}
 
-    augmented = next((tmp_path / "comparison/fold0").glob("augment*"))
+    augmented = next((tmp_path / "comparison/fold0").glob("augment_*/"))
     rows = [json.loads(line) for line in (augmented / "manifest.jsonl").read_text().splitlines()]
     assert len(rows) == 2
     assert all(items[row["patient"]]["fold"] == 1 for row in rows)

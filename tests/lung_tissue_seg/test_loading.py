@@ -127,7 +127,10 @@ def rewritten(path, **fields):
         ({"dim": [3, 0, 80, 10, 1, 1, 1, 1]}, "is empty: its shape is"),
         ({"srow_x": [np.nan, 0, 0, 0]}, "has no usable affine: its voxels are nan"),
         ({"srow_x": [0, 3, 0, 0]}, "has no usable affine: its voxels are 0 x 4.2"),
-        ({"srow_x": [-3e-3, 0, 0, 0]}, "has no usable affine: its voxels are 0.003 x 3 x 6 mm; expected 0.05 to 50 mm"),
+        (
+            {"srow_x": [-3e-3, 0, 0, 0]},
+            "has no usable affine: its voxels are 0.003 x 3 x 6 mm; expected 0.05 to 100 mm",
+        ),
         ({"pixdim": [1, 3, 3, 5, 0, 0, 0, 0]}, "voxels are 6 mm by its affine, 5 mm by pixdim; correct one"),
         ({"datatype": 32, "bitpix": 64}, "holds voxels of type complex64"),
         ({"datatype": 9999}, "cannot be read as NIfTI"),

@@ -4,6 +4,7 @@ Both bundles have this file, letter by letter, since neither may read from the o
 """
 
 import logging
+import os
 import re
 import sys
 import traceback
@@ -48,6 +49,12 @@ def cause_of(error: BaseException) -> str:
     return sentence_of(error) or first_line(first)
 
 
+LOGGERS = (
+    "monai.handlers.StatsHandler",
+    *(f"ignite.engine.engine.Supervised{kind}" for kind in ("Trainer", "Evaluator")),
+)
+
+
 def say_errors_in_a_sentence() -> None:
     """Have this process end with one sentence, where an error is this bundle's own, instead of with its tracebacks."""
     before = sys.excepthook
@@ -60,10 +67,14 @@ def say_errors_in_a_sentence() -> None:
             before(kind, error, trace)
         else:
             print(f"Error: {sentence}", file=sys.stderr)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)  # threads that still load cases would end the process by a signal
 
     hook.says = True
     sys.excepthook = hook
-    logging.getLogger("monai.handlers.StatsHandler").addFilter(_without_traceback)
+    for name in LOGGERS:
+        logging.getLogger(name).addFilter(_without_traceback)
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
@@ -71,6 +82,9 @@ def _without_traceback(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     if error is not None and sentence_of(error):
         record.exc_info = None
+    told, traceback, _ = record.getMessage().partition("Original Traceback")  # of a loader's worker
+    if traceback:
+        record.msg, record.args = told.strip(), None
     return True
 
 

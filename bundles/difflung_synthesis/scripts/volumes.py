@@ -17,7 +17,7 @@ from .dicom import check_series, find_series, is_junk, kind_of
 READERS = {".nii.gz": "nibabel", ".nii": "nibabel", ".nrrd": "nrrd", ".mha": "itk", ".mhd": "itk"}  # ending to package
 MOST_VOXELS = 2**30  # 1024 x 1024 x 1024
 MOST_INFLATED, MOST_INFLATED_CT = 1040, 200  # times the size of a gzip file: deflate's limit; noise hardly shrinks
-VOXEL_MM = (0.05, 50.0)
+VOXEL_MM = (0.05, 100.0)
 WHOLE, TOLERANCE = 1e-3, 0.1  # of a label; of a voxel, by which positions may differ
 SAMPLE = 1_000_000  # voxels that are counted, about
 AIR_HU, TISSUE_HU, BONE_HU = (-1200, -500), (-400, 400), 800  # air and lung; all that is dense; above: bone and metal

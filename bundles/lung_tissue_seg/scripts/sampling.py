@@ -20,8 +20,8 @@ class RatioSampler(Sampler):
         num_samples: Number of draws per epoch.
         share: Share of the draws that falls to ``extra``, rounded to a whole number of draws.
         weights: How often each of ``extra`` is drawn relative to the others; None for all alike.
-        schedule: "mixed" has the share in every epoch, "real_last" none of ``extra`` in the last ones, and
-            "synthetic_first" nothing but ``extra`` before those.
+        schedule: When ``extra`` is drawn: "mixed" has the share in every epoch, "real_last" none of it in the last
+            ones, and "synthetic_first" nothing but it before those.
         last: Number of the first of the last epochs, from 1 up.
     """
 

@@ -39,7 +39,9 @@ def test_three_networks_are_measured_side_by_side(measured):
     rows = {row["name"]: row for row in measured["networks"]}
     assert list(rows) == ["shipped", "same, plain float32", "Konz style"]
     assert all(row[kind] > 0 for row in rows.values() for kind in ("step_seconds", "forward_seconds", "gigaflops"))
-    assert rows["shipped"]["gigaflops"] == pytest.approx(rows["same, plain float32"]["gigaflops"], rel=0.01)
+    assert rows["shipped"]["gigaflops"] == pytest.approx(
+        rows["same, plain float32"]["gigaflops"], rel=0.03
+    )  # the prior beside the network
     assert rows["Konz style"]["parameters"] == pytest.approx(rows["shipped"]["parameters"], rel=0.4)
     ratio = rows["Konz style"]["step_seconds"] / rows["shipped"]["step_seconds"]
     assert measured["ratios"]["Konz style"]["step"] == pytest.approx(ratio)

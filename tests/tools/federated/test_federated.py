@@ -36,6 +36,7 @@ class Site:
             folder.mkdir(exist_ok=True)
             (folder / files["label"]).write_text(f"{folder.name} {files['label']}")
             hu = np.full((4, 4, 1), -1000, np.int16)
+            hu[3] = 40
             hu[0, 0] += 1 + 8 * ord(folder.name[-1]) + number
             nib.save(nib.Nifti1Image(hu, np.eye(4)), folder / files["image"])
             self.content["training"].append(files | {"patient": f"{folder.name}{number}", "fold": number % 2})

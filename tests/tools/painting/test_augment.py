@@ -281,7 +281,7 @@ def test_weights_that_saw_a_held_out_ct_under_another_patients_name_are_refused(
 
 
 @pytest.mark.parametrize(("given", "message"), [
-    ({"method": "gan"}, "method must be one of cbmat, konz, no_ablation, copy_paste, not gan"),
+    ({"method": "gan"}, "method must be one of cbmat, konz, no_ablation, copy_paste, drawn, not gan"),
     ({"procedural": 2}, "procedural must be from 0 to 1, not 2"),
     ({"method": "copy_paste", "procedural": 0.5}, "copy_paste pastes the HU of donors, which procedural"),
     ({"balance": 1.5}, "balance must be above 0 and at most 1, not 1.5"),
