@@ -94,7 +94,7 @@ def test_unusable_affine_is_refused(tmp_path):
     content[296:312] = bytes(16)  # the second row of the affine (srow_y)
     path.write_bytes(content)
     with pytest.raises(
-        InputError, match=r"a\.nii has no usable affine: its voxels are 1 x 0 x 1 mm; expected 0\.05 to 50 mm"
+        InputError, match=r"a\.nii has no usable affine: its voxels are 1 x 0 x 1 mm; expected 0\.05 to 100 mm"
     ):
         load_ct(path)
 
