@@ -193,7 +193,9 @@ def check_report(out, rows, groups, present):
 
 
 def test_a_ct_without_lung_gives_empty_results(app, tmp_path):
-    write_series(tmp_path / "data", np.full((64, 64, 4), 40, np.int16), np.diag([-2.0, -2, 5, 1]))
+    hu = np.full((64, 64, 4), 40, np.int16)
+    hu[:6] = -1000  # air beside the body
+    write_series(tmp_path / "data", hu, np.diag([-2.0, -2, 5, 1]))
     label(app, tmp_path / "data", tmp_path / "out")
     assert not pydicom.dcmread(tmp_path / "out/tissues.dcm").pixel_array.any()
     rows = read_csv(tmp_path / "out/quantification.csv")
@@ -220,7 +222,7 @@ def test_what_dicom_seg_cannot_hold_is_refused_before_anything_runs(app, cohort,
     wanted = {
         "tilted": "the slices are shifted against each other (a tilted gantry)",
         "sheared": "rows and columns are not at right angles",
-        "missing": "slices 5 and 7 lie",
+        "missing": "slices IM0004 and IM0006 lie",
         "mixed": "holds 2 series: chest (1 files), chest (11 files)",
         "two": f"holds 2 folders with DICOM files ({tmp_path}/two/one, {tmp_path}/two/other)",
         "empty": "holds 0 folders with DICOM files; the app labels one series",
