@@ -74,4 +74,4 @@ def test_nnunet_plans_and_keeps_our_folds(raw):
     synthetic = json.loads((raw / "dataset.json").read_text())["synthetic"]
     assert synthetic == ["synthetic_painted"] and "synthetic_painted" in splits[1]["train"]
     assert "synthetic_painted" not in splits[0]["train"] + splits[0]["val"] + splits[1]["val"]
-    assert len(list((made / "nnUNetPlans_2d").glob("*.pkl"))) == 7
+    assert len(list((made / "nnUNetPlans_2d").glob("*.pkl"))) == 9
