@@ -13,7 +13,8 @@ from tqdm import tqdm
 from tools.attack import files, series
 from tools.attack.trial import FINDINGS, Commands, Outcome
 from tools.flags import check_numbers
-from tools.io.files import InputError, RunError, write_text
+from tools.io.files import RunError
+from tools.io.markdown import MarkedPage, table
 from tools.io.volume import case_name
 from tools.phantom.phantom import describe_patient, draw_patient
 
@@ -41,14 +42,10 @@ def attack(page: Path, seed: int = 0, trials: int = 2000) -> None:
         RunError: if a trial ended in another way; each is printed.
     """
     check_numbers({"trials": trials})
-    page = Path(page)
-    text = page.read_text(encoding="utf-8") if page.is_file() else f"# Reliability\n\n{BEGIN}\n{END}\n"
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise InputError(f"{page} does not hold {BEGIN} and {END} once and in this order; there goes the table")
+    marked = MarkedPage(page, (BEGIN, END), "Reliability")
     counts, findings = campaign(seed, trials)
-    shown = page.name if page.is_absolute() else page
-    part = f"Made by `python -m tools attack --page {shown} --seed {seed} --trials {trials}`.\n\n{table(counts)}"
-    write_text(page, text[: text.index(BEGIN) + len(BEGIN)] + f"\n\n{part}\n\n" + text[text.index(END) :])
+    command = f"python -m tools attack --page {marked.shown} --seed {seed} --trials {trials}"
+    marked.write(f"Made by `{command}`.\n\n{outcomes(counts)}")
     if findings:
         raise RunError(f"{len(findings)} of {trials} trials ended as none may:\n  " + "\n  ".join(findings))
     print(f"wrote {page}: {trials} trials, no finding")
@@ -114,12 +111,12 @@ def _trial(commands: Commands, folder: Path, command: str, what: str, one, case,
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def table(counts: dict[tuple[str, str], Counter]) -> str:
+def outcomes(counts: dict[tuple[str, str], Counter]) -> str:
     """Return the table of damage, trials and what became of them."""
     columns = [column for column in COLUMNS if column in COLUMNS[:3] or any(one[column] for one in counts.values())]
-    lines = [f"| file | damage | trials | {' | '.join(columns)} |", f"| --- | --- | --- |{' --- |' * len(columns)}"]
-    for (what, name), one in counts.items():
-        lines.append(f"| {what} | {name} | {one.total()} | {' | '.join(str(one[column]) for column in columns)} |")
     total = sum(counts.values(), Counter())
-    lines.append(f"| | all | {total.total()} | {' | '.join(str(total[column]) for column in columns)} |")
-    return "\n".join(lines)
+    rows = [
+        [what, name, *map(str, [one.total(), *(one[column] for column in columns)])]
+        for (what, name), one in [*counts.items(), (("", "all"), total)]
+    ]
+    return table(["file", "damage", "trials", *columns], rows)

@@ -71,13 +71,13 @@ def truncated(rng, array, affine, path) -> Path:
     return path
 
 
-def flipped(ending: str, first: int = 0) -> Make:
-    """Return what flips bits anywhere behind the first bytes of a file."""
+def flipped(ending: str, first: int = 0, end: int | None = None) -> Make:
+    """Return what flips bits anywhere among the bytes of a file from the first to the end, the last one excluded."""
 
     def make(rng, array, affine, path) -> Path:
         path = write(array, affine, path, ending)
         content = bytearray(path.read_bytes())
-        for place in rng.integers(first, len(content), int(rng.integers(1, BITS + 1))):
+        for place in rng.integers(first, end or len(content), int(rng.integers(1, BITS + 1))):
             content[place] ^= 1 << int(rng.integers(8))
         path.write_bytes(content)
         return path
@@ -260,7 +260,7 @@ def no_nifti(rng, array, affine, path) -> Path:
 CT_AND_MAP = (
     Attack("cut short", truncated, False, True),
     Attack("bits flipped, gzip", flipped(".nii.gz", 10), True),
-    Attack("bits flipped in the header", lambda rng, *rest: _header_bits(rng, *rest), False),
+    Attack("bits flipped in the header", flipped(".nii", end=352), False),
     Attack("bits flipped in voxels", flipped(".nii", 352), False),
     Attack("a header field set to nonsense", field, False),
     Attack("a shape of terabytes", terabytes, False, True),
@@ -278,13 +278,3 @@ CT_AND_MAP = (
 CT_ALONE = (Attack("HU + 1024, pictures", other_units, False, True), Attack("hostile names", named, True))
 CT_ALONE += (Attack("a gzip bomb", bomb, False, True),)
 MAP_ALONE = (Attack("a map on another grid", other_grid, False, True), Attack("a gzip bomb as map", bomb, False, True))
-
-
-def _header_bits(rng, array, affine, path) -> Path:
-    """Flip bits of the first 352 bytes."""
-    path = write(array, affine, path, ".nii")
-    content = bytearray(path.read_bytes())
-    for place in rng.integers(0, 352, int(rng.integers(1, BITS + 1))):
-        content[place] ^= 1 << int(rng.integers(8))
-    path.write_bytes(content)
-    return path

@@ -5,7 +5,7 @@ from pathlib import Path
 from tools.comparison.arms import REFERENCE, arm_datalist, arm_of, is_painted
 from tools.comparison.leaks import augmented_stages
 from tools.comparison.mixing import Mixing
-from tools.comparison.run import FINE_TUNE, Recipe, arm_settings
+from tools.comparison.run import FINE_TUNE, Recipe, Run, arm_settings
 from tools.data.datalist import SYNTHETIC, patients, read_datalist
 from tools.data.provenance import cases_read
 from tools.io.files import InputError, open_run, read_json, sha256, write_json
@@ -114,7 +114,7 @@ def _check(summary: dict, comparison: Path, arm: str, datalist: Path, start, syn
     largest = summary["fractions"][-1]
     made = {(run["arm"], run["fold"], run["seed"]) for run in summary["runs"] if run["fraction"] == largest}
     missing = [
-        f"fold {fold}, seed {seed}, arm {key}"
+        str(Run(fold, 1, seed, key))
         for fold in summary["folds"] for seed in summary["seeds"] for key in dict.fromkeys((REFERENCE, arm))
         if (key, fold, seed) not in made
     ]  # fmt: skip
@@ -135,8 +135,7 @@ def _check(summary: dict, comparison: Path, arm: str, datalist: Path, start, syn
 
 def _judge(comparison: Path, summary: dict) -> Path:
     """Return weights that the comparison's quality gate asked, of its first fold."""
-    fold, seed = summary["folds"][0], summary["seeds"][0]
-    return comparison / f"fold{fold}/seed{seed}/{REFERENCE}/model.pt"
+    return Run(summary["folds"][0], 1, summary["seeds"][0], REFERENCE).folder(comparison) / "model.pt"
 
 
 def _segmenter(folder: Path, summary: dict, key: str, source: dict, real: dict, start, seed: int, device) -> Path:

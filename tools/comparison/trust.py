@@ -17,7 +17,8 @@ from tools.flags import check_numbers
 from tools.gate.fakes import FAKES, fill
 from tools.gate.power import judge_fakes
 from tools.gate.realness import tile_features
-from tools.io.files import InputError, write_text
+from tools.io.files import InputError
+from tools.io.markdown import MarkedPage, table
 from tools.phantom.phantom import phantom
 from tools.tissues import pathological_tissues, tissue_labels, words
 from tools.workflows.synthesizer import SYNTHESIZER
@@ -56,14 +57,10 @@ def trust(
         InputError: if a number is too small, or the page has one mark without the other.
     """
     check_numbers({"experiments": experiments, "drawn": drawn, "arms": arms, "mixed": mixed})
-    page = Path(page)
-    text = page.read_text(encoding="utf-8") if page.is_file() else f"# Trust\n\n{BEGIN}\n{END}\n"
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise InputError(f"{page} does not hold {BEGIN} and {END} once and in this order; there go the tables")
+    marked = MarkedPage(page, (BEGIN, END), "Trust")
     if drawn < 10:
         raise InputError(f"drawn is {drawn}, but the gate needs at least 10 patients to learn from and to be shown")
-    shown = page.name if page.is_absolute() else page
-    command = f"python -m tools trust --page {shown} --seed {seed} --experiments {experiments} --drawn {drawn}"
+    command = f"python -m tools trust --page {marked.shown} --seed {seed} --experiments {experiments} --drawn {drawn}"
     parts = [f"Made by `{command} --arms {arms} --mixed {mixed}`."]
     parts += [
         false_verdicts(seed, experiments),
@@ -71,22 +68,8 @@ def trust(
         family(seed, max(1, experiments // 2), arms),
     ]
     parts += [questions(), *painted_or_real(seed, drawn)]
-    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
-    write_text(page, before + "\n\n" + "\n\n".join(parts) + "\n\n" + after)
+    marked.write("\n\n".join(parts))
     print(f"wrote the tables of {page}")
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Return a table in Markdown.
-
-    Example:
-        >>> print(table(["a", "b"], [["1", "2"]]))
-        | a | b |
-        | --- | --- |
-        | 1 | 2 |
-    """
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _share(called: Callable[[list[dict]], bool], experiments: int, seed: int, **design) -> float:

@@ -13,6 +13,7 @@ from tools.bench.machine import choose_device
 from tools.bundles import load_script
 from tools.flags import check_numbers
 from tools.io.files import InputError, atomic_file, check_writable, write_json
+from tools.io.markdown import table
 from tools.io.volume import list_cts
 from tools.painting.one_ct import OneCtPainter
 from tools.phantom.disease import Case, draw_disease
@@ -83,7 +84,8 @@ def bench_emphysema(
     }
     write_json(Path(output), {"weights": painter.weights.sentences(), "cts": sorted(cts), "seed": seed, "rows": rows})
     _picture(Path(output).with_suffix(".png"), shown, by_class["emphysema"], np.random.default_rng(seed))
-    print(table(rows))
+    head = ["", "tiles", "HU", "below -950 HU (real)", "texture", "AUC"]
+    print(table(head, [_cells(name, row) for name, row in rows.items()]))
     print(f"wrote {output}")
 
 
@@ -160,14 +162,11 @@ def compare_tiles(given: list, real: list) -> dict[str, float]:
     }
 
 
-def table(rows: dict[str, dict]) -> str:
-    """Return the rows as lines of a Markdown table."""
-    lines = ["| | tiles | HU | below -950 HU (real) | texture | AUC |", "| --- | --- | --- | --- | --- | --- |"]
-    for name, row in rows.items():
-        share = f"{row['laa950']:.2f} ({row['laa950_real']:.2f})"
-        parts = [name, row["tiles"], f"{row['hu_wasserstein']:.0f}", share, f"{row['texture_distance']:.1f}"]
-        lines.append(f"| {' | '.join(map(str, parts))} | {row['auc']:.2f} |")
-    return "\n".join(lines)
+def _cells(name: str, row: dict) -> list[str]:
+    """Return a row of the printed table."""
+    share = f"{row['laa950']:.2f} ({row['laa950_real']:.2f})"
+    parts = [str(row["tiles"]), f"{row['hu_wasserstein']:.0f}", share, f"{row['texture_distance']:.1f}"]
+    return [name, *parts, f"{row['auc']:.2f}"]
 
 
 def _picture(path: Path, shown: tuple, real: np.ndarray, rng: np.random.Generator) -> None:

@@ -271,7 +271,7 @@ def save_nifti(array: np.ndarray, like: nib.Nifti1Image, path: Path, description
 
 def spacing_mm(file: nib.Nifti1Image) -> list[float]:
     """Return the voxel size along each axis in mm."""
-    return [float(size) for size in np.sqrt((file.affine[:3, :3] ** 2).sum(axis=0))]
+    return nib.affines.voxel_sizes(file.affine).tolist()
 
 
 def relative(path: Path, start: Path) -> str:

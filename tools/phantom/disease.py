@@ -14,6 +14,7 @@ VESSEL_HU = 90.0  # above that density a voxel counts as vessel
 RIM_MM = 2.5  # partial volume between lung and chest wall, in which dense disease is seen too
 BLOOD_HU = 30.0
 WALL_HU = -200.0  # above it lies the chest wall, fat included
+FAR_MM = 1e6  # between slices, where only what lies in one slice counts
 NOISE_SHIFT = (11, 7)  # voxels
 MARGIN_MM = 4.0  # as far inside a given lesion lies what counts as well inside
 EXISTING_DENSE_HU, EXISTING_DENSE_SHARE = -500.0, 0.15  # of a host that has dense disease already
@@ -158,10 +159,7 @@ def _lungs_of(rng: np.random.Generator, hu: np.ndarray, lung: np.ndarray, voxel_
     scale = (1 / voxel_mm[0], 1 / voxel_mm[1], 0)
     smooth = _blur(part_hu, FINE_MM, scale)
     base, vessel = _base_and_vessels(smooth, part_lung, scale)
-    depth_mm = np.stack(
-        [ndimage.distance_transform_edt(part_lung[..., k], sampling=voxel_mm[:2]) for k in range(part_lung.shape[2])],
-        axis=2,
-    ).astype(np.float32)
+    depth_mm = _in_plane_mm(part_lung, voxel_mm).astype(np.float32)
     points = np.stack([np.broadcast_to(a, part_lung.shape)[part_lung] for a in np.ix_(*axes)], axis=1)
     noise = texture.draw_noise(rng, axes, part_lung)
     field = texture.Field(points, depth_mm[part_lung], noise, float(voxel_mm[0]))
@@ -185,13 +183,7 @@ def _surround(rng, label: np.ndarray, lungs: _Lungs, margins, labels: dict[str, 
     solid = label == labels["consolidation"]
     if not solid.any():
         return
-    away = np.stack(
-        [
-            ndimage.distance_transform_edt(~solid[..., k], sampling=voxel_mm[:2]) if solid[..., k].any() else
-            np.full(solid.shape[:2], np.inf) for k in range(solid.shape[2])
-        ],
-        axis=2,
-    )[lungs.lung]  # fmt: skip
+    away = _in_plane_mm(~solid, voxel_mm)[lungs.lung]
     reach = rng.uniform(*HALO_MM) * np.exp(0.5 * lungs.field.noise["patch3"])
     values = label[lungs.lung]
     halo = (values == labels["healthy"]) & (away < reach)
@@ -200,14 +192,17 @@ def _surround(rng, label: np.ndarray, lungs: _Lungs, margins, labels: dict[str, 
     margins.setdefault("ground_glass", np.zeros(len(values), np.float32))[halo] = (1 - away / reach)[halo]
 
 
+def _in_plane_mm(mask: np.ndarray, voxel_mm: tuple) -> np.ndarray:
+    """Return how far each voxel of a mask lies from what is not in it, in its own slice; far where there is none."""
+    return ndimage.distance_transform_edt(mask, sampling=(*voxel_mm[:2], FAR_MM))
+
+
 def _outlined(rng: np.random.Generator, label: np.ndarray, labels: dict[str, int], voxel_mm: tuple) -> np.ndarray:
     """Return label values with consolidation outlined as readers do: gaps filled, a little lung around it held."""
     solid = label == labels["consolidation"]
     gap, rim = rng.uniform(0, OUTLINE_MM, 2) * (1.0, 0.6)
-    for k in np.flatnonzero(solid.any((0, 1))):
-        near = ndimage.distance_transform_edt(~solid[..., k], sampling=voxel_mm[:2]) <= gap + rim
-        outline = ndimage.distance_transform_edt(near, sampling=voxel_mm[:2]) > gap
-        solid[..., k] |= outline
+    near = _in_plane_mm(~solid, voxel_mm) <= gap + rim
+    solid |= _in_plane_mm(near, voxel_mm) > gap
     softer = np.isin(label, (labels["healthy"], labels["ground_glass"]))
     return np.where(solid & softer, labels["consolidation"], label).astype(label.dtype)
 

@@ -4,9 +4,11 @@ import textwrap
 from pathlib import Path
 
 from tools.io.files import read_json, write_json, write_text
+from tools.io.markdown import table
 from tools.tissues import words
 
 KEPT = ("trained_on", "spacing_mm", "overrides", "configs", "comparison")  # of a card; the rest names patients
+NUMBERS = (("mean", ".3f"), ("difference", "+.3f"))
 TOLD = (
     "The model was trained on all patients of the comparison, so no patient is left to test it on. The figures are "
     "those of its arm in the comparison, on patients held out there. Research use only; not for diagnosis."
@@ -29,12 +31,8 @@ def tell_verdict(staged: Path, card: dict) -> None:
         *textwrap.wrap(TOLD, 120),
         "",
     ]
-    lines += ["| tissue | arm | patients | Dice | difference | interval | verdict |", "| --- " * 7 + "|"]
-    for row in rows:
-        gain, interval = row.get("difference"), row.get("interval")
-        parts = [words(row["tissue"]), row["arm"], str(row["patients"]), _number(row["mean"], ".3f")]
-        parts += [_number(gain, "+.3f"), "" if not interval else f"{interval[0]:+.3f} to {interval[1]:+.3f}"]
-        lines.append("| " + " | ".join([*parts, row.get("verdict", "")]) + " |")
+    head = ["tissue", "arm", "patients", "Dice", "difference", "interval", "verdict"]
+    lines.append(table(head, [_cells(row) for row in rows]))
     write_text(staged / "docs/comparison.md", "\n".join(lines) + "\n")
     path = staged / "configs/metadata.json"
     metadata = read_json(path)
@@ -45,5 +43,8 @@ def tell_verdict(staged: Path, card: dict) -> None:
     write_json(path, metadata)
 
 
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else f"{value:{form}}"
+def _cells(row: dict) -> list[str]:
+    """Return a row of the page's table; what is not known is empty."""
+    numbers = ("" if row.get(key) is None else f"{row[key]:{form}}" for key, form in NUMBERS)
+    interval = "{:+.3f} to {:+.3f}".format(*row["interval"]) if row.get("interval") else ""
+    return [words(row["tissue"]), row["arm"], str(row["patients"]), *numbers, interval, row.get("verdict", "")]

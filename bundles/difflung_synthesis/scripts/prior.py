@@ -7,6 +7,7 @@ Legend of shapes: B samples, C channels of the network's data, H, W[, D] voxels,
 """
 
 import torch
+from monai.networks.layers import gaussian_1d, separable_filtering
 
 COMPONENTS = 16
 NEVER = -1e4  # logit of a component without weight
@@ -40,19 +41,10 @@ def moments(means: torch.Tensor, deviations: torch.Tensor, logits: torch.Tensor)
 
 def blur(maps: torch.Tensor, sigma: float) -> torch.Tensor:
     """Return maps blurred in-plane by a Gaussian of ``sigma`` voxels, shape (B, K, H, W[, D]); zero lies around."""
-    reach = max(1, round(2.5 * sigma))
-    place = torch.arange(-reach, reach + 1, device=maps.device, dtype=maps.dtype)
-    kernel = torch.exp(-0.5 * (place / sigma) ** 2)
-    kernel = kernel / kernel.sum()
-    flat = maps.ndim == 4
-    volume = maps.flatten(0, 1).unsqueeze(1)
-    volume = volume.unsqueeze(-1) if flat else volume
-    for axis in (2, 3):
-        shape, padding = [1] * 5, [0] * 3
-        shape[axis], padding[axis - 2] = -1, reach
-        volume = torch.nn.functional.conv3d(volume, kernel.view(shape), padding=padding)
-    volume = volume.squeeze(-1) if flat else volume
-    return volume.squeeze(1).unflatten(0, maps.shape[:2])
+    kernel = gaussian_1d(torch.tensor(sigma), truncated=2.5, approx="sampled", normalize=True)
+    kernels = [kernel, kernel, torch.ones(1)][: maps.ndim - 2]
+    single = maps.flatten(0, 1).unsqueeze(1)  # of one channel the filter is three times as fast as of many
+    return separable_filtering(single, kernels).squeeze(1).unflatten(0, maps.shape[:2])
 
 
 def soften(shares: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -21,6 +21,10 @@ CAUSES = re.compile(
     r"\n\n(?:The above exception was the direct cause|During handling of the above exception).*\n\n|"
     r"\n?Original Traceback \(most recent call last\):\n"
 )
+LOGGERS = (
+    "monai.handlers.StatsHandler",
+    *(f"ignite.engine.engine.Supervised{kind}" for kind in ("Trainer", "Evaluator")),
+)
 OWN = re.escape(str(Path(__file__).parent))
 RAISED = re.compile(rf'  File "{OWN}/[^"]+", line \d+, in .*\n    raise .*\n(?:    .*\n)*(?:[\w.]+: )?([\s\S]+)$')
 
@@ -35,24 +39,20 @@ def sentence_of(error: BaseException) -> str | None:
         raised = RAISED.match(part[last:]) if last >= 0 else None
         if raised:
             return raised[1].strip()
-    first = error
-    while first.__cause__ or first.__context__:
-        first = first.__cause__ or first.__context__
+    first = _first(error)
     return f"{first.filename}: {first.strerror}" if isinstance(first, OSError) and first.filename else None
 
 
 def cause_of(error: BaseException) -> str:
     """Return what began a chain of errors, in a sentence."""
-    first = error
-    while first.__cause__ or first.__context__:
-        first = first.__cause__ or first.__context__
-    return sentence_of(error) or first_line(first)
+    return sentence_of(error) or first_line(_first(error))
 
 
-LOGGERS = (
-    "monai.handlers.StatsHandler",
-    *(f"ignite.engine.engine.Supervised{kind}" for kind in ("Trainer", "Evaluator")),
-)
+def _first(error: BaseException) -> BaseException:
+    """Return the error at the beginning of a chain."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def say_errors_in_a_sentence() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tools.attack.attack import attack, campaign, kinds, table
+from tools.attack.attack import attack, campaign, kinds, outcomes
 from tools.attack.files import write
 from tools.attack.series import write_series
 from tools.io.files import InputError
@@ -16,7 +16,7 @@ def test_no_kind_of_damage_gets_past_the_door():
     assert len(counts) == len(kinds()) > 45
     total = sum(counts.values(), start=type(next(iter(counts.values())))())
     assert total["right"] > 10 and total["refused"] > 10
-    text = table(counts)
+    text = outcomes(counts)
     assert text.count("\n") == len(kinds()) + 2 and "traceback" not in text
 
 
