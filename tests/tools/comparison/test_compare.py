@@ -8,23 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.tools.fakes.standin import LABELS, TISSUES, install, make_case, twelve_patients
+from tests.tools.fakes.standin import LABELS, TISSUES, make_case, twelve_patients
 from tools.comparison import arms, compare, results
 from tools.data.datalist import Case, read_datalist
 from tools.io.files import InputError, RunError, read_json, write_json
 from tools.report.report import load
 
 pytestmark = pytest.mark.slow  # the file takes seconds: make check leaves it to make test
-
-
-@pytest.fixture
-def datalist(tmp_path):
-    return twelve_patients(tmp_path)
-
-
-@pytest.fixture
-def standin(monkeypatch):
-    return install(monkeypatch)
 
 
 def test_all_arms_run_and_the_known_gain_is_called_a_gain(standin, tmp_path, capsys):

@@ -3,23 +3,13 @@
 import pytest
 
 from tests.tools.fakes import standin as fakes
-from tests.tools.fakes.standin import LABELS, install, make_case, twelve_patients
+from tests.tools.fakes.standin import LABELS, make_case
 from tools.__main__ import main
 from tools.comparison import compare
 from tools.comparison.verdicts import format_table, summarise
 from tools.io.files import InputError, read_json, write_json
 
 pytestmark = pytest.mark.slow  # the file takes seconds: make check leaves it to make test
-
-
-@pytest.fixture
-def datalist(tmp_path):
-    return twelve_patients(tmp_path)
-
-
-@pytest.fixture
-def standin(monkeypatch):
-    return install(monkeypatch)
 
 
 @pytest.fixture

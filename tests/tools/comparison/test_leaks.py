@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from tests.tools.fakes.standin import install, twelve_patients
 from tools.comparison import compare, results
 from tools.data.datalist import read_datalist
 from tools.data.provenance import GATE_CARD, MAPS_CARD, SYNTHESIZER_CARD, cases_read, check_disjoint
@@ -16,16 +15,6 @@ from tools.io.files import InputError, read_json, write_json
 from tools.painting.manifest import read_manifest
 
 pytestmark = pytest.mark.slow  # the file takes seconds: make check leaves it to make test
-
-
-@pytest.fixture
-def datalist(tmp_path):
-    return twelve_patients(tmp_path)
-
-
-@pytest.fixture
-def standin(monkeypatch):
-    return install(monkeypatch)
 
 
 def test_train_and_test_patients_are_disjoint_in_every_stage_of_every_run(datalist, standin, tmp_path):

@@ -3,23 +3,13 @@
 import numpy as np
 import pytest
 
-from tests.tools.fakes.standin import LABELS, install, twelve_patients
+from tests.tools.fakes.standin import LABELS, twelve_patients
 from tools.comparison import compare
 from tools.comparison.mixing import Mixing, prevalence_weights, ratio_weights
 from tools.data.datalist import patients, read_datalist, split
 from tools.io.files import InputError, read_json, write_json
 
 pytestmark = pytest.mark.slow  # the file takes seconds: make check leaves it to make test
-
-
-@pytest.fixture
-def datalist(tmp_path):
-    return twelve_patients(tmp_path)
-
-
-@pytest.fixture
-def standin(monkeypatch):
-    return install(monkeypatch)
 
 
 def with_tissues(standin, monkeypatch, names):

@@ -4,23 +4,13 @@ import sys
 
 import pytest
 
-from tests.tools.fakes.standin import LABELS, install, twelve_patients
+from tests.tools.fakes.standin import LABELS
 from tools.comparison import compare, plateau
 from tools.comparison.experiment import clock
 from tools.data.datalist import patients, read_datalist, split
 from tools.io.files import InputError, read_json, write_json
 
 pytestmark = pytest.mark.slow  # the file takes seconds: make check leaves it to make test
-
-
-@pytest.fixture
-def datalist(tmp_path):
-    return twelve_patients(tmp_path)
-
-
-@pytest.fixture
-def standin(monkeypatch):
-    return install(monkeypatch)
 
 
 def learning(standin, gains):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.tools.fakes.standin import install, twelve_patients
+from tests.tools.fakes.standin import twelve_patients
 from tools.bundles import BUNDLES
 from tools.comparison import compare
 from tools.data.datalist import read_datalist
@@ -10,16 +10,6 @@ from tools.data.provenance import cases_read
 from tools.io.files import InputError, read_json, write_json
 
 pytestmark = pytest.mark.slow  # the file takes seconds: make check leaves it to make test
-
-
-@pytest.fixture
-def datalist(tmp_path):
-    return twelve_patients(tmp_path)
-
-
-@pytest.fixture
-def standin(monkeypatch):
-    return install(monkeypatch)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import tools.painting.augment as module
+from tests.tools.fakes.augmented import AFFINE, manifest, write_case
 from tools.__main__ import main
 from tools.comparison.leaks import augmented_stages
 from tools.data.datalist import read_fold
@@ -19,64 +20,6 @@ from tools.tissues import tissue_labels
 from tools.workflows import synthesizer
 
 pytestmark = pytest.mark.slow  # the file takes seconds: make check leaves it to make test
-
-AFFINE = np.diag([-2.0, 2.0, 8.0, 1.0])
-
-
-def write_case(folder, name, seed, value=5):
-    rng = np.random.default_rng(seed)
-    x, y, _ = np.meshgrid(np.arange(64), np.arange(60), np.arange(6), indexing="ij")
-    label = (((x - 32) / 26) ** 2 + ((y - 30) / 24) ** 2 < 1).astype(np.uint8)
-    label[20 + seed : 34 + seed, 20:34, 1:4] = 2
-    label[40:46, 20:28, 2:4] = value
-    means = np.array([40, -860, -600, -500, -950, 10])
-    hu = rng.normal(means[label], 30).round().astype(np.int16)
-    for kind, array in (("images", hu), ("labels", label)):
-        (folder / kind).mkdir(parents=True, exist_ok=True)
-        nib.save(nib.Nifti1Image(array, AFFINE), folder / kind / f"{name}.nii.gz")
-
-
-@pytest.fixture
-def datalist(tmp_path):
-    items = []
-    for number in range(6):
-        write_case(tmp_path / "cohort", f"case{number}", number)
-        items.append({"image": f"images/case{number}.nii.gz", "label": f"labels/case{number}.nii.gz",
-                      "fold": number % 3, "patient": f"p{number}", "age": 50 + number})  # fmt: skip
-    path = tmp_path / "cohort/datalist.json"
-    path.write_text(json.dumps({"name": "cohort", "labels": tissue_labels(), "training": items}))
-    return path
-
-
-@pytest.fixture
-def stand_in(monkeypatch):
-    """Replace the bundle's process: training writes weights, painting fills the region with the tissue's HU."""
-    runs = []
-
-    def run_bundle(bundle, configs, overrides, log, variables=None):
-        runs.append((" ".join(configs), overrides))
-        if configs[0] == "train.json":
-            content = read_json(module.Path(overrides["dataset_dir"]) / "datalist.json")
-            runs.append(("seen", [item["image"] for item in content["training"]]))
-            (module.Path(overrides["model_dir"]) / "model.pt").write_bytes(b"weights")
-            return
-        work = module.Path(overrides["dataset_dir"])
-        runs.append(("told", (work / "conditions.csv").read_text()))
-        for path in sorted((work / "targets").iterdir()):
-            image, label = nib.load(work / "images" / path.name), nib.load(work / "labels" / path.name)
-            hu, target = image.get_fdata(dtype=np.float32), np.asarray(nib.load(path).dataobj)
-            region = target != np.asarray(label.dataobj)
-            noise = np.random.default_rng([overrides["seed"], *path.name.encode()]).normal(0, 30, hu.shape)
-            hu[region] = (np.array([0, 0, -600, -500, -950, 10])[target] + noise)[region].round()
-            (work / "painted").mkdir(exist_ok=True)
-            nib.save(nib.Nifti1Image(hu, image.affine), work / "painted" / path.name)
-
-    monkeypatch.setattr(synthesizer, "run_bundle", run_bundle)
-    return runs
-
-
-def manifest(folder):
-    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
 
 
 def test_synthesizer_is_told_what_is_known_of_the_patients(datalist, stand_in, tmp_path):
@@ -339,83 +282,3 @@ def test_the_smallest_region_is_a_cell_of_the_coarsest_level():
     assert synthesizer.smallest_region({}) == 64
     assert synthesizer.smallest_region({"network_channels": [8, 16, 16]}) == 16
     assert synthesizer.smallest_region({"patch_size": [48, 48, 16]}) == 512
-
-
-def test_joint_maps_follow_training_cases_the_hard_ones_more_often(datalist, stand_in, tmp_path):
-    from tools.maps.followed import Followed
-
-    augment(datalist=datalist, fold=0, output=tmp_path / "out", method="copy_paste", mixture="joint")
-    rows = manifest(tmp_path / "out")
-    assert len(rows) == 4 and all(set(row["volume_ml"]) == {"ground_glass", "consolidation"} for row in rows)
-    training, _ = read_fold(datalist, 0)
-    one = [training[0]] * 3
-    assert len(set(Followed({"ground_glass": 0.9, "consolidation": 0.1}).weights(one))) == 1
-    write_case(datalist.parent, "easy", 9, value=2)  # ground glass alone
-    easy = module.Case(datalist.parent / "images/easy.nii.gz", datalist.parent / "labels/easy.nii.gz", "p", 1)
-    weights = Followed({"healthy": 0.1, "ground_glass": 0.9, "consolidation": 0.1}).weights([training[0], easy])
-    assert weights[0] == pytest.approx(0.5) and weights[1] == pytest.approx(0.1)
-    (tmp_path / "dice.json").write_text(json.dumps({"dice": {"ground_glass": 2}}))
-    given = {"datalist": datalist, "fold": 0, "output": tmp_path / "no", "method": "copy_paste"}
-    with pytest.raises(InputError, match="has no dice with a number from 0 to 1 for each tissue"):
-        augment(**given, mixture="joint", dice=tmp_path / "dice.json")
-    with pytest.raises(InputError, match="so it needs --mixture joint"):
-        augment(**given, dice=tmp_path / "dice.json")
-    with pytest.raises(InputError, match="mixture must be one of balanced, joint, not odd"):
-        augment(**given, mixture="odd")
-
-
-def test_of_several_candidates_the_accepted_one_that_is_found_least_is_kept(datalist, stand_in, tmp_path, monkeypatch):
-    import tools.gate.run as gate_run
-    from tools.io.volume import canonical
-
-    share = {"judged0": 0.9, "judged1": 0.2, "judged2": 0.5}  # of the painted tissue that is found
-
-    def segment(images, weights, card, work):
-        for case, path in images.items():
-            image = nib.load(path)
-            place = work.parent / "targets" / f"{case}.nii.gz"
-            file = place if place.is_file() else datalist.parent / f"labels/{case}.nii.gz"
-            answer = np.asarray(nib.load(file).dataobj).copy()
-            if work.name in share:
-                chance = np.random.default_rng(0).random(answer.shape)
-                answer[chance > share[work.name]] = 1
-            yield case, canonical(answer, image.affine)
-
-    monkeypatch.setattr(gate_run, "segment", segment)
-    weights = tmp_path / "judge/model.pt"
-    weights.parent.mkdir()
-    weights.write_bytes(b"judge")
-    training, _ = read_fold(datalist, 0)
-    write_json(
-        weights.with_name("card.json"), {"cases": cases_read(training), "spacing_mm": [2, 2, -1], "overrides": {}}
-    )
-    given = {"datalist": datalist, "fold": 0, "max_cases": 2, "segmenter": weights}
-    augment(**given, output=tmp_path / "one")
-    augment(**given, output=tmp_path / "out", candidates=3)
-    rows = manifest(tmp_path / "out")
-    assert all([row["kept"] for row in line["candidates"]] == [False, True, False] for line in rows)
-    assert all(0.1 < line["candidates"][1]["recall"] < 0.3 < line["candidates"][2]["recall"] for line in rows)
-    assert all(check["recall"] < 0.3 for line in rows for check in line["checks"].values())
-    assert [line["painting"]["seed"] for line in rows] == [module.CANDIDATE_SEEDS] * 2
-    for line, other in zip(rows, manifest(tmp_path / "one")):
-        assert line["map_sha256"] == other["map_sha256"] and line["voxels_sha256"] != other["voxels_sha256"]
-        replay(tmp_path / "out/manifest.jsonl", line["case"])
-    quality = read_json(tmp_path / "out/quality.json")["unfiltered"]
-    assert max(card["painted_cases"] for card in quality.values()) == 2  # not of the candidates that were left
-    with pytest.raises(InputError, match="candidates are compared by a segmenter .*; give --segmenter, and paint"):
-        augment(datalist=datalist, fold=0, output=tmp_path / "no", candidates=2)
-    with pytest.raises(InputError, match="candidates must be a whole number of at least 1, not 0"):
-        augment(datalist=datalist, fold=0, output=tmp_path / "no", candidates=0)
-
-
-def test_lesions_with_their_context_are_pasted_and_compared_tissue_by_tissue(datalist, stand_in, tmp_path):
-    for item in json.loads(datalist.read_text())["training"]:  # a halo of ground glass round each consolidation
-        path = datalist.parent / item["label"]
-        image = nib.load(path)
-        label = np.asarray(image.dataobj).copy()
-        label[38:48, 18:30, 2:4] = np.where(label[38:48, 18:30, 2:4] == 1, 2, label[38:48, 18:30, 2:4])
-        nib.save(nib.Nifti1Image(label, image.affine), path)
-    augment(datalist=datalist, fold=0, output=tmp_path / "out", method="copy_paste", context=True, mixture="joint")
-    card = read_json(tmp_path / "out/maps.json")
-    assert card["context"] and {row["tissue"] for row in card["table"]} == {"ground_glass", "consolidation"}
-    assert all(set(row["volume_ml"]) == {"ground_glass", "consolidation"} for row in manifest(tmp_path / "out"))

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.tools.painting.test_augment import datalist, manifest, stand_in, write_case  # noqa: F401
+from tests.tools.fakes.augmented import manifest
 from tests.tools.phantom.test_draw_into_ct import LABELS, chest, write_ct
 from tools.__main__ import main
 from tools.comparison.leaks import augmented_stages, check_augmented
