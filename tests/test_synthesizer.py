@@ -94,10 +94,12 @@ def bundle(run_id, configs, cwd, *words, launcher=(), **overrides):
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
-    """Weights of a tiny training, started from another folder by `run training`."""
+    """Weights of a tiny training with attributes of its own, started from another folder by `run training`."""
     folder = tmp_path_factory.mktemp("run")
+    histories = ["none", "smoker", "exposure", "post-infection"]
+    own = {"attributes": {"severity": [0, 1], "age": [0, 110], "history": histories}}  # which others are not told
     places = {"dataset_dir": str(data), "model_dir": str(folder), "output_dir": str(folder / "eval"), "val_interval": 1}
-    result = bundle(["training"], ["train.json"], folder, **TINY, **places)
+    result = bundle(["training"], ["train.json"], folder, **TINY, **places, **own)
     assert result.returncode == 0, result.stderr[-3000:]
     return folder
 

@@ -56,7 +56,8 @@ def weight_problems(root: Path) -> list[str]:
         return [f"models/model.pt does not load with weights_only=True: {type(error).__name__}: {first_line(error)}"]
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         return ["models/model.pt is not a plain state dict of tensors"]
-    workflow = ConfigWorkflow(config_file=str(root / "configs/inference.json"), logging_file=False, device="cpu")
+    places = {"bundle_root": str(root), "logging_file": False, "device": "cpu"}
+    workflow = ConfigWorkflow(config_file=str(root / "configs/inference.json"), **places)
     try:
         network = workflow.parser.get_parsed_content("network_def")
     except Exception:  # the workflow's own problem, told already

@@ -11,6 +11,7 @@ from tools.comparison import finish as module
 from tools.comparison.finish import finish
 from tools.data.datalist import read_datalist
 from tools.io.files import InputError, read_json, write_json
+from tools.serving.bundle_check import stray_problems
 from tools.serving.verdict import tell_verdict
 
 pytestmark = pytest.mark.slow  # a comparison with stand-ins takes seconds
@@ -67,6 +68,7 @@ def test_a_painted_arm_is_trained_on_all_patients_as_in_the_comparison_and_its_v
     metadata = read_json(tmp_path / "model/package/configs/metadata.json")
     assert metadata["data_source"].startswith("12 labelled patients, arm cbmat_filter")
     assert 0.5 < metadata["eval_metrics"]["dice_fibrosis"] < 0.8
+    assert not stray_problems(tmp_path / "model/package")  # package refuses a file that it does not know
     for path in (tmp_path / "model/package").rglob("*.*"):
         assert path.suffix not in (".md", ".json", ".yaml", ".txt") or "p07" not in path.read_text(), (
             path

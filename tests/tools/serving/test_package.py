@@ -118,6 +118,15 @@ def test_weights_that_do_not_fit_or_do_not_load_are_named(root):
         (root / "models/model.pt").write_text(text)
 
 
+def test_weights_of_a_synthesizer_with_attributes_of_its_own_fit(tmp_path):
+    parser = ConfigParser()
+    parser.read_config(str(BUNDLES / "difflung_synthesis/configs/train.json"))
+    parser.update({"attributes": {"age": [20, 90]}, "bundle_root": str(tmp_path)})
+    torch.save(parser.get_parsed_content("network_def").state_dict(), tmp_path / "own.pt")
+    staged = module._stage("difflung_synthesis", tmp_path / "own.pt", None, tmp_path / "staged/difflung_synthesis")
+    assert weight_problems(staged) == []
+
+
 def test_a_run_that_changes_the_bundle_is_found(tmp_path, root):
     proof = Proof(root, tmp_path / "work", tmp_path, tmp_path, tmp_path / "log")
     proof.check_untouched()
