@@ -13,13 +13,12 @@ from tools.io.volume import check_same_geometry
 from tools.segmenting.segmenter import Segmenter
 from tools.tissues import tissue_labels
 from tools.workflows.origin import CARD
-from tools.workflows.run import run_bundle
+from tools.workflows.run import FINE_TUNE, run_bundle
 from tools.workflows.segmenter import SEGMENTER, dice, epochs
 from tools.workflows.weights import write_weights
 
 TISSUES = ("ground_glass", "consolidation")
 RESAMPLES = 2000
-FINE_TUNE = "fine_tune.yaml"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from tools.bundles import BUNDLES
 from tools.comparison.arms import ARMS, HEADROOM, REFERENCE, is_painted, no_arm
 from tools.comparison.plateau import FEWEST, budgets, inner_split
-from tools.comparison.run import FINE_TUNE, SCORES, Recipe
+from tools.comparison.run import SCORES, Recipe
 from tools.comparison.verdicts import PATIENTS_FOR_VERDICT, headroom
 from tools.data.datalist import Case, check_folds, check_real, patients, read_datalist, split, tissues_in
 from tools.data.provenance import cases_read, check_disjoint, check_twins, read_card
 from tools.flags import check_numbers
 from tools.io.files import InputError, read_json
 from tools.tissues import tissue_labels
+from tools.workflows.run import FINE_TUNE
 from tools.workflows.segmenter import SEGMENTER
 
 # What compare itself decides; an override of these would break the equality of the arms.

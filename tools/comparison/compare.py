@@ -30,7 +30,7 @@ from tools.painting.manifest import FREE_METHODS
 from tools.workflows.origin import named_weights
 from tools.workflows.run import versions
 from tools.workflows.segmenter import SEGMENTER
-from tools.workflows.synthesizer import SYNTHESIZER
+from tools.workflows.synthesizer import SYNTHESIZER, check_tuning
 
 
 def compare(
@@ -58,7 +58,9 @@ def compare(
     mixture: str = "balanced",
     by_error: bool = False,
     context: bool = False,
+    densities: bool = False,
     steps: int = 8,
+    tune_steps: int = 0,
     candidates: int = 1,
     max_cases: int | None = None,
     augmentation_seed: int = 0,
@@ -113,7 +115,10 @@ def compare(
         by_error: With joint and until plateau, training cases whose tissues the inner segmenter finds badly are
             followed more often.
         context: Whether lesions are moved with what touches them, halos and mixtures.
+        densities: Whether each tissue is painted with the mean HU of the cases whose lesions are moved.
         steps: Sampling steps of the synthesizer.
+        tune_steps: Optimizer steps that the weights of synthesizer go on with, on each fold's training cases, before
+            they paint.
         candidates: Paintings of each map; the one that the gate accepts and that the fold's real-only segmenter finds
             least of is kept.
         max_cases: Largest number of new cases of augment.
@@ -158,6 +163,7 @@ def compare(
     if by_error and not (until and mixture == "joint"):
         raise InputError("by_error asks the inner segmenter of --until plateau, for --mixture joint; give both")
     trained_anew = sorted({ARMS[arm].method for arm in arms} - {None, *FREE_METHODS, "cbmat"})
+    check_tuning(tune_steps, synthesizer)
     if synthesizer and trained_anew:
         raise InputError(f"--synthesizer gives the weights, but {', '.join(trained_anew)} are ways to train them anew")
     keys = list(dict.fromkeys(arm_key(name, ratio) for name in arms for ratio in ratios))
@@ -199,6 +205,8 @@ def compare(
         "mixture": None if mixture == "balanced" else mixture,
         "by_error": by_error or None,
         "context": context or None,
+        "tune_steps": tune_steps or None,
+        "densities": densities or None,
         "candidates": candidates if candidates != 1 else None,
         "augmentation_seed": augmentation_seed,
         "paint_per_seed": paint_per_seed,
@@ -218,6 +226,7 @@ def compare(
         say(sentence)
     painting |= {"seed": augmentation_seed, "overrides": synthesis_overrides, "synthesizer": synthesizer}
     painting |= {"hosts": hosts, "mixture": mixture, "candidates": candidates, "context": context}
+    painting |= {"tune_steps": tune_steps, "densities": densities}
     experiment = Experiment(
         datalist, real, output, seeds[0], iterations, recipe, painting, others, paint_per_seed, bool(until), longer,
         more, by_error, {share: count for share, count in counts.items() if share < 1},

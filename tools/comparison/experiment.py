@@ -212,7 +212,7 @@ class Experiment:
         if method not in FREE_METHODS and not self._is_finished(judge):
             raise RunError(f"{judge}, which the quality gate asks, is not finished")
         own = {"seed": self.augmentation["seed"] + run.seed} if self.paint_per_seed else {}
-        own |= {"candidates": 1} if method in FREE_METHODS else {}
+        own |= {"candidates": 1, "tune_steps": 0} if method in FREE_METHODS else {}
         own |= {"dice": self._plateau_folder(run.fold) / "plateau.json"} if self.by_error else {}
         with timed(clock(folder)):
             augment(

@@ -5,18 +5,19 @@ from pathlib import Path
 from tools.comparison.arms import REFERENCE, arm_datalist, arm_of, is_painted
 from tools.comparison.leaks import augmented_stages
 from tools.comparison.mixing import Mixing
-from tools.comparison.run import FINE_TUNE, Recipe, Run, arm_settings
+from tools.comparison.run import Recipe, Run, arm_settings
 from tools.data.datalist import SYNTHETIC, patients, read_datalist
 from tools.data.provenance import cases_read
 from tools.io.files import InputError, open_run, read_json, sha256, write_json
 from tools.painting.augment import augment
 from tools.serving.package import package
 from tools.workflows.origin import named_weights
-from tools.workflows.run import run_bundle
+from tools.workflows.run import FINE_TUNE, run_bundle
 from tools.workflows.segmenter import SEGMENTER, epochs
 from tools.workflows.synthesizer import SYNTHESIZER
 
 TOLD = ("tissue", "arm", "patients", "folds", "mean", "difference", "interval", "p_holm", "primary", "verdict")
+CHOSEN = ("candidates", "tune_steps", "context", "densities")  # how augment painted, where it was told
 TRAINED, VALIDATED = 1, 0  # folds: all cases are trained on, and one of them is validated on too, for no choice
 
 
@@ -71,7 +72,9 @@ def finish(
         folder = output / "augment"
         painting = {name: settings[name] for name in ("balance", "steps", "max_cases")}
         painting |= {"hosts": settings.get("hosts"), "mixture": settings.get("mixture") or "balanced"}
-        painting |= {"candidates": settings["candidates"]} if settings.get("candidates") else {}
+        painting |= {
+            name: settings[name] for name in ("candidates", "tune_steps", "context", "densities") if settings.get(name)
+        }
         own = dict(settings["synthesis_overrides"]) | ({} if device is None else {"device": device})
         if is_painted(arm):
             painting |= {"synthesizer": synthesizer, "overrides": own, "segmenter": _judge(Path(comparison), summary)}

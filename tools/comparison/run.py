@@ -18,10 +18,10 @@ from tools.comparison.results import SCHEMA, SCORES_FILE, read_scores
 from tools.data.datalist import SYNTHETIC, Case, patients, read_datalist, split
 from tools.data.provenance import cases_read, read_card
 from tools.io.files import read_json, write_json
-from tools.workflows.run import versions
+from tools.workflows.run import FINE_TUNE, versions
 from tools.workflows.segmenter import SEGMENTER, epochs, median_spacing_mm
 
-FINE_TUNE, KERNELS, SCORES = "fine_tune.yaml", "kernels.yaml", "scores.yaml"
+KERNELS, SCORES = "kernels.yaml", "scores.yaml"
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,15 @@ from tools.maps.followed import Followed
 from tools.painting.drawn import draw_cases
 from tools.painting.hosts import check_hosts, cut_hosts
 from tools.painting.manifest import FREE_METHODS, MANIFEST_SCHEMA, write_painted
-from tools.painting.told import Joint
+from tools.painting.told import Densities, Joint
 from tools.workflows.origin import named_weights
 from tools.workflows.run import check_overrides
 from tools.workflows.segmenter import SEGMENTER
 from tools.workflows.synthesizer import (
     CONFIGS,
     SYNTHESIZER,
+    Tuned,
+    check_tuning,
     known_attributes,
     paint,
     painting_overrides,
@@ -45,12 +47,14 @@ def augment(
     mixture: str = "balanced",
     dice: Path | None = None,
     context: bool = False,
+    densities: bool = False,
     steps: int = 8,
     seed: int = 0,
     maps: Path | None = None,
     procedural: float = 0.0,
     segmenter: Path | None = None,
     synthesizer: Path | None = None,
+    tune_steps: int = 0,
     candidates: int = 1,
     max_cases: int | None = None,
     hosts: Path | None = None,
@@ -73,6 +77,7 @@ def augment(
         dice: JSON file with the Dice per tissue of a segmenter of other patients, such as plateau.json of compare; with
             joint, training cases whose tissues it finds badly are followed more often.
         context: Whether lesions are moved with what touches them, halos and mixtures, instead of tissue by tissue.
+        densities: Whether each tissue is told the mean HU that it has in the cases whose lesions make the new map.
         steps: Network evaluations per painted window.
         seed: Seed for the maps, the training and the painting.
         maps: Folder of maps to paint, as the command `maps` writes them or drawn by hand, instead of drawing new ones.
@@ -80,6 +85,7 @@ def augment(
         segmenter: Weights of this fold's segmenter, card.json beside them, for the gate's test of faithfulness.
         synthesizer: Weights made by an earlier `augment`, to use instead of training new ones, or shipped for those
             that come with the bundle.
+        tune_steps: Optimizer steps that these weights go on with on the fold's training cases before they paint.
         candidates: Number of paintings of each map, each of other noise. The one is kept that the gate accepts and of
             which the segmenter finds least; this needs a segmenter.
         max_cases: Largest number of painted cases; the number of training cases if not given.
@@ -96,6 +102,7 @@ def augment(
     segmenter, synthesizer = named_weights(SEGMENTER, segmenter), named_weights(SYNTHESIZER, synthesizer)
     _check(method, balance, mixture, dice, steps, candidates, max_cases, procedural, maps, hosts, overrides)
     found = read_dice(dice) if dice else None
+    check_tuning(tune_steps, synthesizer)
     if candidates > 1 and (segmenter is None or method in FREE_METHODS):
         raise InputError(
             "candidates are compared by a segmenter that is asked what it finds; give --segmenter, and paint"
@@ -113,6 +120,7 @@ def augment(
         "segmenter": sha256(segmenter) if segmenter else None, "hosts": str(Path(hosts).resolve()) if hosts else None,
         "mixture": None if mixture == "balanced" else mixture, "dice": found,
         "context": context or None, "candidates": candidates if candidates > 1 else None,
+        "tune_steps": tune_steps or None, "densities": densities or None,
     }  # fmt: skip
     output = open_run(output, settings)
     if (output / "datalist.json").is_file():
@@ -141,14 +149,19 @@ def augment(
         plan = large_enough(plan, smallest_region(overrides))
     if plan and method not in FREE_METHODS:
         overrides["attributes"] = known_attributes(training, synthesizer, overrides)
-        weights = Path(synthesizer) if synthesizer else train_synthesizer(training, output, seed, method, overrides)
-        if synthesizer:  # whoever checks for leaks later reads it here
+        if synthesizer and not tune_steps:
+            weights = Path(synthesizer)
+        else:
+            tuned = Tuned(Path(synthesizer), tune_steps) if synthesizer else None
+            weights = train_synthesizer(training, output, seed, method, overrides, tuned)
+        if weights == synthesizer:  # whoever checks for leaks later reads it here
             write_json(output / SYNTHESIZER_CARD, read_json(weights.with_name("card.json")))
         made_by |= {"steps": steps, "checkpoint": relative(weights, output), "checkpoint_sha256": sha256(weights)}
         made_by |= {"painting": painting_overrides(overrides, steps, seed), "threads": torch.get_num_threads()}
-        joint = Joint(training)
+        joint, known = Joint(training), Densities(training)
         for planned in plan:
             told[planned.name] = within(joint.holds(planned), overrides["attributes"])
+            told[planned.name] |= known.told(planned) if densities else {}
             lay_out(planned, work)
         write_conditions(told, overrides["attributes"], work / "conditions.csv")
         print(f"painting; the log is {output / 'paint.log'}", flush=True)

@@ -2,9 +2,12 @@
 
 import numpy as np
 
+from tools.bundles import BUNDLES
 from tools.data.datalist import Case, tissue_voxels
+from tools.io.files import read_json
 from tools.maps.bank import PlannedCase
 from tools.tissues import pathological_tissues, tissue_labels
+from tools.workflows.synthesizer import DENSITY, SYNTHESIZER
 
 SEVERITY, HISTORY = "severity", "history"
 SHARE_AT_MOST = 0.02  # median difference of severity and diseased share of the lung, to take one for the other
@@ -19,6 +22,43 @@ def shares(counts: np.ndarray) -> dict[str, float]:
     """
     lung = max(1, int(np.sum(counts[1:])))
     return {name: float(counts[tissue_labels()[name]]) / lung for name in pathological_tissues()}
+
+
+class Densities:
+    """Mean HU of each tissue in the training cases, told of a new map through the cases that its lesions come from.
+
+    What is painted where none is told has the HU that the synthesizer learned of a tissue, which those of a strange
+    scanner or of another disease are not.
+    """
+
+    def __init__(self, training: list[Case]) -> None:
+        self._cases = {case.name: case for case in training}
+        self._known: dict[str, dict[str, float]] = {}
+
+    def told(self, planned: PlannedCase) -> dict[str, float]:
+        """Return ``density_<tissue>``, the mean HU of a tissue in the donors of a map, weighted by their voxels.
+
+        A tissue that no donor holds, such as one that grew from a model, is not told.
+        """
+        told = {}
+        for tissue in planned.tissues:
+            rows = [(self._of(donor["case"]).get(tissue), donor["voxels"]) for donor in planned.donors]
+            found = [(hu, voxels) for hu, voxels in rows if hu is not None]
+            if found:
+                hu, voxels = zip(*found)
+                told[f"{DENSITY}{tissue}"] = round(float(np.average(hu, weights=voxels)), 1)
+        return told
+
+    def _of(self, name: str) -> dict[str, float]:
+        """Return tissue to mean HU in a training case, within the synthesizer's window."""
+        if name not in self._known:
+            label, hu, _ = self._cases[name].volumes()
+            low, high = read_json(BUNDLES / SYNTHESIZER / "configs/train.json")["hu_window"]
+            where = {tissue: label == tissue_labels()[tissue] for tissue in pathological_tissues()}
+            self._known[name] = {
+                tissue: float(hu[mask].clip(low, high).mean()) for tissue, mask in where.items() if mask.any()
+            }
+        return self._known[name]
 
 
 class Joint:

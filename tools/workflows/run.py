@@ -18,6 +18,7 @@ from monai.bundle import ConfigParser
 from tools.bundles import BUNDLES, import_scripts, rename_targets
 from tools.io.files import InputError, RunError, read_json
 
+FINE_TUNE = "fine_tune.yaml"  # overlay on train.json, in both bundles
 LOG_PREFIX = re.compile(r"^[-0-9]+ [:,0-9]+ - [A-Z]+ - ", re.MULTILINE)  # of lines that NVFlare logs
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from tools.data.datalist import Case, patients
 from tools.data.provenance import SYNTHESIZER_CARD, cases_read, read_card
 from tools.io.files import InputError, read_json, sha256, write_json, write_text
 from tools.io.volume import axial_axis
-from tools.workflows.run import run_bundle
+from tools.workflows.run import FINE_TUNE, run_bundle
+from tools.workflows.segmenter import epochs
 
-SYNTHESIZER = "difflung_synthesis"
+SYNTHESIZER, DENSITY = "difflung_synthesis", "density_"  # and the prefix of conditions that hold a tissue's HU
 # Way of training to the overlays of train.json that define it.
 CONFIGS = {
     "cbmat": ["train.json"],
@@ -61,11 +63,29 @@ def known_attributes(training: list[Case], synthesizer: Path | None, overrides: 
 
 def write_conditions(conditions: dict[str, dict], attributes: dict[str, list], path: Path) -> None:
     """Write what the synthesizer is told, case by case, as the ``conditions.csv`` of its inference."""
-    rows = [{"case": case} | {name: told.get(name, "") for name in attributes} for case, told in conditions.items()]
-    write_text(path, pandas.DataFrame(rows, columns=["case", *attributes]).to_csv(index=False))
+    densities = sorted({name for told in conditions.values() for name in told if name.startswith(DENSITY)})
+    columns = [*attributes, *densities]
+    rows = [{"case": case} | {name: told.get(name, "") for name in columns} for case, told in conditions.items()]
+    write_text(path, pandas.DataFrame(rows, columns=["case", *columns]).to_csv(index=False))
 
 
-def train_synthesizer(training: list[Case], output: Path, seed: int, method: str, overrides: dict) -> Path:
+@dataclass(frozen=True)
+class Tuned:
+    """Weights with their card.json that a training goes on from, and its number of optimizer steps."""
+
+    start: Path
+    steps: int
+
+
+def check_tuning(steps: int, synthesizer: Path | None) -> None:
+    """Raise InputError if there are steps to go on with, but no weights, or fewer steps than none."""
+    if steps < 0 or (steps and synthesizer is None):
+        raise InputError(f"tune_steps {steps} is how long the weights of --synthesizer are trained on; give both")
+
+
+def train_synthesizer(
+    training: list[Case], output: Path, seed: int, method: str, overrides: dict, tuned: Tuned | None = None
+) -> Path:
     """Train the synthesizer on the training cases alone and return its weights; a card names what was read.
 
     Args:
@@ -74,6 +94,7 @@ def train_synthesizer(training: list[Case], output: Path, seed: int, method: str
         seed: Seed for the training.
         method: A key of ``CONFIGS``.
         overrides: Config ids and values, ``attributes`` among them.
+        tuned: What to go on from, instead of training from scratch; its patients stay on the card.
     """
     folder = output / Path(SYNTHESIZER_CARD).parent
     if (folder / "model.pt").is_file() and (folder / "card.json").is_file():
@@ -91,11 +112,17 @@ def train_synthesizer(training: list[Case], output: Path, seed: int, method: str
         "dataset_dir": str(partial), "model_dir": str(partial), "output_dir": str(partial), "fold": 0, "seed": seed,
         "val_interval": 1000000,
     }  # fmt: skip
-    run_bundle(SYNTHESIZER, CONFIGS[method], run | overrides, partial / "train.log")
+    configs, known = CONFIGS[method], {}
+    if tuned:
+        number, length = epochs(tuned.steps)
+        run |= {"start": str(tuned.start.resolve()), "max_epochs": number, "epoch_length": length}
+        configs, known = [*configs, FINE_TUNE], read_json(tuned.start.with_name("card.json"))
+    before = known.get("cases", [])
+    run_bundle(SYNTHESIZER, configs, run | overrides, partial / "train.log")
     (partial / "datalist.json").unlink()
     card = {
-        "patients": patients(training),
-        "cases": cases,
+        "patients": sorted({*patients(training), *known.get("patients", []), *(row["patient"] for row in before)}),
+        "cases": cases + before,
         "method": method,
         "seed": seed,
         "overrides": overrides,

@@ -9,7 +9,7 @@ from tools.data.datalist import SYNTHETIC as ALWAYS_TRAINED
 from tools.io.files import InputError, RunError, atomic_file, open_run, read_json, sha256, write_json
 from tools.phantom.draw_into_ct import draw_into_ct
 from tools.phantom.phantom import phantom
-from tools.workflows.run import run_bundle
+from tools.workflows.run import FINE_TUNE, run_bundle
 from tools.workflows.segmenter import SEGMENTER, epochs
 from tools.workflows.synthesizer import SYNTHESIZER
 
@@ -104,7 +104,7 @@ def _segmenter(folder: Path, settings: dict, device: dict) -> dict:
     overrides |= {"val_interval": number}
     if settings["start"] is not None:
         overrides["start"] = str(Path(settings["start"]).absolute())
-    configs = SEGMENTER_CONFIGS + ["fine_tune.yaml"] * (settings["start"] is not None)
+    configs = SEGMENTER_CONFIGS + [FINE_TUNE] * (settings["start"] is not None)
     _train(SEGMENTER, configs, folder, overrides, settings, device)
     config = read_json(BUNDLES / SEGMENTER / "configs/train.json")
     told = {"spacing_mm": config["spacing_mm"], "overrides": {"network_channels": config["network_channels"]}}

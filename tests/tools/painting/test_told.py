@@ -1,15 +1,19 @@
 """After painting, the synthesizer is told only what still holds of the patient."""
 
+import dataclasses
+
 import nibabel as nib
 import numpy as np
+import pandas
 import pytest
 
 from tools.data.datalist import Case
 from tools.maps.bank import PlannedCase
-from tools.painting.told import Joint
+from tools.painting.told import Densities, Joint
 from tools.tissues import tissue_labels
+from tools.workflows.synthesizer import write_conditions
 
-LABELS = tissue_labels()
+LABELS, TISSUES = tissue_labels(), ("ground_glass", "consolidation", "fibrosis")
 
 
 def label_of(path, **rows):
@@ -63,3 +67,21 @@ def test_severity_is_that_of_the_target_map_and_withheld_where_it_is_another_num
     assert Joint(training).holds(target)["severity"] == pytest.approx(0.3)
     scored = [Case(c.image, c.label, c.patient, 0, about=dict(c.about) | {"severity": 7}) for c in training]
     assert "severity" not in Joint(scored).holds(target)
+
+
+def test_densities_are_those_of_the_donors_by_their_voxels_and_untold_where_none_holds_the_tissue(training, tmp_path):
+    for number, case in enumerate(training):
+        label = np.asarray(nib.load(case.label).dataobj)
+        hu = np.where(label == LABELS["ground_glass"], -500 - 100 * number, -850).astype(np.int16)
+        hu[label == LABELS["consolidation"]] = 500
+        nib.save(nib.Nifti1Image(hu, np.eye(4)), tmp_path / f"ct{number}.nii.gz")
+    training = [Case(tmp_path / f"ct{n}.nii.gz", case.label, case.patient, 0) for n, case in enumerate(training)]
+    target = planned(training[0], tmp_path, ground_glass=2, consolidation=1, fibrosis=1)
+    donors = [{"case": "ct1", "tissue": "ground_glass", "voxels": 3}, {"case": "ct2", "tissue": "x", "voxels": 1}]
+    target = dataclasses.replace(
+        target, donors=donors, volume_ml={"ground_glass": 1, "consolidation": 1, "fibrosis": 1}
+    )
+    told = Densities(training).told(target)  # 500 HU of consolidation is 300, the end of the window
+    assert told == {"density_ground_glass": -625.0, "density_consolidation": 300.0}
+    write_conditions({"new": told, "other": {"age": 60}}, {"age": [0, 99]}, tmp_path / "conditions.csv")
+    assert pandas.read_csv(tmp_path / "conditions.csv").density_ground_glass.tolist()[0] == -625.0
