@@ -72,15 +72,13 @@ def test_severity_is_that_of_the_target_map_and_withheld_where_it_is_another_num
 def test_densities_are_those_of_the_donors_by_their_voxels_and_untold_where_none_holds_the_tissue(training, tmp_path):
     for number, case in enumerate(training):
         label = np.asarray(nib.load(case.label).dataobj)
-        hu = np.where(label == LABELS["ground_glass"], -500 - 100 * number, -850).astype(np.int16)
-        hu[label == LABELS["consolidation"]] = 40
+        hu = np.where(label == LABELS["ground_glass"], -500 - 100 * number, 40).astype(np.int16)
+        hu[-1] = -850
         nib.save(nib.Nifti1Image(hu, np.eye(4)), tmp_path / f"ct{number}.nii.gz")
     training = [Case(tmp_path / f"ct{n}.nii.gz", case.label, case.patient, 0) for n, case in enumerate(training)]
     target = planned(training[0], tmp_path, ground_glass=2, consolidation=1, fibrosis=1)
     donors = [{"case": "ct1", "tissue": "ground_glass", "voxels": 3}, {"case": "ct2", "tissue": "x", "voxels": 1}]
-    target = dataclasses.replace(
-        target, donors=donors, volume_ml={"ground_glass": 1, "consolidation": 1, "fibrosis": 1}
-    )
+    target = dataclasses.replace(target, donors=donors, volume_ml=dict.fromkeys(TISSUES, 1.0))
     told = Densities(training).told(target)
     assert told == {"density_ground_glass": -625.0, "density_consolidation": 40.0}
     write_conditions({"new": told, "other": {"age": 60}}, {"age": [0, 99]}, tmp_path / "conditions.csv")
