@@ -10,7 +10,9 @@ from tools.report.tracking import track
 
 @pytest.mark.parametrize("uri", ["mlruns", "file:///tmp/mlruns"])
 def test_a_folder_is_refused(uri, tmp_path):
-    with pytest.raises(InputError, match=f"mlflow {uri} is a folder, which MLflow keeps no runs in; give sqlite:///FILE"):
+    with pytest.raises(
+        InputError, match=f"mlflow {uri} is a folder, which MLflow keeps no runs in; give sqlite:///FILE"
+    ):
         track(tmp_path, uri, {}, [], tmp_path / "report.html")
 
 
