@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 from monai.data import CacheDataset
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised, RandSpatialCropSamplesd
@@ -80,7 +80,7 @@ def test_the_average_is_that_of_ignite_bit_for_bit(buffers):
             for parameter in network.parameters():
                 parameter.add_(torch.randn_like(parameter))
 
-    engine.add_event_handler("epoch_started", learn)
+    engine.add_event_handler(Events.EPOCH_STARTED, learn)
     engine.run(range(2), max_epochs=2)
     one, other = (average.ema_model.state_dict() for average in averages)
     assert all(torch.equal(one[name], other[name]) for name in one)

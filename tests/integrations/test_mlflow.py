@@ -1,6 +1,7 @@
 """A real MLflow server takes what both bundles track, and a finished comparison."""
 
 import json
+import os
 import socket
 import subprocess
 import time
@@ -43,9 +44,11 @@ def server(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     store = ["--backend-store-uri", f"sqlite:///{folder}/store.db", "--artifacts-destination", str(folder / "files")]
-    words = [python_of("mlflow").with_name("mlflow"), "server", *store, "--host", "127.0.0.1", "--port", str(port)]
+    at = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    words = [python_of("mlflow").with_name("mlflow"), "server", *store, *at]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # a dozen processes that nobody asks
     with open(folder / "server.log", "wb") as log:
-        process = subprocess.Popen(words, stdout=log, stderr=log, cwd=folder)
+        process = subprocess.Popen(words, stdout=log, stderr=log, cwd=folder, env=environment)
     address = f"http://127.0.0.1:{port}"
     for _ in range(240):
         try:
