@@ -87,7 +87,7 @@ def test_training_and_evaluation_of_a_bundle_are_tracked(bundle, server, cohort,
     found = runs_of(server, bundle)
     assert set(found) == {"training", "evaluating"}
     training, evaluating = found["training"], found["evaluating"]
-    assert training["status"] == "FINISHED" and training["params"]["max_epochs"] == "2"
+    assert training["status"] == evaluating["status"] == "FINISHED" and training["params"]["max_epochs"] == "2"
     assert training["history"]["train_loss"] == 6
     key = "val_mean_dice" if bundle == "lung_tissue_seg" else "hu_wasserstein"
     assert key in training["metrics"] and key in evaluating["metrics"]

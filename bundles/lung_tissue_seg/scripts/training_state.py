@@ -3,6 +3,7 @@
 import math
 import os
 import random
+from collections.abc import Iterable
 from pathlib import Path
 
 import ignite.distributed as idist
@@ -12,6 +13,7 @@ from ignite.engine import Engine, Events
 from monai.data import get_track_meta, set_track_meta
 from monai.data.utils import set_rnd
 from monai.engines import IterationEvents
+from monai.handlers import MLFlowHandler
 from monai.transforms import Compose
 from monai.utils import CommonKeys
 
@@ -24,6 +26,16 @@ def save_atomically(content, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(content, partial)
     os.replace(partial, path)
+
+
+def end_tracking(handlers: Iterable) -> None:
+    """End the run in MLflow that handlers of an evaluation write to; MONAI ends a training's only.
+
+    A run that is not ended would take in what is tracked next.
+    """
+    for handler in handlers:
+        if isinstance(handler, MLFlowHandler) and handler.cur_run is not None:
+            handler.close()
 
 
 class TrainingState:
