@@ -1,11 +1,11 @@
 # make demo: the whole chain on drawn patients.  make test: everything but integrations.  make check: the quick part.
-# make test-integrations: install MONAI Label, MONAI Deploy, Triton's client, NVFlare and nnU-Net, and prove each.
+# make test-integrations: install MONAI Label, MONAI Deploy, Triton's client, NVFlare, nnU-Net, MLflow; prove each.
 # make weights CT=FOLDER: the segmenter from normal CTs, hours on two cores; started again, it goes on.
 PYTHON ?= python3
 BIN := .venv/bin
 
 # each is installed in a .venv-NAME of its own from tests/integrations/requirements-NAME.txt
-INTEGRATIONS := label deploy triton federated nnunet
+INTEGRATIONS := label deploy triton federated nnunet mlflow
 
 .PHONY: demo weights test check lint clean test-integrations
 

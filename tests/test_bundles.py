@@ -18,7 +18,8 @@ SCRIPTS = sorted(ROOT.glob("*/scripts/*.py"))
 BOTH = sorted(set.intersection(*({p.name for p in CONFIGS if p.parts[-3] == name} for name in BUNDLES)))
 SAME_FILES = (
     *("LICENSE", "configs/logging.conf", "configs/multi_gpu_evaluate.json"),
-    *("scripts/batch.py", "scripts/dicom.py", "scripts/loading.py", "scripts/training_state.py", "scripts/volumes.py"),
+    *("scripts/batch.py", "scripts/dicom.py", "scripts/loading.py", "scripts/seeded_loader.py"),
+    *("scripts/training_state.py", "scripts/volumes.py", "scripts/weight_average.py"),
 )
 SAME_CODE = {  # name to the file of either bundle
     "NetworkAndAverage": ("federated.py", "federated.py"),

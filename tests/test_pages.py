@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted(path for path in ROOT.glob("docs/*.md") if path.name != "log.md")  # the log keeps what was written then
 BUNDLES = sorted(ROOT.glob("bundles/*/docs/README.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS, *BUNDLES]
-README_LINES, LINE, CELL = 160, 120, 80
+README_LINES, LINE, CELL = 175, 120, 80
 
 
 def name_of(page: Path) -> str:

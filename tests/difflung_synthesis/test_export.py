@@ -106,7 +106,7 @@ def test_saved_weights_load_without_running_code(tmp_path):
 
 def test_weights_bring_the_border_blur_they_were_trained_with(monkeypatch):
     network, other = denoiser(), denoiser()
-    network.border_blur = 1.5
+    network.set_border_blur(1.5)
     other.load_state_dict(network.state_dict())
     assert other.border_blur == 1.5
     kind = network.kind()

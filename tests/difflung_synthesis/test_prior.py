@@ -102,7 +102,7 @@ def test_between_two_told_tissues_the_mixture_changes_gradually_and_unknown_and_
     shares[:, 0, :6], shares[:, 1, 6:] = 1, 1
     shares[..., 10:] = 0  # outside the lung
     shares[:, :3, :, 4], shares[:, 3, :, 4] = 0, 1  # UNKNOWN
-    soft = prior.soften(shares, 1.5)
+    soft = prior.soften(shares, prior.gaussian(1.5))
     assert torch.allclose(soft.sum(1), shares.sum(1), atol=1e-5)
     assert torch.equal(soft[:, 3], shares[:, 3]) and not soft[..., 10:].any() and not soft[:, :3, :, 4].any()
     steps = -soft[0, 0, :, 7].diff()
@@ -112,6 +112,6 @@ def test_between_two_told_tissues_the_mixture_changes_gradually_and_unknown_and_
 def test_a_blur_keeps_what_is_flat_far_from_the_edge_and_slices_apart():
     volume = torch.zeros(1, 2, 15, 15, 3)
     volume[:, 0, ..., 1] = 1
-    blurred = prior.blur(volume, 1.0)
+    blurred = prior.blur(volume, prior.gaussian(1.0))
     assert blurred.shape == volume.shape and blurred[0, 0, 7, 7, 1] == pytest.approx(1, abs=1e-5)
     assert not blurred[..., [0, 2]].any() and not blurred[:, 1].any()

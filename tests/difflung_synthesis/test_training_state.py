@@ -1,5 +1,7 @@
 """Training that is stopped and resumed ends with the weights of training that was not."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from ignite.engine import Events
@@ -10,6 +12,8 @@ from monai.handlers import LrScheduleHandler
 from monai.transforms import Compose, DeleteItemsd, RandFlipd, RandGaussianNoised, RandSpatialCropd, ToTensord
 from scripts.gradients import ClipGradients
 from scripts.training_state import TrainingState, Untracked
+
+from tests.fake_gpu import GPU, FakeGpu
 
 
 class Killed(Exception):
@@ -82,6 +86,22 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_cases_and_the_last_good
     saved = torch.load(tmp_path / "model.pt", weights_only=True)
     assert torch.load(tmp_path / "training.pt", weights_only=True)["epoch"] == 1
     assert all(value.isfinite().all() for value in [*saved.values(), *network.parameters()])
+
+
+def test_on_a_gpu_the_losses_of_several_steps_are_looked_at_together(tmp_path):
+    state = TrainingState(None, SimpleNamespace(ema_model=None), None, None, None, str(tmp_path))
+    gpu = FakeGpu()
+    with gpu.working():
+        for step in range(1, 50):
+            loss = torch.tensor(1.0).to(GPU, non_blocking=True)
+            engine = SimpleNamespace(state=SimpleNamespace(output={"loss": loss}, iteration=step, batch={}))
+            state.check_loss(engine)
+        assert sum(gpu.waits.values()) == 2
+        engine.state.output["loss"] = loss / 0
+        state.check_loss(engine)
+        with pytest.raises(ValueError, match="the loss is inf in step 49 on a batch that names no case; no weights"):
+            state.save(engine)
+    assert not list(tmp_path.iterdir())
 
 
 def test_randomness_differs_between_epochs_and_seeds(tmp_path):

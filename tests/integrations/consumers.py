@@ -9,7 +9,14 @@ from pathlib import Path
 from tools.bundles import BUNDLES
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENTS = ("label", "deploy", "triton", "federated", "nnunet")  # marker of a test and name of what it needs
+ENVIRONMENTS = (
+    "label",
+    "deploy",
+    "triton",
+    "federated",
+    "nnunet",
+    "mlflow",
+)  # marker of a test and name of what it needs
 
 
 def python_of(name: str) -> Path:

@@ -141,9 +141,9 @@ def test_training_tensors_are_patches_without_metadata(cohort):
     flow = workflow("train", "train", dataset_dir=str(cohort), fold=1, **TINY)
     flow.initialize()
     loader = flow.parser.get_parsed_content("train::dataloader")
-    cached = [{key: case[key].clone() for key in ("image", "label")} for case in loader.dataset._cache]
+    cached = [{key: case[key].clone() for key in ("image", "label")} for case in loader.dataset.dataset._cache]
     batches = list(loader)
-    for case, before in zip(loader.dataset._cache, cached):  # which the crops read without copying it
+    for case, before in zip(loader.dataset.dataset._cache, cached):  # which the crops read without copying it
         assert all(torch.equal(case[key], before[key]) for key in before)
         assert len(case["image"].applied_operations) == len(before["image"].applied_operations)
         assert "label_cls_indices" in case

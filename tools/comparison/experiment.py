@@ -17,6 +17,7 @@ from tools.comparison.run import Recipe, Run, environment, share_folder, train
 from tools.data.datalist import Case, split, subset
 from tools.io.files import RunError, read_json, write_json
 from tools.painting.manifest import FREE_METHODS
+from tools.workflows.run import placed
 
 
 def say(line: str) -> None:
@@ -202,7 +203,7 @@ class Experiment:
         name = f"augment_{arm_of(run.key)[0].method}"
         return folder / f"seed{run.seed}" / name if self.paint_per_seed else folder / name
 
-    def _augment(self, run: Run, _: dict) -> None:
+    def _augment(self, run: Run, variables: dict) -> None:
         """Make the painted cases that a run trains on; nothing if they are there."""
         from tools.painting.augment import augment
 
@@ -214,7 +215,7 @@ class Experiment:
         own = {"seed": self.augmentation["seed"] + run.seed} if self.paint_per_seed else {}
         own |= {"candidates": 1, "tune_steps": 0} if method in FREE_METHODS else {}
         own |= {"dice": self._plateau_folder(run.fold) / "plateau.json"} if self.by_error else {}
-        with timed(clock(folder)):
+        with timed(clock(folder)), placed(variables):
             augment(
                 datalist=self.shares[run.fold, run.fraction][0],
                 fold=run.fold,

@@ -11,6 +11,7 @@ from tools.painting.manifest import FREE_METHODS
 from tools.plotting import LUNG_WINDOW_HU
 from tools.report import figures, sweeps, tables
 from tools.report.figures import sentence
+from tools.report.tracking import track
 from tools.tissues import tissue_colours, words
 
 TEMPLATE = "report.html.j2"
@@ -38,16 +39,18 @@ EXPLAINED = {
 }
 
 
-def report(directory: Path, output: Path | None = None) -> None:
+def report(directory: Path, output: Path | None = None, mlflow: str | None = None) -> None:
     """Write the results of a comparison as one HTML page that needs nothing else: tables, figures, pictures, limits.
 
     Args:
         directory: Output folder of ``compare``.
         output: HTML file to write; default report.html in that folder.
+        mlflow: Address of an MLflow server or database, such as http://localhost:5000 or sqlite:///mlruns.db, that gets
+            the comparison run by run, the page and the figures.
 
     Raises:
-        InputError: if the folder is missing, its comparison is not finished or of an older version, or the page cannot
-            be written.
+        InputError: if the folder is missing, its comparison is not finished or of an older version, the page cannot be
+            written, or MLflow does not answer.
     """
     directory = Path(directory)
     output = directory / "report.html" if output is None else Path(output)
@@ -57,6 +60,8 @@ def report(directory: Path, output: Path | None = None) -> None:
     check_writable(output.parent)
     write_text(output, page)
     print(f"wrote {output} ({len(page) / 1e6:.1f} MB); open it in a browser")
+    if mlflow is not None:
+        track(directory, mlflow, *load(directory), output)
 
 
 def render(directory: Path) -> str:

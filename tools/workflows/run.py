@@ -1,5 +1,6 @@
 """Running a bundle: its workflow in a process of its own, or its components in this one."""
 
+import contextlib
 import importlib.metadata
 import multiprocessing
 import os
@@ -9,8 +10,9 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextvars import ContextVar
 from pathlib import Path
 
 from monai.bundle import ConfigParser
@@ -19,6 +21,7 @@ from tools.bundles import BUNDLES, import_scripts, rename_targets
 from tools.io.files import InputError, RunError, read_json
 
 FINE_TUNE = "fine_tune.yaml"  # overlay on train.json, in both bundles
+PLACE: ContextVar[dict[str, str] | None] = ContextVar("place", default=None)  # see placed
 LOG_PREFIX = re.compile(r"^[-0-9]+ [:,0-9]+ - [A-Z]+ - ", re.MULTILINE)  # of lines that NVFlare logs
 
 
@@ -68,7 +71,8 @@ def run_bundle(
     command = [sys.executable, "-m", "monai.bundle", "run", *words]
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     # idle OpenMP threads sleep instead of spinning: as fast alone, and far faster beside other work
-    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | (variables or {}) | {"PYTHONUNBUFFERED": "1"}
+    own = (PLACE.get() or {}) | (variables or {})
+    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | own | {"PYTHONUNBUFFERED": "1"}
     with open(log, "wb") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=subprocess.PIPE, env=environment)
         try:
@@ -87,6 +91,20 @@ def run_bundle(
     if returncode:
         cause = first_error(Path(log).read_text(encoding="utf-8", errors="replace"))
         raise RunError(f"{bundle}/{config_files[0]} failed (exit {returncode}): {cause}; its log is {log}")
+
+
+@contextlib.contextmanager
+def placed(variables: dict[str, str]) -> Iterator[None]:
+    """Give every run of a bundle that this thread starts in the block environment variables, such as a GPU of its own.
+
+    Args:
+        variables: Environment variable to value.
+    """
+    before = PLACE.set(variables)
+    try:
+        yield
+    finally:
+        PLACE.reset(before)
 
 
 def run_words(root: Path, config_files: list[str], overrides: dict) -> list[str]:

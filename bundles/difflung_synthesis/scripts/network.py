@@ -21,10 +21,11 @@ BLOCK = 8  # voxels along an edge
 KIND_BYTES = 4096
 
 
+@torch.compiler.assume_constant_result
 def bfloat16_is_fast(device: torch.device) -> bool:
     """Return whether a device computes bfloat16 natively; elsewhere it is emulated and slower than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return (
         device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
@@ -119,7 +120,7 @@ class TissueDenoiser(nn.Module):
         super().__init__()
         if border_blur < 0:
             raise ValueError(f"border_blur must be at least 0 voxels, not {border_blur}")
-        self.border_blur = border_blur
+        self.set_border_blur(border_blur)
         if objective not in OBJECTIVES:
             raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, not {objective}")
         self.labels, self.spatial_dims, self.objective, self.amp = dict(labels), spatial_dims, objective, amp
@@ -151,6 +152,12 @@ class TissueDenoiser(nn.Module):
         self.register_buffer("tissue_presence", torch.zeros(tissues))
         self.register_buffer("tissue_mean", torch.zeros(self.data_channels, tissues, COMPONENTS))
         self.register_buffer("tissue_deviation", torch.ones(self.data_channels, tissues, COMPONENTS))
+
+    def set_border_blur(self, voxels: float) -> None:
+        """Set ``border_blur``, and its kernel on the network's device; it is no part of the weights."""
+        self.border_blur = voxels
+        kernel = prior.gaussian(voxels) if voxels else torch.ones(1)
+        self.register_buffer("border_kernel", kernel.to(next(self.buffers(), kernel)), persistent=False)
 
     @property
     def input_channels(self) -> int:
@@ -240,7 +247,7 @@ class TissueDenoiser(nn.Module):
         """
         hard = known[:, 1:-2]
         hard = hard / hard.sum(dim=1, keepdim=True).clamp(min=1e-3)  # cells of a latent may hold background too
-        shares = prior.soften(hard, self.border_blur) if self.autoencoder is None and self.border_blur else hard
+        shares = prior.soften(hard, self.border_kernel) if self.autoencoder is None and self.border_blur else hard
         logits, share_logits = self.patient_logits(attributes)
         any_told = known[:, 1:-3].flatten(1).amax(dim=1, keepdim=True) > 0
         share_logits = torch.where(any_told, share_logits[:, 0], share_logits[:, 1])
@@ -254,7 +261,7 @@ class TissueDenoiser(nn.Module):
             mean = prior.moments(*(own or (means, deviations, logits)))[0].unsqueeze(2)
             shift = (density / DENSITY_GAIN * self.data_scale - mean) * (told > 0)
             if own:
-                shift = prior.blur(shift.flatten(1, 2), self.border_blur).unflatten(1, shift.shape[1:3])
+                shift = prior.blur(shift.flatten(1, 2), self.border_kernel).unflatten(1, shift.shape[1:3])
             means = means + shift
         return means, torch.where(deviations > 0, deviations, 1.0), logits
 
@@ -317,7 +324,7 @@ class TissueDenoiser(nn.Module):
         if not isinstance(state, torch.Tensor):
             raise ValueError("these weights are not the synthesizer's, or of a version before 0.2.0; train them anew")
         stored = stored_kind(state)
-        self.border_blur = stored.setdefault("border blur", 0.0)  # weights before it had none
+        self.set_border_blur(stored.setdefault("border blur", 0.0))  # weights before it had none
         for name, wanted in stored_kind(self.get_extra_state()).items():
             found = stored.get(name)
             starts = name == "objective" and (found, wanted) == ("flow", "few_step")

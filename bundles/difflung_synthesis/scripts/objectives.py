@@ -18,6 +18,8 @@ from .samplers import alpha_bars
 from .scan import append_scan, withhold_scan
 from .tissue_channels import UNKNOWN, condition_channels, density_channels, plain, tissue_values
 
+DRAWN = ("weight", "t", "region", "condition", "attributes", "tissues")  # for a batch of patches
+
 
 def stratified_times(samples: int) -> torch.Tensor:
     """Return one t per sample, uniform on [0, 1] each and spread evenly over the batch, shape (samples,)."""
@@ -117,12 +119,18 @@ class TissuePrepareBatch(PrepareBatch):
         self.density_unknown, self.attributes = density_unknown, attributes
 
     def __call__(self, batchdata, device=None, non_blocking: bool = False, **kwargs):
-        """Return (x_0, weight, (), inferer arguments).
+        """Return (x_0, weight, (), inferer arguments) on the device; :meth:`draw` comes first, if it has not been."""
+        drawn = batchdata if DRAWN[0] in batchdata else self.draw(batchdata)
+        x_0, weight, *given = (drawn[name].to(device, non_blocking=non_blocking) for name in ("image", *DRAWN))
+        return x_0, weight, (), dict(zip(DRAWN[1:], given))
 
-        ``weight`` is each voxel's weight in the loss, 0 outside the region, shape (B, 1, H, W[, D]). Patches of one
-        slice become two-dimensional.
+    def draw(self, batchdata: Mapping) -> dict:
+        """Return the batch with its patches, shape (B, 1, H, W[, D]), and what is drawn for them, under ``DRAWN``.
+
+        ``weight`` is each voxel's weight in the loss, 0 outside the region, the shape of the patches. Patches of one
+        slice become two-dimensional. It is drawn on the CPU, by the loader's workers where there are some: a draw per
+        sample would halt a GPU each time.
         """
-        # drawn on the CPU: a draw per sample would halt a GPU each time
         x_0, tissue_map = plain(batchdata["image"]), plain(batchdata["label"])
         if x_0.shape[-1] == 1:
             x_0, tissue_map = x_0.squeeze(-1), tissue_map.squeeze(-1)
@@ -141,13 +149,9 @@ class TissuePrepareBatch(PrepareBatch):
         weight = region.clone()
         for value, factor in self.weights.items():
             weight[shown == value] *= factor
-        given = {"t": stratified_times(len(x_0)), "region": region, "condition": condition, "attributes": attributes}
-        given["tissues"] = condition_channels(tissues, self.labels)[:, :-1]
-
-        def move(tensor):
-            return tensor.to(device, non_blocking=non_blocking)
-
-        return move(x_0), move(weight), (), {name: move(tensor) for name, tensor in given.items()}
+        drawn = (weight, stratified_times(len(x_0)), region, condition, attributes)
+        of_tissues = condition_channels(tissues, self.labels)[:, :-1]
+        return dict(batchdata) | {"image": x_0} | dict(zip(DRAWN, (*drawn, of_tissues)))
 
 
 class FlowObjective(Inferer):
@@ -192,7 +196,8 @@ class DenoisingObjective(Inferer):
         """Return the error on the grid of the network, shape (B, data, ...); arguments of TissuePrepareBatch."""
         pair = TrainingPair(inputs, network, region, condition)
         step = (t * len(self.alpha_bar)).long().clamp(max=len(self.alpha_bar) - 1)
-        alpha_bar = per_sample(self.alpha_bar.to(t.device)[step].float(), pair.x_0)
+        self.alpha_bar = self.alpha_bar.to(t.device)  # in the first step only
+        alpha_bar = per_sample(self.alpha_bar[step].float(), pair.x_0)
         x_t = alpha_bar.sqrt() * pair.x_0 + (1 - alpha_bar).sqrt() * pair.noise
         return pair.velocity(network, x_t, (step + 1) / len(self.alpha_bar), attributes) - pair.noise
 
@@ -220,22 +225,22 @@ class FewStepObjective(Inferer):
     def __call__(self, inputs, network, t, region, condition, attributes=None, tissues=None):
         """Return the error on the grid of the network, shape (B, data, ...); arguments of TissuePrepareBatch."""
         pair = TrainingPair(inputs, network, region, condition)
-        long = torch.arange(len(t), device=t.device) < round(self.share * len(t))
+        count = round(self.share * len(t))  # the first samples learn long intervals
+        long = torch.arange(len(t), device=t.device) < count
         interval = 0.5 ** torch.randint(self.finest.bit_length(), t.shape, device=t.device).float()  # 1 ... 1/finest
         ends = torch.ceil(t / interval).clamp(min=1) * interval  # so that every step of a sampler is met
         t, interval = torch.where(long, ends, t), torch.where(long, interval, 0)
         x_t, wanted = pair.at(t), pair.noise - pair.x_0
         with torch.no_grad():
-            half = interval[long] / 2
-            told = None if attributes is None else attributes[long]
-            part = pair.select(long)
+            half = interval[:count] / 2
+            told = None if attributes is None else attributes[:count]
+            part = pair.first(count)
             # below the shortest interval the step follows the velocity itself, which the first stage has learned
             length = torch.where(half * self.finest < 0.75, 0, half)
-            first = part.velocity(self.teacher, x_t[long], t[long], told, length)
-            middle = x_t[long] - per_sample(half, first) * first
-            second = part.velocity(self.teacher, middle, t[long] - half, told, length)
-            wanted = wanted.clone()
-            wanted[long] = (first + second) / 2
+            first = part.velocity(self.teacher, x_t[:count], t[:count], told, length)
+            middle = x_t[:count] - per_sample(half, first) * first
+            second = part.velocity(self.teacher, middle, t[:count] - half, told, length)
+            wanted = torch.cat([(first + second) / 2, wanted[count:]])
         return pair.velocity(network, x_t, t, attributes, interval) - wanted
 
 
@@ -265,11 +270,11 @@ class TrainingPair:
         t = per_sample(t, self.x_0)
         return (1 - t) * self.x_0 + t * self.noise
 
-    def select(self, samples: torch.Tensor) -> "TrainingPair":
-        """Return the pair of some of the samples, given as booleans of shape (B,)."""
+    def first(self, count: int) -> "TrainingPair":
+        """Return the pair of the first samples."""
         part = object.__new__(TrainingPair)
         for name, value in vars(self).items():
-            setattr(part, name, value[samples] if isinstance(value, torch.Tensor) else value)
+            setattr(part, name, value[:count] if isinstance(value, torch.Tensor) else value)
         return part
 
     def velocity(self, network, x_t, t, attributes=None, interval=None, **more):

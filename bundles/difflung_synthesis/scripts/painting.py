@@ -167,9 +167,10 @@ class PaintInferer(Inferer):
         """Paint one volume, shape (W, H, D), in place."""
         flat = denoiser.spatial_dims == 2
         window = self.patch_size[:2] if flat else self.patch_size
-        box = self.region_box(region.any(dim=2) if flat else region, window, denoiser.downsampling)
+        known = region.cpu()  # once, or each question about it would halt a GPU
+        box = self.region_box(known.any(dim=2) if flat else known, window, denoiser.downsampling)
         if flat:
-            indices = region.any(dim=0).any(dim=0).nonzero().flatten()
+            indices = known.any(dim=0).any(dim=0).nonzero().flatten()
             chunks = [box + (part,) for part in indices.split(self.slices_per_pass)]
             noises = self.slice_noise(indices.tolist(), slice_mm, generator)
         else:
@@ -308,10 +309,11 @@ class RegionField:
         self.batch, self.denoiser, self.surroundings = inferer.sw_batch_size, denoiser, surroundings
         self.region, self.told = denoiser.pool(region), told
         self.weight = compute_importance_map(tuple(window), mode="gaussian", sigma_scale=0.25, device=region.device)
+        inside = (self.region > 0).cpu()
         self.windows = [
             (n, slice(None), *[slice(start, start + size) for start, size in zip(corner, window)])
             for n in range(len(region))
-            for corner in window_corners(self.region[n, 0] > 0, window, inferer.overlap)
+            for corner in window_corners(inside[n, 0], window, inferer.overlap)
         ]
         self.total = torch.zeros_like(self.region)
         for place in self.windows:
@@ -362,8 +364,8 @@ class RegionField:
             times = torch.full((len(places),), t, device=x.device)
             vectors = None if attributes is None else attributes.expand(len(places), -1)
             lengths = None if interval is None else torch.full_like(times, interval)
-            for place, part in zip(places, self.denoiser(crops, times, vectors, lengths)):
-                summed[place] += part * self.weight
+            for place, part in zip(places, self.denoiser(crops, times, vectors, lengths) * self.weight):
+                summed[place] += part
         return summed / self.total * (self.region > 0)
 
 

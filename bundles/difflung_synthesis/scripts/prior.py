@@ -39,15 +39,23 @@ def moments(means: torch.Tensor, deviations: torch.Tensor, logits: torch.Tensor)
     return mean, ((weights * (deviations**2 + means**2)).sum(dim=2) - mean**2).clamp(min=1e-6).sqrt()
 
 
-def blur(maps: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Return maps blurred in-plane by a Gaussian of ``sigma`` voxels, shape (B, K, H, W[, D]); zero lies around."""
-    kernel = gaussian_1d(torch.tensor(sigma), truncated=2.5, approx="sampled", normalize=True)
-    kernels = [kernel, kernel, torch.ones(1)][: maps.ndim - 2]
-    single = maps.flatten(0, 1).unsqueeze(1)  # of one channel the filter is three times as fast as of many
-    return separable_filtering(single, kernels).squeeze(1).unflatten(0, maps.shape[:2])
+def gaussian(sigma: float) -> torch.Tensor:
+    """Return the kernel of a Gaussian of ``sigma`` voxels, shape (taps,)."""
+    return gaussian_1d(torch.tensor(sigma), truncated=2.5, approx="sampled", normalize=True)
 
 
-def soften(shares: torch.Tensor, sigma: float) -> torch.Tensor:
+def blur(maps: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+    """Return maps blurred in-plane by a kernel as :func:`gaussian` gives it, shape (B, K, H, W[, D]); zero lies around.
+
+    The kernel lies on the device of the maps, or a GPU would wait for it.
+    """
+    flat = maps if maps.ndim == 4 else maps.movedim(-1, 1).flatten(0, 1)  # slices of a block are a batch
+    single = flat.flatten(0, 1).unsqueeze(1)  # of one channel the filter is three times as fast as of many
+    blurred = separable_filtering(single, [kernel, kernel]).view(flat.shape)
+    return blurred if maps.ndim == 4 else blurred.unflatten(0, (-1, maps.shape[-1])).movedim(1, -1)
+
+
+def soften(shares: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
     """Return the shares of the tissues with soft borders between tissues that are told; each voxel's sum stays.
 
     Component j of a mixture is the j-th slice of sorted values. So a voxel between two tissues gets, slice by slice,
@@ -55,10 +63,10 @@ def soften(shares: torch.Tensor, sigma: float) -> torch.Tensor:
 
     Args:
         shares: Shares of the tissues, UNKNOWN last, shape (B, tissues + 1, H, W[, D]).
-        sigma: Deviation of the blur, in-plane voxels.
+        kernel: Kernel of the blur in-plane, see :func:`gaussian`.
     """
     told, unknown = shares[:, :-1], shares[:, -1:]
-    soft, total = blur(told, sigma), told.sum(dim=1, keepdim=True)
+    soft, total = blur(told, kernel), told.sum(dim=1, keepdim=True)
     soft = soft / soft.sum(dim=1, keepdim=True).clamp(min=1e-6) * total
     return torch.cat([torch.where(total > 0, soft, told), unknown], dim=1)
 

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from monai.losses import DiceLoss
 from monai.networks import one_hot
 
+from .unlabelled import WeightedDice
+
 
 class LungTissueLoss(torch.nn.Module):
     """Cross-entropy and Dice of lung against the rest, and cross-entropy and Dice of the tissues within the lung.
@@ -29,7 +31,7 @@ class LungTissueLoss(torch.nn.Module):
         super().__init__()
         self.register_buffer("weight", torch.as_tensor(weight, dtype=torch.float32)[1:].clone(), persistent=False)
         self.lung_weight, self.dense, self.dense_weight, self.ignore = lung_weight, dense, dense_weight, ignore
-        self.dice = DiceLoss(batch=True, weight=self.weight)
+        self.dice = WeightedDice(self.weight)
         self.lung_dice = DiceLoss(batch=True)
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

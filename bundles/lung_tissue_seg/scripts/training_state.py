@@ -1,7 +1,9 @@
 """What MONAI lacks for training: a state from which it goes on exactly, and patches without metadata."""
 
+import math
 import os
 import random
+from collections.abc import Iterable
 from pathlib import Path
 
 import ignite.distributed as idist
@@ -11,8 +13,11 @@ from ignite.engine import Engine, Events
 from monai.data import get_track_meta, set_track_meta
 from monai.data.utils import set_rnd
 from monai.engines import IterationEvents
+from monai.handlers import MLFlowHandler
 from monai.transforms import Compose
 from monai.utils import CommonKeys
+
+LOSSES = 20  # that are looked at together on a GPU
 
 
 def save_atomically(content, path: Path) -> None:
@@ -23,10 +28,22 @@ def save_atomically(content, path: Path) -> None:
     os.replace(partial, path)
 
 
+def end_tracking(handlers: Iterable) -> None:
+    """End the run in MLflow that handlers of an evaluation write to; MONAI ends a training's only.
+
+    A run that is not ended would take in what is tracked next.
+    """
+    for handler in handlers:
+        if isinstance(handler, MLFlowHandler) and handler.cur_run is not None:
+            handler.close()
+
+
 class TrainingState:
     """Handler that saves the averaged weights, and all that is needed to go on as if nothing had happened.
 
-    A loss that is not finite ends the run before a step is made with it, so that what was saved stays good.
+    A loss that is not finite ends the run before anything is saved after it, so that what was saved stays good. On a
+    CPU it is looked at before a step is made with it; a GPU would have to be waited for, so there ``LOSSES`` steps are
+    looked at together.
 
     ``<model_dir>/<weights_name>`` gets the averaged weights, a plain state dict; ``training.pt`` beside it weights,
     average, optimizer, schedule and epoch. All randomness of an epoch follows from seed, process and epoch, so a run
@@ -56,6 +73,7 @@ class TrainingState:
             "lr_scheduler": lr_scheduler,
         }
         self.dataloader, self.seed, self.save_interval, self.resume = dataloader, seed, save_interval, resume
+        self.unseen: list[tuple[torch.Tensor, int, list[str]]] = []  # loss, step and cases
         self.weights, self.state = Path(model_dir) / weights_name, Path(model_dir) / "training.pt"
         if not isinstance(resume, bool):
             raise ValueError(f"resume must be True or False, not {resume!r}")
@@ -68,6 +86,7 @@ class TrainingState:
             engine.add_event_handler(Events.STARTED, self.load)
         engine.add_event_handler(Events.EPOCH_STARTED, self.begin_epoch)
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self.check_loss)
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self.keep_whole)
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.save_interval) | Events.COMPLETED, self.save)
 
     def load(self, engine: Engine) -> None:
@@ -93,18 +112,34 @@ class TrainingState:
         engine.set_data(self.dataloader)
 
     def check_loss(self, engine: Engine) -> None:
-        """Raise ValueError, which names the batch's cases, if the loss is NaN or infinite."""
-        loss = engine.state.output[CommonKeys.LOSS]
-        if not torch.isfinite(loss).all():
-            cases = sorted(set(engine.state.batch.get("case", ["a batch that names no case"])))
-            kept = f"{self.weights} keeps the last good weights" if self.weights.is_file() else "no weights were saved"
-            raise ValueError(
-                f"the loss is {loss.mean().item():g} in step {engine.state.iteration} on {', '.join(cases)}; {kept}; "
-                "look at these cases, or lower learning_rate"
-            )
+        """Look at the loss, which is one number, now or together with the next ones."""
+        loss = engine.state.output[CommonKeys.LOSS].detach()
+        self.unseen.append((loss, engine.state.iteration, engine.state.batch.get("case", [])))
+        if loss.device.type == "cpu" or len(self.unseen) == LOSSES:
+            self.look()
+
+    def keep_whole(self, engine: Engine) -> None:
+        """Have handlers, MLflow's too, read the output as a list of one: to take a batch apart would halt a GPU."""
+        if isinstance(engine.state.output, dict):
+            engine.state.output = [engine.state.output]
+
+    def look(self) -> None:
+        """Raise ValueError, which names the batch's cases, if a loss not looked at yet is NaN or infinite."""
+        unseen, self.unseen = self.unseen, []
+        values = torch.stack([loss for loss, _, _ in unseen]).tolist() if unseen else []
+        for value, (_, step, cases) in zip(values, unseen):
+            if not math.isfinite(value):
+                named = ", ".join(sorted(set(cases))) or "a batch that names no case"
+                kept = f"{self.weights} keeps the last good weights"
+                raise ValueError(
+                    f"the loss is {value:g} in step {step} on {named}; "
+                    f"{kept if self.weights.is_file() else 'no weights were saved'}; "
+                    "look at these cases, or lower learning_rate"
+                )
 
     def save(self, engine: Engine) -> None:
         """Write both files, from the first process."""
+        self.look()
         if idist.get_rank() == 0:
             state = {name: part.state_dict() for name, part in self.parts.items()}
             save_atomically(state | {"epoch": engine.state.epoch, "seed": self.seed}, self.state)
