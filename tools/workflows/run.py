@@ -18,6 +18,14 @@ from monai.bundle import ConfigParser
 from tools.bundles import BUNDLES, import_scripts, rename_targets
 from tools.io.files import InputError, RunError, read_json
 
+# A bundle's process dies with the one that started it, where the system is Linux: prctl with PR_SET_PDEATHSIG, SIGKILL.
+BOUND = (
+    "import ctypes, os, runpy, sys; parent = int(sys.argv.pop(1)); "
+    "sys.platform.startswith('linux') and ctypes.CDLL(None).prctl(1, 9); "
+    "os.getppid() == parent or os._exit(1); "
+    "runpy.run_module('monai.bundle', run_name='__main__', alter_sys=True)"
+)
+STARTED: set[subprocess.Popen] = set()  # bundles' processes that this one waits for
 LOG_PREFIX = re.compile(r"^[-0-9]+ [:,0-9]+ - [A-Z]+ - ", re.MULTILINE)  # of lines that NVFlare logs
 
 
@@ -64,12 +72,14 @@ def run_bundle(
     check_overrides(bundle, config_files, overrides)
     shown = sys.stderr.isatty()
     words = run_words(BUNDLES / bundle, config_files, {"progress_bar": shown} | overrides)
-    command = [sys.executable, "-m", "monai.bundle", "run", *words]
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     # idle OpenMP threads sleep instead of spinning: as fast alone, and far faster beside other work
     environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | (variables or {}) | {"PYTHONUNBUFFERED": "1"}
     with open(log, "wb") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.PIPE, env=environment)
+        process = subprocess.Popen(
+            bound_command(["run", *words]), stdout=stream, stderr=subprocess.PIPE, env=environment
+        )
+        STARTED.add(process)
         try:
             for chunk in iter(lambda: process.stderr.read1(4096), b""):
                 if shown and b"\r" in chunk:  # a progress bar
@@ -82,10 +92,23 @@ def run_bundle(
             process.terminate()
             process.wait()
             raise
+        finally:
+            STARTED.discard(process)
         returncode = process.wait()
     if returncode:
         cause = first_error(Path(log).read_text(encoding="utf-8", errors="replace"))
         raise RunError(f"{bundle}/{config_files[0]} failed (exit {returncode}): {cause}; its log is {log}")
+
+
+def bound_command(words: list[str]) -> list[str]:
+    """Return the command ``python -m monai.bundle WORDS`` as a process that does not outlive this one."""
+    return [sys.executable, "-c", BOUND, str(os.getpid()), *words]
+
+
+def end_runs() -> None:
+    """End the bundles' processes that other threads wait for, which then raise RunError."""
+    for process in list(STARTED):
+        process.terminate()
 
 
 def run_words(root: Path, config_files: list[str], overrides: dict) -> list[str]:

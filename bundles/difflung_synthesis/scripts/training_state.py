@@ -1,26 +1,64 @@
-"""What MONAI lacks for training: a state from which it goes on exactly, and patches without metadata."""
+"""What MONAI lacks for training: a state to go on from exactly, draws that no worker changes, plain patches."""
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import ignite.distributed as idist
 import numpy
 import torch
 from ignite.engine import Engine, Events
-from monai.data import get_track_meta, set_track_meta
+from monai.data import DataLoader, get_track_meta, set_track_meta
 from monai.data.utils import set_rnd
 from monai.engines import IterationEvents
 from monai.transforms import Compose
 from monai.utils import CommonKeys
+from torch.utils.data import Dataset, RandomSampler, Sampler, SequentialSampler
+
+try:
+    import fcntl
+except ImportError:  # on Windows nobody looks whether two trainings write into one folder
+    fcntl = None
+
+HELD: set[Path] = set()  # folders that this process trains into, until it ends
 
 
 def save_atomically(content, path: Path) -> None:
-    """Write a checkpoint so that a process that dies leaves the old file or the new one, never half of one."""
+    """Write a checkpoint so that a process that dies leaves the old file or the new one, never half of one.
+
+    Raises:
+        ValueError: If it cannot be written; nothing is left of it then.
+    """
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(content, partial)
-    os.replace(partial, path)
+    try:
+        torch.save(content, partial)
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch says RuntimeError where the disk is full
+        partial.unlink(missing_ok=True)
+        raise ValueError(f"{path} cannot be written; is the disk full? {str(error).splitlines()[0]}") from error
+
+
+def hold(folder: Path) -> None:
+    """Keep other processes from training into a folder until this one ends, where the file system can.
+
+    Raises:
+        ValueError: If the folder cannot be written, or another process holds it.
+    """
+    folder = Path(folder).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"model_dir {folder} cannot be written; name another folder")
+    if fcntl is None or folder in HELD:
+        return
+    try:
+        fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"another process trains into model_dir {folder}; wait for it, or name another one") from None
+    except OSError:  # a file system without locks
+        return
+    HELD.add(folder)
 
 
 class TrainingState:
@@ -37,7 +75,7 @@ class TrainingState:
         ema: EMAHandler of ignite.
         optimizer: Optimizer of the network.
         lr_scheduler: Schedule of the optimizer.
-        dataloader: Dataloader of the trainer; its dataset's transforms are seeded too.
+        dataloader: Dataloader of the trainer, a :class:`SeededLoader` where workers may load.
         model_dir: Folder of both files.
         weights_name: File of the averaged weights.
         seed: Seed of the run.
@@ -64,11 +102,17 @@ class TrainingState:
 
     def attach(self, engine: Engine) -> None:
         """Load when the engine starts, seed each epoch, save after it."""
+        engine.add_event_handler(Events.STARTED, self.begin)
         if self.resume:
             engine.add_event_handler(Events.STARTED, self.load)
         engine.add_event_handler(Events.EPOCH_STARTED, self.begin_epoch)
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self.check_loss)
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.save_interval) | Events.COMPLETED, self.save)
+
+    def begin(self, engine: Engine) -> None:
+        """Take the folder for this process; the first of several does."""
+        if idist.get_rank() == 0:
+            hold(self.state.parent)
 
     def load(self, engine: Engine) -> None:
         """Take up the saved state."""
@@ -87,7 +131,6 @@ class TrainingState:
         random.seed(seed)
         numpy.random.seed(seed)
         torch.manual_seed(seed)
-        set_rnd(self.dataloader.dataset, seed)
         if hasattr(self.dataloader.sampler, "set_epoch"):
             self.dataloader.sampler.set_epoch(engine.state.epoch)
         engine.set_data(self.dataloader)
@@ -109,6 +152,60 @@ class TrainingState:
             state = {name: part.state_dict() for name, part in self.parts.items()}
             save_atomically(state | {"epoch": engine.state.epoch, "seed": self.seed}, self.state)
             save_atomically(self.parts["average"].state_dict(), self.weights)
+
+
+class SeededLoader(DataLoader):
+    """A DataLoader whose items are drawn alike by any number of workers: each has a seed of its own.
+
+    The seeds follow from torch's global generator as it is when an epoch begins.
+
+    Args:
+        dataset: Dataset of MONAI; its ``transform`` is seeded before each item.
+        sampler: Draws the items; all in order, or in random order with ``shuffle``, if None.
+        shuffle: Whether the order is random, where there is no sampler.
+        options: What DataLoader takes.
+    """
+
+    def __init__(self, dataset: Dataset, sampler: Sampler | None = None, shuffle: bool = False, **options) -> None:
+        if sampler is None:
+            sampler = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
+        super().__init__(_Seeded(dataset), sampler=_Seeds(sampler), **options)
+        set_rnd(dataset.transform, torch.initial_seed() % 2**32)  # for items that are asked for before any epoch
+
+
+class _Seeded(Dataset):
+    """A dataset whose items are asked for by a seed and their number."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, asked: tuple[int, int]):
+        seed, index = asked
+        set_rnd(self.dataset.transform, seed)
+        return self.dataset[index]
+
+
+class _Seeds(Sampler):
+    """A sampler's numbers, each behind a seed."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        seeds = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+        for index in self.sampler:
+            yield int(torch.randint(2**31, (), generator=seeds)), index
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the sampler which epoch comes, if it wants to know."""
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
 
 
 class Untracked(Compose):
