@@ -1,6 +1,7 @@
 """``python -m tools faults``: kills, full disks and twins over long commands; the table of what became of them."""
 
 import signal
+import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -144,6 +145,8 @@ def trial(bench: Bench, job: str, fault: Fault, rng: np.random.Generator) -> tup
         return ("same" if happened else "over"), ""
     except FindingError as error:
         return error.kind, str(error)
+    except subprocess.TimeoutExpired as error:
+        return "hangs", f"more than {error.timeout:.0f} s"
     finally:
         bench.clear()
 

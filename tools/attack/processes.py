@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 POLL_S = 0.01
-HANG_S = 600  # a tiny run that takes longer hangs
+GRACE_S = 15
+HANG_S = 1800  # a tiny run that takes longer hangs, on a machine that has other work too
 PASSED_OVER = (".log", ".partial")  # a log grows all the time; half a file is no result
 
 
@@ -56,13 +57,16 @@ class Running:
         return self.process.poll() is not None
 
     def left(self) -> list[int]:
-        """Return which processes of the session live, itself left out, after a second in which they may end."""
-        for _ in range(20):
+        """Return which processes of the session live, itself left out, after some time in which they may end.
+
+        Workers of loaders and pools look for their parent every few seconds.
+        """
+        until = time.monotonic() + GRACE_S
+        while True:
             found = [pid for pid, _, session in _table() if session == self.process.pid and pid != self.process.pid]
-            if not found:
-                break
-            time.sleep(0.05)
-        return found
+            if not found or time.monotonic() > until:
+                return found
+            time.sleep(0.1)
 
     def loader_workers(self) -> list[int]:
         """Return the children of the process: of a training, those are the workers that load its cases."""

@@ -1,11 +1,13 @@
 """Running a bundle: its workflow in a process of its own, or its components in this one."""
 
+import ctypes
 import importlib.metadata
 import multiprocessing
 import os
 import platform
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -105,6 +107,12 @@ def bound_command(words: list[str]) -> list[str]:
     return [sys.executable, "-c", BOUND, str(os.getpid()), *words]
 
 
+def end_with_parent() -> None:
+    """Have this process end when the one that started it does, however that ends, where the system is Linux."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def end_runs() -> None:
     """End the bundles' processes that other threads wait for, which then raise RunError."""
     for process in list(STARTED):
@@ -128,7 +136,7 @@ def run_measured(bundle: str, overrides: dict, log: Path) -> tuple[float, float]
         RunError: if the run fails.
     """
     # a small process in between: the system counts as a child's memory what its parent held when it started
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent) as pool:
         return pool.submit(_run_alone, bundle, overrides, log).result()
 
 

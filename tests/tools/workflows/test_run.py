@@ -1,12 +1,13 @@
 """Running a bundle: overrides are checked, the log keeps the output, a failure is told with its cause."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 import types
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,15 @@ def test_a_bundles_process_ends_with_the_one_that_was_killed(monkeypatch, tmp_pa
         time.sleep(0.05)
     os.kill(child, signal.SIGKILL)
     raise AssertionError("the child lives on")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux ends a child with its parent")
+def test_a_worker_of_a_pool_asks_to_end_with_its_parent():
+    asked = "(lambda c, n: (c.CDLL(None).prctl(2, c.byref(n)), n.value))(ctypes, ctypes.c_int())"
+    asked = asked.replace("ctypes", "__import__('ctypes')")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), run_module.end_with_parent) as pool:
+        assert pool.submit(eval, asked).result() == (0, signal.SIGKILL)
+    assert eval(asked) == (0, 0)  # not this one
 
 
 def test_runs_that_other_threads_wait_for_are_ended(tmp_path, monkeypatch):
