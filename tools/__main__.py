@@ -14,7 +14,7 @@ from pathlib import Path
 import fire
 from fire import decorators, parser
 
-from tools.io.files import InputError, RunError
+from tools.io.files import REFUSED, InputError, RunError
 
 # Command to where its function is; the function has the command's name.
 COMMANDS = {
@@ -31,8 +31,10 @@ COMMANDS = {
     "report": "report.report",
     "trust": "comparison.trust",
     "attack": "attack.attack",
+    "faults": "attack.faults",
     "conditions": "evaluation.conditions",
     "curve": "evaluation.curve",
+    "membership": "evaluation.membership",
     "quantify": "quantify.quantify",
     "segment": "segmenting.segment",
     "paint": "painting.paint",
@@ -213,16 +215,16 @@ def main(arguments: list[str]) -> int:
         return 2
     # read when torch is loaded: idle OpenMP threads sleep instead of spinning, as fast alone, far faster beside others
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    function = command_function(command)
-    if {"-h", "--help"} & set(rest):
-        print(command_usage(command, function))
-        return 0
     try:
-        rest = check_flags(command, function, rest)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    try:
+        function = command_function(command)
+        if {"-h", "--help"} & set(rest):
+            print(command_usage(command, function))
+            return 0
+        try:
+            rest = check_flags(command, function, rest)
+        except InputError as error:
+            print(error, file=sys.stderr)
+            return 2
         kinds = {name: set(_types(flag)) for name, flag in _flags(function).items()}
         # a folder named 12 stays a path, and a text with commas stays a text
         parsers = {name: _parser(kind) for name, kind in kinds.items()}
@@ -230,6 +232,13 @@ def main(arguments: list[str]) -> int:
         fire.Fire(decorators.SetParseFns(**parsers)(function), command=rest, name=f"tools {command}")
     except (InputError, RunError) as error:
         print(f"{command}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        place = f"{error.filename}: " if error.filename else "a result cannot be written: "
+        told = "make room or name another place, then start the same command again"
+        print(f"{command}: {place}{error.strerror}; {told}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{command}: interrupted; start the same command again to go on", file=sys.stderr)

@@ -1,5 +1,7 @@
 """Training that is stopped and resumed ends with the weights of training that was not."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +13,9 @@ from monai.engines import SupervisedTrainer
 from monai.handlers import LrScheduleHandler
 from monai.transforms import Compose, DeleteItemsd, RandFlipd, RandGaussianNoised, RandSpatialCropd, ToTensord
 from scripts.gradients import ClipGradients
-from scripts.training_state import TrainingState, Untracked
+from scripts.seeded_loader import SeededLoader
+from scripts.training_state import TrainingState, Untracked, hold, save_atomically
+from torch.utils.data import RandomSampler
 
 from tests.fake_gpu import GPU, FakeGpu
 
@@ -20,7 +24,7 @@ class Killed(Exception):
     """Stands for a process that dies."""
 
 
-def train(folder, max_epochs=4, resume=False, die_in=None, seed=3, max_norm=1.0):
+def train(folder, max_epochs=4, resume=False, die_in=None, seed=3, max_norm=1.0, workers=0):
     """Train a line with random data, dropout, EMA and a schedule; optionally die in the middle of an epoch."""
     torch.manual_seed(seed)
     network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 4))
@@ -29,7 +33,7 @@ def train(folder, max_epochs=4, resume=False, die_in=None, seed=3, max_norm=1.0)
     ema = EMAHandler(network, momentum=0.1)
     transform = Compose([RandFlipd("image", prob=0.5, spatial_axis=0), RandGaussianNoised("image", prob=0.9)])
     items = [{"image": torch.full((1, 4), float(n)), "label": torch.ones(1, 4)} for n in range(6)]
-    loader = DataLoader(Dataset(items, transform), batch_size=2, shuffle=True)
+    loader = SeededLoader(Dataset(items, transform), batch_size=2, shuffle=True, num_workers=workers)
     state = TrainingState(network, ema, optimizer, schedule, loader, folder, seed=seed, resume=resume)
     trainer = SupervisedTrainer(
         device="cpu", max_epochs=max_epochs, epoch_length=5, train_data_loader=loader, network=network,
@@ -59,6 +63,49 @@ def test_resumed_training_equals_training_that_was_not_stopped(tmp_path):
     assert all(torch.equal(averages[0][key], averages[1][key]) for key in averages[0])
     assert not torch.equal(averages[0]["0.weight"], straight[0].weight)  # it is the moving average that is saved
     assert not list(tmp_path.glob("*/*.partial"))
+
+
+def test_any_number_of_workers_ends_with_the_same_weights(tmp_path):
+    weights = [list(train(tmp_path / str(workers), workers=workers)[0].parameters()) for workers in (0, 1, 2)]
+    for other in weights[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(weights[0], other))
+    another = list(train(tmp_path / "another", seed=4)[0].parameters())
+    assert not torch.equal(weights[0][0], another[0])
+
+
+def test_a_case_that_comes_twice_in_an_epoch_is_drawn_anew():
+    dataset = Dataset([{"image": torch.zeros(1, 4)}], Compose([RandGaussianNoised("image", prob=1.0)]))
+    torch.manual_seed(0)
+    loader = SeededLoader(dataset, sampler=RandomSampler(dataset, replacement=True, num_samples=3))
+    one, other, third = (batch["image"] for batch in loader)
+    assert not torch.equal(one, other) and not torch.equal(other, third)
+
+
+def test_a_folder_into_which_another_process_trains_is_refused(tmp_path):
+    program = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX); print(flush=True)"
+    words = [sys.executable, "-c", f"{program}; sys.stdin.read()", str(tmp_path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(ValueError, match="another process trains into model_dir .*; wait for it, or name another"):
+            train(tmp_path)
+        other.kill()
+    hold(tmp_path)
+    hold(tmp_path)  # a process may train twice
+
+
+def test_a_checkpoint_that_finds_no_room_is_told_in_a_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    save_atomically({"a": 1}, tmp_path / "model.pt")
+    before = (tmp_path / "model.pt").read_bytes()
+
+    def full(content, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file data/7: file write failed\nand a trace")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(ValueError, match="cannot be written; is the disk full. PytorchStreamWriter .* failed$"):
+        save_atomically({"a": 2}, tmp_path / "model.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+    assert (tmp_path / "model.pt").read_bytes() == before
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -169,3 +169,24 @@ def test_the_sentence_survives_another_process(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, env=environment)
     assert done.returncode == 1 and done.stderr.strip() == "Error: /nowhere.nii does not exist"
+
+
+def test_ctrl_c_a_full_disk_and_a_dead_worker_are_told_in_a_sentence():
+    def caught(error, cause=None):
+        try:
+            try:
+                raise error from cause
+            except Exception as inner:
+                raise RuntimeError("Failed to evaluate ConfigExpression") from inner
+        except BaseException as whole:
+            return batch.sentence_of(whole)
+
+    assert caught(KeyboardInterrupt()).startswith("interrupted; a training goes on")
+    assert caught(OSError(28, "No space left on device")) == "a result cannot be written: No space left on device"
+    assert caught(OSError(28, "No space left on device", "m.csv")) == "m.csv: No space left on device"
+    for text in ("(pid 12) is killed by signal: Killed. ", "(pid(s) 12, 13) exited unexpectedly"):
+        assert caught(RuntimeError(f"DataLoader worker {text}"), KeyError()).startswith(
+            "a process that loads cases was"
+        )
+    assert caught(OSError("no number, so nobody knows")) is None
+    assert caught(RuntimeError("something else")) is None

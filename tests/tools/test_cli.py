@@ -1,5 +1,6 @@
 """The command line: exit codes, help, and wrong calls that must run nothing."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -236,6 +237,21 @@ def test_wrong_input_and_interruption_end_with_1_and_a_sentence(monkeypatch, cap
     assert fail(InputError("case.nii is wrong")) == 1
     assert capsys.readouterr().err == "dataset: case.nii is wrong\n"
     assert fail(KeyboardInterrupt()) == 1
+    assert capsys.readouterr().err.startswith("dataset: interrupted")
+    assert fail(OSError(errno.ENOSPC, "No space left on device", "out/a.nii.gz")) == 1
+    assert capsys.readouterr().err.startswith("dataset: out/a.nii.gz: No space left on device; make room")
+    assert fail(OSError(errno.EROFS, "Read-only file system")) == 1
+    assert capsys.readouterr().err.startswith("dataset: a result cannot be written: Read-only file system; make room")
+    with pytest.raises(OSError, match="Bad file descriptor"):  # a fault of the program is not hidden
+        fail(OSError(errno.EBADF, "Bad file descriptor"))
+
+
+def test_an_interruption_while_modules_load_ends_with_a_sentence(monkeypatch, capsys):
+    def command_function(command):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "command_function", command_function)
+    assert cli.main(["dataset"]) == 1
     assert capsys.readouterr().err.startswith("dataset: interrupted")
 
 

@@ -35,6 +35,8 @@ def side_by_side(jobs: dict[str, Callable[[dict], None]], workers: int) -> list[
     Raises:
         InputError: as soon as a job raises one, such as a leak; no further job begins.
     """
+    from tools.workflows.run import end_runs
+
     failed, stopped, places = [], threading.Event(), queue.SimpleQueue()
     for place in range(workers):
         places.put(place)
@@ -59,8 +61,9 @@ def side_by_side(jobs: dict[str, Callable[[dict], None]], workers: int) -> list[
         try:
             for future in futures:
                 future.result()
-        except BaseException:
+        except BaseException:  # Ctrl-C too, which only this thread hears
             stopped.set()
+            end_runs()
             raise
     return failed
 

@@ -90,7 +90,10 @@ def share_folder(output: Path, fold: int, fraction: float) -> Path:
 
 
 def environment(place: int, places: int) -> dict[str, str]:
-    """Return the environment of one of several runs side by side: a GPU of its own, or its share of the cores."""
+    """Return the environment of one of several runs side by side: a GPU of its own, or its share of the cores.
+
+    A number of threads that the user set stays: sums round by it, so results then do not depend on the places.
+    """
     import torch
 
     gpus = torch.cuda.device_count()
@@ -98,7 +101,7 @@ def environment(place: int, places: int) -> dict[str, str]:
         return {}
     if gpus > 1:
         return {"CUDA_VISIBLE_DEVICES": str(place % gpus)}
-    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // places))}
+    return {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // places))}
 
 
 def train(

@@ -120,6 +120,32 @@ def markdown_table(header: list[str], rows: list[list]) -> str:
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in [header, ["---"] * len(header), *rows])
 
 
+def auc_text(found: dict) -> str:
+    """Return an area under the curve with its interval, and of how many patients.
+
+    Example:
+        >>> auc_text({"auc": 0.61, "low": 0.4, "high": 0.8, "patients": 8, "other_patients": 4})
+        'area under the curve 0.61 (0.40 to 0.80), 8 patients trained on and 4 others'
+    """
+    people = f"{found['patients']} patients trained on and {found['other_patients']} others"
+    if found["auc"] is None:
+        return f"too few patients, {people}"
+    return f"area under the curve {found['auc']:.2f} ({found['low']:.2f} to {found['high']:.2f}), {people}"
+
+
+def _membership(rows: list[dict]) -> str:
+    """Return the section on what `membership` found of synthesizers trained on these cases; empty if it was not run."""
+    if not rows:
+        return ""
+    lines = [
+        f"- synthesizer {row['synthesizer_sha256'][:12]}, {attack}: {auc_text(found)}"
+        for row in rows
+        for attack, found in row["attacks"].items()
+    ]
+    told = "Can the patients that a synthesizer was trained on be told from others? .5 is chance; 95 % intervals."
+    return "\n".join(["\n## Membership inference\n", told, "", *lines, ""])
+
+
 def card_text(card: dict) -> str:
     """Return a card as Markdown."""
     tissues, absent = card["tissues"], ["–"] * len(QUANTILES)
@@ -158,4 +184,4 @@ Lung is the sum of the tissues; {card["lung_share_below_minus_950_hu"]:.1%} of i
 ## Folds: patients with each tissue
 
 {markdown_table(["fold", "patients", "cases", *tissues], folds)}
-"""
+{_membership(card.get("membership", []))}"""

@@ -1,12 +1,14 @@
 """Writing results so that an interrupted run never leaves half a file or half a folder behind."""
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,41 @@ class InputError(ValueError):
 
 class RunError(RuntimeError):
     """A run failed although the input was accepted; the message says which run and where its log is."""
+
+
+# What a disk or its owner refuses, and no fault of this project: a command ends with a sentence, not a traceback.
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+HELD: set[tuple[int, int]] = set()  # device and number of each folder that this process writes, until it ends
+
+
+def hold(folder: Path) -> Callable[[], None]:
+    """Keep other processes from a folder, where the file system can, and return what lets it go.
+
+    Nothing needs to be let go at the end of a process, however it ends.
+
+    Raises:
+        InputError: if another process holds it.
+    """
+    about = os.stat(folder)
+    key = about.st_dev, about.st_ino
+    if key in HELD:
+        return lambda: None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise InputError(f"output {folder} is being written by another process; wait for it, or end it") from None
+    except OSError:  # a file system without locks
+        os.close(descriptor)
+        return lambda: None
+    HELD.add(key)
+
+    def let_go() -> None:
+        HELD.discard(key)
+        os.close(descriptor)
+
+    return let_go
 
 
 def first_line(error: Exception) -> str:
@@ -150,8 +187,11 @@ def new_directory(output: Path) -> Iterator[Path]:
     existed = output.is_dir()
     created = [folder for folder in output.parents if not folder.exists()]
     partial = output / ".partial" if existed else output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
+    if partial.is_dir():
+        hold(partial)()  # another process may be filling it
+        shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
     partial.mkdir(parents=True)
+    let_go = hold(partial)
     try:
         yield partial
         if existed:
@@ -166,6 +206,8 @@ def new_directory(output: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):  # another process uses it by now
                 folder.rmdir()
         raise
+    finally:
+        let_go()
 
 
 def open_run(output: Path, settings: dict) -> Path:
@@ -174,16 +216,22 @@ def open_run(output: Path, settings: dict) -> Path:
     The settings stand in ``run.json``; a finished piece of work is whatever file the command finds there.
 
     Raises:
-        InputError: if the folder holds something else, or a run with other settings (each difference is named).
+        InputError: if the folder holds something else, or a run with other settings (each difference is named), or
+            another process is at it.
     """
     output = Path(output)
     run_file = output / "run.json"
     settings = json.loads(json.dumps(settings))
     if not run_file.is_file():
         check_new_directory(output)
+        output.mkdir(parents=True, exist_ok=True)
+        hold(output)
         write_json(run_file, settings)
         return output
     check_writable(output)
+    hold(output)
+    for left in output.rglob(".partial-*"):  # half files of a killed run
+        left.unlink(missing_ok=True)
     earlier = read_json(run_file)
     differing = [key for key in sorted(settings.keys() | earlier.keys()) if settings.get(key) != earlier.get(key)]
     if differing:

@@ -2,13 +2,12 @@
 
 import os
 import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tools.io.files import RunError, atomic_file, read_json
-from tools.workflows.run import first_error
+from tools.workflows.run import bound_command, first_error
 
 KINDS = {"torchscript": "model.ts", "onnx": "model.onnx"}  # what MONAI's loaders and the exports call them
 SIDES = ("width", "height", "depth")
@@ -55,7 +54,7 @@ def _onnx_words(root: Path) -> list:
 
 def monai_bundle(root: Path, words: list) -> None:
     """Run a command of ``monai.bundle`` in a bundle's folder and leave nothing there; RunError if it fails."""
-    command = [sys.executable, "-m", "monai.bundle", *map(str, words)]
+    command = bound_command([str(word) for word in words])
     environment = {"PYTHONWARNINGS": "ignore"} | os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", cwd=root, env=environment)
     if done.returncode:

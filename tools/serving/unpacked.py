@@ -6,7 +6,6 @@ import os
 import shutil
 import site
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,7 +19,7 @@ from tools.io.files import RunError, sha256
 from tools.phantom.phantom import phantom
 from tools.serving import exports
 from tools.tissues import tissue_labels
-from tools.workflows.run import first_error, run_words
+from tools.workflows.run import bound_command, first_error, run_words
 from tools.workflows.segmenter import SEGMENTER
 from tools.workflows.synthesizer import SYNTHESIZER
 
@@ -137,9 +136,8 @@ class Proof:
         """
         words = [str(word) for word in words]
         start = time.perf_counter()
-        command = [sys.executable, "-m", "monai.bundle", *words]
         done = subprocess.run(
-            command,
+            bound_command(words),
             cwd=cwd or self.root,
             env=self._environment(),
             capture_output=True,
@@ -149,7 +147,8 @@ class Proof:
         step = {"name": name, "command": self._readable(words), "seconds": round(time.perf_counter() - start, 1)}
         if done.returncode or not (makes is None or makes.exists()):
             self.log.parent.mkdir(parents=True, exist_ok=True)
-            self.log.write_text(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}", encoding="utf-8")
+            told = f"python -m monai.bundle {' '.join(words)}\n{done.stdout}\n{done.stderr}"
+            self.log.write_text(told, encoding="utf-8")
             raise RunError(f"{name} of {self.root.name} failed: {_cause(done.stderr)}; its log is {self.log}")
         self.steps.append(step | {"result": "ok"})
         print(f"{name}: ok, {step['seconds']} s", flush=True)

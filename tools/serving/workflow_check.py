@@ -13,6 +13,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from tools.io.files import first_line
+from tools.workflows.run import end_with_parent
 
 # Workflow to its config files and to MONAI's name for its kind.
 WORKFLOWS = {
@@ -24,7 +25,7 @@ WORKFLOWS = {
 
 def workflow_problems(root: Path, dataset_dir: Path, cases_dir: Path, output_dir: Path) -> list[str]:
     """Build a bundle's workflows and load its weights, in a process of its own; return what is wrong."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent) as pool:
         return pool.submit(_problems, root, dataset_dir, cases_dir, output_dir).result()
 
 

@@ -1,12 +1,14 @@
 """Running a bundle: its workflow in a process of its own, or its components in this one."""
 
 import contextlib
+import ctypes
 import importlib.metadata
 import multiprocessing
 import os
 import platform
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +24,14 @@ from tools.io.files import InputError, RunError, read_json
 
 FINE_TUNE = "fine_tune.yaml"  # overlay on train.json, in both bundles
 PLACE: ContextVar[dict[str, str] | None] = ContextVar("place", default=None)  # see placed
+# A bundle's process dies with the one that started it, where the system is Linux: prctl with PR_SET_PDEATHSIG, SIGKILL.
+BOUND = (
+    "import ctypes, os, runpy, sys; parent = int(sys.argv.pop(1)); "
+    "sys.platform.startswith('linux') and ctypes.CDLL(None).prctl(1, 9); "
+    "os.getppid() == parent or os._exit(1); "
+    "runpy.run_module('monai.bundle', run_name='__main__', alter_sys=True)"
+)
+STARTED: set[subprocess.Popen] = set()  # bundles' processes that this one waits for
 LOG_PREFIX = re.compile(r"^[-0-9]+ [:,0-9]+ - [A-Z]+ - ", re.MULTILINE)  # of lines that NVFlare logs
 
 
@@ -68,13 +78,15 @@ def run_bundle(
     check_overrides(bundle, config_files, overrides)
     shown = sys.stderr.isatty()
     words = run_words(BUNDLES / bundle, config_files, {"progress_bar": shown} | overrides)
-    command = [sys.executable, "-m", "monai.bundle", "run", *words]
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     # idle OpenMP threads sleep instead of spinning: as fast alone, and far faster beside other work
     own = (PLACE.get() or {}) | (variables or {})
     environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | own | {"PYTHONUNBUFFERED": "1"}
     with open(log, "wb") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.PIPE, env=environment)
+        process = subprocess.Popen(
+            bound_command(["run", *words]), stdout=stream, stderr=subprocess.PIPE, env=environment
+        )
+        STARTED.add(process)
         try:
             for chunk in iter(lambda: process.stderr.read1(4096), b""):
                 if shown and b"\r" in chunk:  # a progress bar
@@ -87,6 +99,8 @@ def run_bundle(
             process.terminate()
             process.wait()
             raise
+        finally:
+            STARTED.discard(process)
         returncode = process.wait()
     if returncode:
         cause = first_error(Path(log).read_text(encoding="utf-8", errors="replace"))
@@ -107,6 +121,23 @@ def placed(variables: dict[str, str]) -> Iterator[None]:
         PLACE.reset(before)
 
 
+def bound_command(words: list[str]) -> list[str]:
+    """Return the command ``python -m monai.bundle WORDS`` as a process that does not outlive this one."""
+    return [sys.executable, "-c", BOUND, str(os.getpid()), *words]
+
+
+def end_with_parent() -> None:
+    """Have this process end when the one that started it does, however that ends, where the system is Linux."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def end_runs() -> None:
+    """End the bundles' processes that other threads wait for, which then raise RunError."""
+    for process in list(STARTED):
+        process.terminate()
+
+
 def run_words(root: Path, config_files: list[str], overrides: dict) -> list[str]:
     """Return the words after ``python -m monai.bundle run`` for a bundle in a folder; see :func:`run_bundle`."""
     files = [str(root / "configs" / name) for name in config_files]
@@ -124,7 +155,7 @@ def run_measured(bundle: str, overrides: dict, log: Path) -> tuple[float, float]
         RunError: if the run fails.
     """
     # a small process in between: the system counts as a child's memory what its parent held when it started
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent) as pool:
         return pool.submit(_run_alone, bundle, overrides, log).result()
 
 

@@ -25,6 +25,7 @@ LOGGERS = (
     "monai.handlers.StatsHandler",
     *(f"ignite.engine.engine.Supervised{kind}" for kind in ("Trainer", "Evaluator")),
 )
+WORKER = re.compile(r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)")
 OWN = re.escape(str(Path(__file__).parent))
 RAISED = re.compile(rf'  File "{OWN}/[^"]+", line \d+, in .*\n    raise .*\n(?:    .*\n)*(?:[\w.]+: )?([\s\S]+)$')
 
@@ -32,27 +33,39 @@ RAISED = re.compile(rf'  File "{OWN}/[^"]+", line \d+, in .*\n    raise .*\n(?: 
 def sentence_of(error: BaseException) -> str | None:
     """Return the sentence that this bundle raised at the beginning of a chain of errors, or None if it raised none.
 
-    A file that is missing or cannot be written tells itself in a sentence too.
+    A file that is missing or cannot be written tells itself in a sentence too, and so do Ctrl-C and a loader's worker
+    that was killed.
     """
+    for one in _chain(error):
+        if isinstance(one, KeyboardInterrupt):
+            return "interrupted; a training goes on from what it saved last with --resume True"
+        if WORKER.search(str(one)):
+            return (
+                "a process that loads cases was killed, most often for want of memory; a training goes on with "
+                "--resume True, perhaps with fewer num_workers"
+            )
     for part in CAUSES.split("".join(traceback.format_exception(error))):
         last = part.rfind('  File "')
         raised = RAISED.match(part[last:]) if last >= 0 else None
         if raised:
             return raised[1].strip()
-    first = _first(error)
-    return f"{first.filename}: {first.strerror}" if isinstance(first, OSError) and first.filename else None
+    first = _chain(error)[-1]
+    if not isinstance(first, OSError) or not first.strerror:
+        return None
+    return f"{first.filename or 'a result cannot be written'}: {first.strerror}"
 
 
 def cause_of(error: BaseException) -> str:
     """Return what began a chain of errors, in a sentence."""
-    return sentence_of(error) or first_line(_first(error))
+    return sentence_of(error) or first_line(_chain(error)[-1])
 
 
-def _first(error: BaseException) -> BaseException:
-    """Return the error at the beginning of a chain."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__
-    return error
+def _chain(error: BaseException) -> list[BaseException]:
+    """Return a chain of errors, the one that began it last."""
+    chain = [error]
+    while chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(chain[-1].__cause__ or chain[-1].__context__)
+    return chain
 
 
 def say_errors_in_a_sentence() -> None:

@@ -11,21 +11,56 @@ import numpy
 import torch
 from ignite.engine import Engine, Events
 from monai.data import get_track_meta, set_track_meta
-from monai.data.utils import set_rnd
 from monai.engines import IterationEvents
 from monai.handlers import MLFlowHandler
 from monai.transforms import Compose
 from monai.utils import CommonKeys
 
+try:
+    import fcntl
+except ImportError:  # on Windows nobody looks whether two trainings write into one folder
+    fcntl = None
+
+HELD: set[Path] = set()  # folders that this process trains into, until it ends
+
 LOSSES = 20  # that are looked at together on a GPU
 
 
 def save_atomically(content, path: Path) -> None:
-    """Write a checkpoint so that a process that dies leaves the old file or the new one, never half of one."""
+    """Write a checkpoint so that a process that dies leaves the old file or the new one, never half of one.
+
+    Raises:
+        ValueError: If it cannot be written; nothing is left of it then.
+    """
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(content, partial)
-    os.replace(partial, path)
+    try:
+        torch.save(content, partial)
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch says RuntimeError where the disk is full
+        partial.unlink(missing_ok=True)
+        raise ValueError(f"{path} cannot be written; is the disk full? {str(error).splitlines()[0]}") from error
+
+
+def hold(folder: Path) -> None:
+    """Keep other processes from training into a folder until this one ends, where the file system can.
+
+    Raises:
+        ValueError: If the folder cannot be written, or another process holds it.
+    """
+    folder = Path(folder).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"model_dir {folder} cannot be written; name another folder")
+    if fcntl is None or folder in HELD:
+        return
+    try:
+        fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"another process trains into model_dir {folder}; wait for it, or name another one") from None
+    except OSError:  # a file system without locks
+        return
+    HELD.add(folder)
 
 
 def end_tracking(handlers: Iterable) -> None:
@@ -54,7 +89,7 @@ class TrainingState:
         ema: EMAHandler of ignite.
         optimizer: Optimizer of the network.
         lr_scheduler: Schedule of the optimizer.
-        dataloader: Dataloader of the trainer; its dataset's transforms are seeded too.
+        dataloader: Dataloader of the trainer, a ``SeededLoader`` where workers may load.
         model_dir: Folder of both files.
         weights_name: File of the averaged weights.
         seed: Seed of the run.
@@ -82,12 +117,18 @@ class TrainingState:
 
     def attach(self, engine: Engine) -> None:
         """Load when the engine starts, seed each epoch, save after it."""
+        engine.add_event_handler(Events.STARTED, self.begin)
         if self.resume:
             engine.add_event_handler(Events.STARTED, self.load)
         engine.add_event_handler(Events.EPOCH_STARTED, self.begin_epoch)
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self.check_loss)
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self.keep_whole)
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.save_interval) | Events.COMPLETED, self.save)
+
+    def begin(self, engine: Engine) -> None:
+        """Take the folder for this process; the first of several does."""
+        if idist.get_rank() == 0:
+            hold(self.state.parent)
 
     def load(self, engine: Engine) -> None:
         """Take up the saved state."""
@@ -106,7 +147,6 @@ class TrainingState:
         random.seed(seed)
         numpy.random.seed(seed)
         torch.manual_seed(seed)
-        set_rnd(self.dataloader.dataset, seed)
         if hasattr(self.dataloader.sampler, "set_epoch"):
             self.dataloader.sampler.set_epoch(engine.state.epoch)
         engine.set_data(self.dataloader)

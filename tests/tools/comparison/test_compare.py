@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 
 from tests.tools.fakes.standin import LABELS, TISSUES, make_case, twelve_patients
 from tools.comparison import arms, compare, results
+from tools.comparison.experiment import side_by_side
+from tools.comparison.run import environment
 from tools.data.datalist import Case, read_datalist
 from tools.io.files import InputError, RunError, read_json, write_json
 from tools.report.report import load
@@ -121,6 +124,30 @@ def test_runs_side_by_side_end_with_the_same_table(datalist, standin, tmp_path):
     one, other = (read_json(tmp_path / name / "out/summary.json")["rows"] for name in "ab")
     assert one == other and len(standin.trained) == 2 * 2 * 2 * 3
     assert len(standin.augmented) == 2 * 2 * 2
+
+
+def test_threads_that_the_user_set_stay_in_runs_side_by_side(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert environment(1, 2) == {"OMP_NUM_THREADS": "4"} and environment(0, 1) == {}
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert environment(1, 2) == {}
+
+
+def test_an_interruption_ends_the_runs_that_are_waited_for(standin, monkeypatch):
+    ended = threading.Event()
+    monkeypatch.setattr(sys.modules["tools.workflows.run"], "end_runs", ended.set)
+
+    def run(place):
+        assert ended.wait(20), "the run was not ended"
+
+    def interrupted(place):
+        raise KeyboardInterrupt  # stands for the main thread's, which waits for the first of them
+
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side({"one": interrupted, "two": run}, 2)
+    assert ended.is_set()
 
 
 def test_a_plan_trains_nothing_and_a_tissue_missing_in_a_fold_is_said(datalist, standin, tmp_path, capsys):

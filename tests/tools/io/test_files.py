@@ -1,6 +1,9 @@
 """Writing files and folders: all or nothing."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -102,6 +105,66 @@ def test_resumed_run_needs_the_same_settings(tmp_path):
     (tmp_path / "other/file").touch()
     with pytest.raises(InputError, match="other is not empty"):
         files.open_run(tmp_path / "other", {})
+
+
+@pytest.fixture
+def held(tmp_path):
+    """Return what holds a folder in another process until the test ends."""
+    started = []
+
+    def hold(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        program = (
+            "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX); print(flush=True)"
+        )
+        words = [sys.executable, "-c", f"{program}; sys.stdin.read()", str(folder)]
+        started.append(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        started[-1].stdout.readline()
+        return started[-1]
+
+    yield hold
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_folder_that_another_process_writes_is_refused_until_that_one_ends(tmp_path, held):
+    files.write_json(tmp_path / "run/run.json", {"seed": 0})
+    other = held(tmp_path / "run")
+    with pytest.raises(InputError, match="run is being written by another process; wait for it, or end it"):
+        files.open_run(tmp_path / "run", {"seed": 0})
+    other.kill()
+    other.wait()
+    assert files.open_run(tmp_path / "run", {"seed": 0}) == tmp_path / "run"
+
+
+def test_a_folder_that_another_process_fills_is_neither_taken_nor_emptied(tmp_path, held):
+    held(tmp_path / "out.partial")
+    (tmp_path / "out.partial/half").touch()
+    with (
+        pytest.raises(InputError, match="out.partial is being written by another process"),
+        files.new_directory(tmp_path / "out"),
+    ):
+        pass
+    assert (tmp_path / "out.partial/half").is_file() and not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_let_go_when_it_is_filled(tmp_path, held):
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    for number in range(5):
+        with files.new_directory(tmp_path / f"out{number}"):
+            pass
+    assert not files.HELD or before == 0 or len(os.listdir("/proc/self/fd")) <= before
+    assert held(tmp_path / "out0").poll() is None
+
+
+def test_half_files_of_a_killed_run_are_removed_when_it_goes_on(tmp_path):
+    output = files.open_run(tmp_path / "run", {"seed": 0})
+    (output / "images").mkdir()
+    for name in (".partial-abc.json", "images/.partial-x.nii.gz", "images/a.nii.gz"):
+        (output / name).touch()
+    files.open_run(output, {"seed": 0})
+    assert sorted(path.name for path in output.rglob("*") if path.is_file()) == ["a.nii.gz", "run.json"]
 
 
 def test_hash_is_sha256(tmp_path):
