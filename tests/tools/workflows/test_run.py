@@ -41,7 +41,8 @@ def test_runs_started_in_a_place_have_its_gpu_and_others_none(tmp_path, monkeypa
 
     def start(command, env, **_):
         seen.append((env.get("CUDA_VISIBLE_DEVICES"), env.get("OMP_NUM_THREADS")))
-        return types.SimpleNamespace(stderr=io.BytesIO(), wait=lambda: 0)
+        process = type("Process", (), {"stderr": io.BytesIO(), "wait": lambda self: 0})
+        return process()
 
     monkeypatch.setattr("tools.workflows.run.subprocess.Popen", start)
 
