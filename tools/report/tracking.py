@@ -1,9 +1,11 @@
 """A finished comparison in MLflow: one run for each segmenter, and one for the verdict with its page and figures."""
 
+import itertools
 import os
 import statistics
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tools.comparison.verdicts import MEASURES
@@ -13,6 +15,7 @@ from tools.tissues import tissue_colours
 
 RUN, VERDICT = "difflung.run", "verdict"  # the tag by which a run is found again; its value for the comparison itself
 CONSTANTS = ("arm", "fold", "seed", "fraction", "ratio", "iterations", "training_items", "synthetic_items")
+MOST = 100  # parameters in one call
 TRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
 
@@ -98,13 +101,22 @@ def means(scores: dict) -> dict[str, float]:
     return found
 
 
+def batched(pairs: Iterable[tuple]) -> Iterator[tuple]:
+    """Return as many pairs at a time as MLflow takes."""
+    pairs = iter(pairs)
+    return iter(lambda: tuple(itertools.islice(pairs, MOST)), ())
+
+
 def _write(client, experiment: str, place: str, title: str, params: dict, metrics: dict, files: list[Path]) -> None:
     """Write one run; it is finished, and so found again, once all of it is there."""
+    from mlflow.entities import Metric, Param
+
     run = client.create_run(experiment, run_name=title, tags={RUN: place}).info.run_id
-    for key, value in params.items():
-        client.log_param(run, key, value)
-    for key, value in metrics.items():
-        client.log_metric(run, key, value)
+    now = int(1000 * time.time())
+    for some in batched(params.items()):
+        client.log_batch(run, params=[Param(key, str(value)) for key, value in some])
+    for some in batched(metrics.items()):
+        client.log_batch(run, metrics=[Metric(key, value, now, 0) for key, value in some])
     for file in files:
         client.log_artifact(run, str(file))
     client.set_terminated(run)
