@@ -49,6 +49,7 @@ def main(job: dict) -> None:
         page.on("pageerror", lambda error: errors.append(str(error)))
         segments = open_segmentation(page, job)
         scroll_to(page, job)
+        page.keyboard.press("2")  # the lung window
         page.mouse.move(5, WINDOW["height"] - 5)
         page.wait_for_timeout(3000)
         page.screenshot(path=job["window"])
