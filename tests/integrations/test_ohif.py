@@ -24,9 +24,16 @@ pytestmark = [
 LABELS = tissue_labels()
 COLOURS = {words(name): tuple(bytes.fromhex(colour[1:])) for name, colour in tissue_colours(LABELS).items()}
 VALUES = {words(name): value for name, value in LABELS.items()}
+SCRIPT = ROOT / "tools/serving/label_series.py"
 DESCRIPTION = "Lung tissue, research use only"
 # An outline is drawn in the segment's own colour; healthy is as grey as the CT.
 NEAR, OUTLINE_PIXELS = 12, 8
+STORE = """
+import runpy, sys
+from monailabel.client import MONAILabelClient
+script, server, series, file = sys.argv[1:]
+runpy.run_path(script)["store"](MONAILabelClient(server), series, file)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +74,7 @@ def uids(folder):
 
 
 def label_series(server, series, check=True):
-    script = ROOT / "tools/serving/label_series.py"
-    return run(python_of("label"), script, server.url, series, check=check)
+    return run(python_of("label"), SCRIPT, server.url, series, check=check)
 
 
 def labelled(segmenter, ct, folder):
@@ -122,6 +128,17 @@ def test_monai_label_stores_a_seg_that_ohif_shows(archive, label, segmenter, ct,
     assert names == [name for name in COLOURS if (expected == VALUES[name]).any()]
     assert f"stored a DICOM SEG of {', '.join(names)}" in done.stdout
     check_page(archive, study, description, names, expected, tmp_path / "page")
+
+
+def test_a_tissue_that_a_map_lacks_shifts_no_name(archive, label, segmenter, ct, tmp_path):
+    study, series = uids(ct)
+    expected = labelled(segmenter, ct, tmp_path / "plain").copy()
+    expected[expected == LABELS["ground_glass"]] = 0
+    assert (expected > LABELS["ground_glass"]).any()
+    affine = nib.load(tmp_path / "plain/series_tissues.nii.gz").affine
+    nib.save(nib.Nifti1Image(expected, affine), tmp_path / "corrected.nii.gz")
+    run(python_of("label"), "-c", STORE, SCRIPT, label.url, series, tmp_path / "corrected.nii.gz")
+    check_seg(archive, study, ct, expected, tmp_path / "seg")
 
 
 def test_a_ct_without_lung_stores_nothing(archive, label, tmp_path):

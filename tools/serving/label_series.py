@@ -33,21 +33,18 @@ def label_info(values: set[int], tissues: dict) -> list[dict]:
     return [names | {"segmentAttribute": known[value]} for value in sorted(values - {0})]
 
 
-def label_series(server: str, series: str, device: str) -> list[str]:
-    """Label a series, have the server store its tissues as DICOM SEG, and return their names; none, nothing stored.
+def store(client: MONAILabelClient, series: str, file: str) -> list[str]:
+    """Have the server store a tissue map as DICOM SEG, and return its tissues' names; none, nothing stored.
 
     Args:
-        server: Address of MONAI Label.
+        client: Client of a server on a DICOMweb address.
         series: SeriesInstanceUID.
-        device: Device of the network, such as cpu or cuda.
+        file: The tissue map, NIfTI on the series' grid.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        client = MONAILabelClient(server, tmpdir=folder)
-        file, _ = client.infer(MODEL, series, {"device": device, "result_dtype": "uint8"})
-        values = {int(value) for value in np.unique(nib.load(file).dataobj)}
-        info = label_info(values, json.loads(TISSUES.read_text(encoding="utf-8")))
-        if info:
-            client.save_label(series, file, tag="final", params={"label_info": info})
+    values = {int(value) for value in np.unique(nib.load(file).dataobj)}
+    info = label_info(values, json.loads(TISSUES.read_text(encoding="utf-8")))
+    if info:
+        client.save_label(series, file, tag="final", params={"label_info": info})
     return [segment["segmentAttribute"]["SegmentLabel"] for segment in info]
 
 
@@ -58,7 +55,10 @@ def main() -> None:
     parser.add_argument("series", help="SeriesInstanceUID of the CT")
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
-    found = label_series(given.server, given.series, given.device)
+    with tempfile.TemporaryDirectory() as folder:
+        client = MONAILabelClient(given.server, tmpdir=folder)
+        file, _ = client.infer(MODEL, given.series, {"device": given.device, "result_dtype": "uint8"})
+        found = store(client, given.series, file)
     if not found:
         sys.exit("no lung was found; nothing is stored")
     print(f"stored a DICOM SEG of {', '.join(found)}")
