@@ -130,7 +130,7 @@ def test_monai_label_stores_a_seg_that_ohif_shows(archive, label, segmenter, ct,
     check_page(archive, study, description, names, expected, tmp_path / "page")
 
 
-def test_a_tissue_that_a_map_lacks_shifts_no_name(archive, label, segmenter, ct, tmp_path):
+def test_a_map_that_lacks_a_tissue_is_stored_under_the_right_names(archive, label, segmenter, ct, tmp_path):
     study, series = uids(ct)
     expected = labelled(segmenter, ct, tmp_path / "plain").copy()
     expected[expected == LABELS["ground_glass"]] = 0

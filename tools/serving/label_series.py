@@ -21,8 +21,8 @@ TISSUES = Path(__file__).parents[2] / f"bundles/{MODEL}/docs/lung_tissues_dicom.
 def label_info(values: set[int], tissues: dict) -> list[dict]:
     """Return what MONAI Label is to write of each segment, in the order of the values that a map holds.
 
-    MONAI Label gives the first entry to the lowest value in the map, the second to the next, and so on. An entry for a
-    tissue that the map lacks would shift all names behind it.
+    MONAI Label gives the first entry to the lowest value in the map, the second to the next, and so on. With an entry
+    for a tissue that the map lacks, dcmqi finds other values than the entries name, and the server answers 500.
 
     Args:
         values: Label values in the map.
