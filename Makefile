@@ -1,11 +1,12 @@
 # make demo: the whole chain on drawn patients.  make test: everything but integrations.  make check: the quick part.
-# make test-integrations: install MONAI Label, MONAI Deploy, Triton's client, NVFlare, nnU-Net, MLflow; prove each.
+# make test-integrations: install MONAI Label, MONAI Deploy, Triton, NVFlare, nnU-Net, MLflow, OHIF; prove each.
 # make weights CT=FOLDER: the segmenter from normal CTs, hours on two cores; started again, it goes on.
 PYTHON ?= python3
 BIN := .venv/bin
 
 # each is installed in a .venv-NAME of its own from tests/integrations/requirements-NAME.txt
-INTEGRATIONS := label deploy triton federated nnunet mlflow
+INTEGRATIONS := label deploy triton federated nnunet mlflow ohif
+OHIF := 3.12.10
 
 .PHONY: demo weights test check lint clean test-integrations
 
@@ -43,6 +44,13 @@ lint: .venv/.dev
 	$(PYTHON) -m venv .venv-label
 	.venv-label/bin/pip install --quiet --disable-pip-version-check --constraint $< torch torchvision setuptools wheel
 	SAM2_BUILD_CUDA=0 .venv-label/bin/pip install --quiet --disable-pip-version-check --no-build-isolation -r $<
+	touch $@
+
+# OHIF comes built in its npm package, of which only the files are wanted; without npm its tests are skipped
+.venv-ohif/.ready: tests/integrations/requirements-ohif.txt
+	$(PYTHON) -m venv .venv-ohif
+	.venv-ohif/bin/pip install --quiet --disable-pip-version-check -r $<
+	(cd .venv-ohif && npm pack --silent @ohif/app@$(OHIF) && tar xzf ohif-app-$(OHIF).tgz) || echo "no OHIF: npm failed"
 	touch $@
 
 .venv-%/.ready: tests/integrations/requirements-%.txt

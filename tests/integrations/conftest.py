@@ -8,7 +8,8 @@ from tests.integrations.consumers import ENVIRONMENTS, python_of, trained
 from tools.data.dataset import dataset
 from tools.phantom.phantom import phantom
 
-collect_ignore = ["triton_backend.py", "triton_server.py"]  # they run inside Triton's server and beside it
+# they run inside Triton's server and beside it, and where a browser is driven
+collect_ignore = ["triton_backend.py", "triton_server.py", "ohif_browser.py"]
 
 
 def pytest_collection_modifyitems(items):

@@ -2,21 +2,24 @@
 
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
 
 from tools.bundles import BUNDLES
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENTS = (
-    "label",
-    "deploy",
-    "triton",
-    "federated",
-    "nnunet",
-    "mlflow",
-)  # marker of a test and name of what it needs
+# markers of tests, and names of what they need
+ENVIRONMENTS = ("label", "deploy", "triton", "federated", "nnunet", "mlflow", "ohif")
+START_SECONDS = 180
 
 
 def python_of(name: str) -> Path:
@@ -30,6 +33,46 @@ def run(*command: object, cwd: Path | None = None, check: bool = True, **variabl
     done = subprocess.run(line, cwd=cwd, capture_output=True, text=True, env=os.environ | variables)
     assert not check or done.returncode == 0, f"{line}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
     return done
+
+
+def free_port() -> int:
+    """Return a port of the loopback address on which nothing listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@contextmanager
+def serving(command: list, log: Path, url: str, cwd: Path, **variables: str) -> Iterator[None]:
+    """Start a server, wait until an address answers, and end it with all that it started.
+
+    Args:
+        command: Words of the command.
+        log: File that receives what the server prints; its end is the failure if the server does not start.
+        url: Address that answers once the server runs.
+        cwd: Folder to start it in.
+        variables: Environment variables beside those of this process.
+    """
+    with log.open("w") as output:
+        streams = {"stdout": output, "stderr": subprocess.STDOUT, "start_new_session": True}
+        words = [str(word) for word in command]
+        process = subprocess.Popen(words, cwd=cwd, env=os.environ | variables, **streams)
+    try:
+        for _ in range(START_SECONDS):
+            try:
+                urlopen(url, timeout=60).close()
+                break
+            except OSError:
+                time.sleep(1)
+            if process.poll() is not None:
+                pytest.fail(f"{words} ended:\n{log.read_text()[-6000:]}")
+        else:
+            pytest.fail(f"{url} does not answer:\n{log.read_text()[-6000:]}")
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def trained(name: str, folder: Path, dataset_dir: Path, **overrides: object) -> Path:

@@ -1,31 +1,24 @@
 """MONAI Label's own server with the unmodified bundle: what it answers over REST is what MONAI answers."""
 
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 from urllib.error import HTTPError
-from urllib.parse import urlencode
-from urllib.request import Request, urlopen
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from tests.integrations.consumers import python_of, run, run_workflow
+from tests.integrations.label_server import MODEL, Server, label_server
 from tools.tissues import tissue_labels
 
 pytestmark = pytest.mark.label
 
-MODEL = "lung_tissue_seg"
 TISSUES = {name: value for name, value in tissue_labels().items() if name != "background"}
-START_SECONDS, TRAIN_SECONDS = 180, 600
+TRAIN_SECONDS = 600
 TURNED = [[1, -1], [2, 1], [0, -1]]  # where each axis of the file goes, and which are flipped
 CLIENT = """
 import json, sys
@@ -34,37 +27,6 @@ url, folder, model, image = sys.argv[1:]
 file, answer = MONAILabelClient(url, tmpdir=folder).infer(model, image, {"device": "cpu"})
 print(json.dumps({"file": file, "label_names": answer["label_names"]}))
 """
-
-
-class Server(NamedTuple):
-    """A running server: its address, its copy of the bundle, its images and what it has printed."""
-
-    url: str
-    bundle: Path
-    studies: Path
-    log: Path
-
-    def ask(self, path: str, body: bytes | None = None, kind: str = "application/json", **query: str) -> bytes:
-        """Return what the server answers; a body makes it a POST."""
-        request = Request(f"{self.url}{path}?{urlencode(query)}", data=body, headers={"Content-Type": kind})
-        with urlopen(request, timeout=300) as reply:
-            return reply.read()
-
-    def infer(self, case: str, folder: Path, **settings: object) -> nib.Nifti1Image:
-        """Return the labels of one image as the REST interface sends them."""
-        body = urlencode({"params": json.dumps({"device": "cpu"} | settings)}).encode()
-        kind = "application/x-www-form-urlencoded"
-        file = folder / f"{case}.nii.gz"
-        file.write_bytes(self.ask(f"/infer/{MODEL}", body, kind, image=case, output="image"))
-        return nib.load(file)
-
-    def find(self, text: str) -> None:
-        """Check that the server has printed a text; it prints why it failed after it has answered."""
-        for _ in range(30):
-            if text in self.log.read_text():
-                return
-            time.sleep(1)
-        pytest.fail(f"the server did not print {text!r}")
 
 
 @pytest.fixture(scope="module")
@@ -89,41 +51,9 @@ def python() -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(python, segmenter, studies, tmp_path_factory) -> Iterator[Server]:
-    """The server of MONAI Label, started as the documentation says, in a process group that is killed at the end."""
-    folder = tmp_path_factory.mktemp("label")
-    run(python, "-m", "monailabel.main", "apps", "--download", "--name", "monaibundle", "--output", folder)
-    app, log = folder / "monaibundle", folder / "server.log"
-    shutil.copytree(segmenter, app / "model" / MODEL)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [python, "-m", "monailabel.main", "start_server", "--app", app, "--studies", studies]
-    command += ["--conf", "models", MODEL, "--conf", "zoo_source", "local", "--conf", "sam2", "false"]
-    command += ["--host", "127.0.0.1", "--port", port]
-    with log.open("w") as output:
-        streams = {"stdout": output, "stderr": subprocess.STDOUT, "start_new_session": True}
-        process = subprocess.Popen([str(word) for word in command], cwd=folder, **streams)
-    try:
-        running = Server(f"http://127.0.0.1:{port}", app / "model" / MODEL, studies, log)
-        wait_for(running, process)
+def server(segmenter, studies, tmp_path_factory) -> Iterator[Server]:
+    with label_server(segmenter, studies, tmp_path_factory.mktemp("label")) as running:
         yield running
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def wait_for(server: Server, process: subprocess.Popen) -> None:
-    """Return when the server answers; its log is the failure if it does not."""
-    for _ in range(START_SECONDS):
-        try:
-            server.ask("/info/")
-            return
-        except OSError:
-            time.sleep(1)
-        if process.poll() is not None:
-            break
-    pytest.fail(f"the server did not start:\n{server.log.read_text()[-6000:]}")
 
 
 @pytest.fixture(autouse=True)

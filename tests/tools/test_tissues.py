@@ -1,14 +1,16 @@
 """The tissues: what 3D Slicer reads of the colour table, and that every copy is made of the one label scheme."""
 
 import csv
+import json
 
 import nibabel as nib
 import numpy as np
+import pytest
 from matplotlib.colors import to_rgb
 
 from tools.bundles import BUNDLES
 from tools.quantify.quantify import quantify
-from tools.tissues import COLOUR_TABLE, colour_table, tissue_colours, tissue_labels
+from tools.tissues import COLOUR_TABLE, colour_table, tissue_colours, tissue_labels, words
 
 LABELS = tissue_labels()
 
@@ -35,3 +37,23 @@ def test_bundle_and_quantify_give_the_same_table(tmp_path):
         nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / kind / "a.nii.gz")
     quantify(tmp_path / "images", tmp_path / "maps", tmp_path / "out")
     assert (tmp_path / "out" / COLOUR_TABLE).read_text() == colour_table(LABELS)
+
+
+def test_dicom_names_and_colours_of_the_bundle_are_those_of_the_labels():
+    (segments,) = read_dicom()["segmentAttributes"]
+    assert {segment["SegmentLabel"]: segment["labelID"] for segment in segments} == {
+        words(name): value for name, value in LABELS.items() if value
+    }
+    for segment, colour in zip(segments, tissue_colours(LABELS).values(), strict=True):
+        assert bytes(segment["recommendedDisplayRGBValue"]) == bytes.fromhex(colour[1:])
+
+
+def test_dicom_codes_of_the_bundle_are_those_of_the_segments_that_the_tools_write():
+    pytest.importorskip("highdicom")
+    from tools.io.dicom_seg import dcmqi_metadata
+
+    assert read_dicom() == dcmqi_metadata(LABELS)
+
+
+def read_dicom() -> dict:
+    return json.loads((BUNDLES / "lung_tissue_seg/docs/lung_tissues_dicom.json").read_text())

@@ -100,3 +100,39 @@ def segmentation(tissues: np.ndarray, slices: list[Dataset], labels: dict[str, i
         content_description=DESCRIPTION,
         series_description=f"{DESCRIPTION}: {slices[0].get('SeriesDescription', '')}"[:64],
     )
+
+
+def dcmqi_metadata(labels: dict[str, int]) -> dict:
+    """Return names, codes and colours of the tissues as dcmqi's ``itkimage2segimage`` and MONAI Label read them.
+
+    Args:
+        labels: Tissue name to value.
+    """
+    segments = []
+    for segment in describe(labels, ""):
+        name = segment.segment_label
+        colour = bytes.fromhex(FINDINGS[name.replace(" ", "_")][1].lstrip("#"))
+        attributes = {
+            "labelID": int(segment.segment_number),
+            "SegmentLabel": name,
+            "SegmentDescription": DESCRIPTION,
+            "SegmentAlgorithmType": "AUTOMATIC",
+            "SegmentAlgorithmName": MODEL,
+            "SegmentedPropertyCategoryCodeSequence": _code(segment.segmented_property_category),
+            "SegmentedPropertyTypeCodeSequence": _code(segment.segmented_property_type),
+            "AnatomicRegionSequence": _code(codes.SCT.Lung),
+            "recommendedDisplayRGBValue": list(colour),
+        }
+        if name == "healthy":
+            attributes["SegmentedPropertyTypeModifierCodeSequence"] = _code(codes.SCT.Normal)
+        segments.append(attributes)
+    return {"SeriesDescription": DESCRIPTION, "ContentLabel": "TISSUES", "segmentAttributes": [segments]}
+
+
+def _code(concept: Code) -> dict[str, str]:
+    """Return a coded concept in dcmqi's words."""
+    return {
+        "CodeValue": concept.value,
+        "CodingSchemeDesignator": concept.scheme_designator,
+        "CodeMeaning": concept.meaning,
+    }

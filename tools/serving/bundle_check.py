@@ -15,7 +15,7 @@ from tools.io.files import InputError, read_json
 FILES = {
     ".": ("LICENSE", "large_files.yml"),
     "configs": ("*.json", "*.yaml", "logging.conf"),
-    "docs": ("README.md", "comparison.md", "data_license.txt", "*.png", "*.ctbl"),
+    "docs": ("README.md", "comparison.md", "data_license.txt", "*.png", "*.ctbl", "*_dicom.json"),
     "models": ("model.pt", "card.json"),
     "scripts": ("*.py",),
 }

@@ -13,6 +13,7 @@ FOLDERS = {
     "bench": {"nnunet", "nnunetv2", "batchgenerators", "dynamic_network_architectures"},
     "federated": {"nvflare", "monai", "ignite", "tensorboard"},
 }  # folder of scripts to names that the environments they run in have, and this one need not have
+WORKERS = ["bench/nnunet_worker.py", "federated/worker.py", "federated/client.py", "serving/label_series.py"]
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -24,7 +25,7 @@ def test_no_module_beside_a_worker_hides_a_package(folder):
     assert not modules & (installed | FOLDERS[folder])
 
 
-@pytest.mark.parametrize("name", ["bench/nnunet_worker.py", "federated/worker.py", "federated/client.py"])
+@pytest.mark.parametrize("name", WORKERS)
 def test_a_worker_imports_nothing_of_this_project(name):
     path = Path(tools.__file__).parent / name
     nodes = list(ast.walk(ast.parse(path.read_text())))
