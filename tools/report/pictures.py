@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tools.data.datalist import Case, read_datalist
+from tools.data.datalist import SYNTHETIC, Case, read_datalist
 from tools.io.files import InputError
 from tools.io.volume import canonical_image, load_ct, load_labels
 from tools.report import figures
@@ -65,13 +65,16 @@ def examples(folders: list[dict], rivals: list[dict]) -> list[Example]:
 
 
 def _items(directory: Path) -> tuple[dict[str, int], dict[str, Case], dict[str, Case]]:
-    """Return labels, all painted cases that are on disk (rejected ones too) and the real cases, by name."""
+    """Return labels, all painted cases that are on disk (rejected ones too), and real cases and hosts, by name."""
     names = ("datalist_unfiltered.json", "datalist.json")
     path = next((Path(directory) / name for name in names if (Path(directory) / name).is_file()), None)
     datalist = read_datalist(path or Path(directory) / "datalist.json")
     split: tuple[dict, dict] = ({}, {})
     for case in datalist["training"]:
         split[0 if case.synthetic else 1][case.name] = case
+    for image in (Path(directory) / "hosts/images").glob("*.nii.gz"):
+        case = Case(image, image.parents[1] / "labels" / image.name, "", SYNTHETIC)
+        split[1][case.name] = case
     return datalist["labels"], *split
 
 

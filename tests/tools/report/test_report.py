@@ -329,6 +329,20 @@ def test_the_slice_with_most_painted_voxels_is_shown_and_the_zoom_holds_it(finis
     assert len(examples_of(finished)[0].panels) == 4  # another target map is no comparison
 
 
+def test_a_host_that_nobody_labelled_is_shown_beside_what_was_painted_into_it(finished):
+    folder = finished / "fold0/augment_cbmat"
+    for path in folder.glob("datalist*.json"):
+        held = read_json(path)
+        (real,) = (item for item in held["training"] if item["image"].endswith("real0.nii.gz"))
+        for kind in ("images", "labels"):
+            (folder / "hosts" / kind).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path.parent / real[kind[:-1]], folder / "hosts" / kind / "real0.nii.gz")
+        held["training"].remove(real)
+        write_json(path, held)
+    example = examples_of(finished)[0]
+    assert (example.source, example.voxels, example.panels[0][0]) == ("real0", 90, "real")
+
+
 @pytest.mark.usefixtures("without_ink")
 def test_a_folder_that_holds_no_finished_comparison_is_refused(finished, tmp_path):
     with pytest.raises(InputError, match="absent is not a folder"):
