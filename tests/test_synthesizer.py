@@ -94,12 +94,10 @@ def bundle(run_id, configs, cwd, *words, launcher=(), **overrides):
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
-    """Weights of a tiny training with attributes of its own, started from another folder by `run training`."""
+    """Weights of a tiny training, started from another folder by `run training`."""
     folder = tmp_path_factory.mktemp("run")
-    histories = ["none", "smoker", "exposure", "post-infection"]
-    own = {"attributes": {"severity": [0, 1], "age": [0, 110], "history": histories}}  # which others are not told
     places = {"dataset_dir": str(data), "model_dir": str(folder), "output_dir": str(folder / "eval"), "val_interval": 1}
-    result = bundle(["training"], ["train.json"], folder, **TINY, **places, **own)
+    result = bundle(["training"], ["train.json"], folder, **TINY, **places)
     assert result.returncode == 0, result.stderr[-3000:]
     return folder
 
@@ -236,6 +234,20 @@ def test_a_dicom_series_is_painted_as_the_file_of_the_same_ct(trained, painting,
     )  # a series is stored from its first slice up
     assert np.allclose(of_series.affine, of_file.affine, atol=1e-4)
     assert np.abs(np.asarray(of_series.dataobj) - np.asarray(of_file.dataobj)).max() <= 1
+
+
+@pytest.mark.parametrize("overlay", ["evaluate.json", "fine_tune.yaml", "few_step.yaml"])
+def test_weights_with_attributes_of_their_own_are_used_without_being_told_them(overlay, tmp_path):
+    configs, own = BUNDLE / "configs", {"age": [20, 90]}
+    parser = ConfigParser()
+    parser.read_config(str(configs / "train.json"))
+    parser.update({"attributes": own, "bundle_root": str(BUNDLE)})
+    torch.save(parser.get_parsed_content("network_def").state_dict(), tmp_path / "model.pt")
+    parser = ConfigParser()
+    parser.read_config([str(configs / "train.json"), str(configs / overlay)])
+    parser.update({"start": str(tmp_path / "model.pt"), "checkpoint": str(tmp_path / "model.pt")})
+    network = parser.get_parsed_content("network_def")
+    assert network.attributes.ranges == own
 
 
 @pytest.mark.slow

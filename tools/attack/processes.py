@@ -15,6 +15,11 @@ HANG_S = 1800  # a tiny run that takes longer hangs, on a machine that has other
 PASSED_OVER = (".log", ".partial")  # a log grows all the time; half a file is no result
 
 
+def _hear_sigint() -> None:
+    """Have a process end by SIGINT even where this one was started in the background, whose children ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Running:
     """A command that runs, its session its own, so that what it starts can be found.
 
@@ -36,7 +41,7 @@ class Running:
         with open(self.out, "wb") as out, open(self.err, "wb") as err:
             self.process = subprocess.Popen(
                 [sys.executable, *words], stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-                start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}, preexec_fn=_hear_sigint,
             )  # fmt: skip
 
     @property

@@ -17,7 +17,7 @@ from tools.comparison.run import Recipe, Run, environment, share_folder, train
 from tools.data.datalist import Case, split, subset
 from tools.io.files import RunError, read_json, write_json
 from tools.painting.manifest import FREE_METHODS
-from tools.workflows.run import placed
+from tools.workflows.run import end_runs, placed
 
 
 def say(line: str) -> None:
@@ -35,7 +35,6 @@ def side_by_side(jobs: dict[str, Callable[[dict], None]], workers: int) -> list[
     Raises:
         InputError: as soon as a job raises one, such as a leak; no further job begins.
     """
-    from tools.workflows.run import end_runs
 
     failed, stopped, places = [], threading.Event(), queue.SimpleQueue()
     for place in range(workers):

@@ -117,9 +117,7 @@ class Standin:
 def install(monkeypatch) -> Standin:
     """Put a stand-in where compare finds the bundles and augment."""
     standin = Standin()
-    bundle = types.SimpleNamespace(
-        run_bundle=standin.run_bundle, check_overrides=lambda *_: None, end_runs=lambda: None
-    )
+    bundle = types.SimpleNamespace(run_bundle=standin.run_bundle, check_overrides=lambda *_: None)
     monkeypatch.setitem(sys.modules, "tools.workflows.run", bundle)
     monkeypatch.setitem(sys.modules, "tools.painting.augment", types.SimpleNamespace(augment=standin.augment))
     return standin
