@@ -60,7 +60,9 @@ def one(bench, script, fault, number=0, monkeypatch=None):
     return trial(bench, "stand-in", fault, np.random.default_rng([7, number]))
 
 
-@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.do is not disturb.worker_dies], ids=str)
+@pytest.mark.parametrize(
+    "fault", [fault for fault in FAULTS if fault.do is not disturb.worker_dies], ids=lambda one: one.name
+)
 def test_a_command_that_goes_on_ends_the_same_after_every_fault(bench, monkeypatch, fault, tmp_path):
     if fault.do in (disturb.read_only, disturb.disk_full) and not disturb.can_mount(tmp_path / "disk"):
         pytest.skip("no right to mount")
