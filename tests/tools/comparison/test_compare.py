@@ -135,9 +135,9 @@ def test_threads_that_the_user_set_stay_in_runs_side_by_side(monkeypatch):
     assert environment(1, 2) == {}
 
 
-def test_an_interruption_ends_the_runs_that_are_waited_for(standin, monkeypatch):
+def test_an_interruption_ends_the_runs_that_are_waited_for(monkeypatch):
     ended = threading.Event()
-    monkeypatch.setattr(sys.modules["tools.workflows.run"], "end_runs", ended.set)
+    monkeypatch.setattr("tools.comparison.experiment.end_runs", ended.set)
 
     def run(place):
         assert ended.wait(20), "the run was not ended"
