@@ -236,20 +236,6 @@ def test_a_dicom_series_is_painted_as_the_file_of_the_same_ct(trained, painting,
     assert np.abs(np.asarray(of_series.dataobj) - np.asarray(of_file.dataobj)).max() <= 1
 
 
-@pytest.mark.parametrize("overlay", ["evaluate.json", "fine_tune.yaml", "few_step.yaml"])
-def test_weights_with_attributes_of_their_own_are_used_without_being_told_them(overlay, tmp_path):
-    configs, own = BUNDLE / "configs", {"age": [20, 90]}
-    parser = ConfigParser()
-    parser.read_config(str(configs / "train.json"))
-    parser.update({"attributes": own, "bundle_root": str(BUNDLE)})
-    torch.save(parser.get_parsed_content("network_def").state_dict(), tmp_path / "model.pt")
-    parser = ConfigParser()
-    parser.read_config([str(configs / "train.json"), str(configs / overlay)])
-    parser.update({"start": str(tmp_path / "model.pt"), "checkpoint": str(tmp_path / "model.pt")})
-    network = parser.get_parsed_content("network_def")
-    assert network.attributes.ranges == own
-
-
 @pytest.mark.slow
 def test_evaluation_scores_the_held_out_cases(trained, data, tmp_path):
     places = {"dataset_dir": str(data), "model_dir": str(trained), "output_dir": str(tmp_path)}

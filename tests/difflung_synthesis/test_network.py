@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from generative.networks.nets import DiffusionModelUNet as Reference
+from monai.bundle import ConfigParser
 from monai.networks.nets import DiffusionModelUNet
 from scripts import samplers
 from scripts.attributes import Attributes
@@ -13,6 +14,8 @@ from scripts.network import BLOCK, TissueDenoiser, coarse_means, stored_kind
 from scripts.prior import COMPONENTS, moments
 from scripts.prior_weights import WIDTH
 from scripts.tissue_channels import DENSITY_GAIN
+
+from tools.bundles import BUNDLES
 
 LABELS = {"background": 0, "healthy": 1, "ground_glass": 2, "fibrosis": 3, "emphysema": 4, "consolidation": 5}
 ATTRIBUTES = {"age": [0, 120], "history": ["none", "smoker"]}
@@ -226,3 +229,17 @@ def test_foreign_weights_and_objectives_are_refused():
         denoiser().load_state_dict(denoiser().state_dict() | {"_extra_state": {"dimension": 2}})  # of an early 0.2.0
     with pytest.raises(ValueError, match="objective must be one of flow, few_step, ddpm, not gan"):
         TissueDenoiser(LABELS, objective="gan")
+
+
+@pytest.mark.parametrize("overlay", ["evaluate.json", "fine_tune.yaml", "few_step.yaml"])
+def test_weights_with_attributes_of_their_own_are_used_without_being_told_them(overlay, tmp_path):
+    root, own = BUNDLES / "difflung_synthesis", {"age": [20, 90]}
+    parser = ConfigParser()
+    parser.read_config(str(root / "configs" / "train.json"))
+    parser.update({"attributes": own, "bundle_root": str(root)})
+    torch.save(parser.get_parsed_content("network_def").state_dict(), tmp_path / "model.pt")
+    parser = ConfigParser()
+    parser.read_config([str(root / "configs" / "train.json"), str(root / "configs" / overlay)])
+    parser.update({"start": str(tmp_path / "model.pt"), "checkpoint": str(tmp_path / "model.pt")})
+    network = parser.get_parsed_content("network_def")
+    assert network.attributes.ranges == own

@@ -14,7 +14,7 @@ from tools.attack import files, series
 from tools.attack.trial import FINDINGS, Commands, Outcome
 from tools.flags import check_numbers
 from tools.io.files import RunError
-from tools.io.markdown import MarkedPage, table
+from tools.io.markdown import MarkedPage, counts_table
 from tools.io.volume import case_name
 from tools.phantom.phantom import describe_patient, draw_patient
 
@@ -114,9 +114,4 @@ def _trial(commands: Commands, folder: Path, command: str, what: str, one, case,
 def outcomes(counts: dict[tuple[str, str], Counter]) -> str:
     """Return the table of damage, trials and what became of them."""
     columns = [column for column in COLUMNS if column in COLUMNS[:3] or any(one[column] for one in counts.values())]
-    total = sum(counts.values(), Counter())
-    rows = [
-        [what, name, *map(str, [one.total(), *(one[column] for column in columns)])]
-        for (what, name), one in [*counts.items(), (("", "all"), total)]
-    ]
-    return table(["file", "damage", "trials", *columns], rows)
+    return counts_table(["file", "damage"], counts, columns)

@@ -1,6 +1,5 @@
 """``python -m tools faults``: kills, full disks and twins over long commands; the table of what became of them."""
 
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from tools.attack.disturb import Bench, FindingError
 from tools.attack.jobs import JOBS
 from tools.flags import check_numbers, listed
 from tools.io.files import InputError, RunError
-from tools.io.markdown import MarkedPage, table
+from tools.io.markdown import MarkedPage, counts_table
 
 BEGIN, END = "<!-- faults -->", "<!-- end of faults -->"
 FINDINGS = ("differs", "twice", "fails", "traceback", "mute", "orphan", "hangs")
@@ -110,7 +109,6 @@ def campaign(
     """Return what became of how many trials, per command and fault, and a line per trial that ended as none may."""
     counts: dict[tuple[str, str], Counter] = {}
     findings = []
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background ignore it, and so all below
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name))
         if not disturb.can_mount(Path(name) / "disk"):
@@ -154,9 +152,4 @@ def trial(bench: Bench, job: str, fault: Fault, rng: np.random.Generator) -> tup
 def outcomes(counts: dict[tuple[str, str], Counter]) -> str:
     """Return the table of commands, faults, trials and what became of them."""
     columns = [column for column in COLUMNS if column in COLUMNS[:2] or any(one[column] for one in counts.values())]
-    total = sum(counts.values(), Counter())
-    rows = [
-        [job, fault, *map(str, [one.total(), *(one[column] for column in columns)])]
-        for (job, fault), one in [*counts.items(), (("", "all"), total)]
-    ]
-    return table(["command", "fault", "trials", *columns], rows)
+    return counts_table(["command", "fault"], counts, columns)

@@ -35,7 +35,6 @@ def side_by_side(jobs: dict[str, Callable[[dict], None]], workers: int) -> list[
     Raises:
         InputError: as soon as a job raises one, such as a leak; no further job begins.
     """
-
     failed, stopped, places = [], threading.Event(), queue.SimpleQueue()
     for place in range(workers):
         places.put(place)

@@ -72,9 +72,7 @@ def finish(
         folder = output / "augment"
         painting = {name: settings[name] for name in ("balance", "steps", "max_cases")}
         painting |= {"hosts": settings.get("hosts"), "mixture": settings.get("mixture") or "balanced"}
-        painting |= {
-            name: settings[name] for name in ("candidates", "tune_steps", "context", "densities") if settings.get(name)
-        }
+        painting |= {name: settings[name] for name in CHOSEN if settings.get(name)}
         own = dict(settings["synthesis_overrides"]) | ({} if device is None else {"device": device})
         if is_painted(arm):
             painting |= {"synthesizer": synthesizer, "overrides": own, "segmenter": _judge(Path(comparison), summary)}

@@ -4,6 +4,8 @@ from collections import Counter
 
 import numpy as np
 
+from tools.io.markdown import table
+
 LOWEST_HU, HIGHEST_HU = -2048, 4095  # values beyond are counted in the outermost bins
 QUANTILES = (1, 5, 25, 50, 75, 95, 99)  # percent
 LOW_ATTENUATION_HU = -950
@@ -115,11 +117,6 @@ def data_card(
     }
 
 
-def markdown_table(header: list[str], rows: list[list]) -> str:
-    """Return a table in Markdown."""
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in [header, ["---"] * len(header), *rows])
-
-
 def auc_text(found: dict) -> str:
     """Return an area under the curve with its interval, and of how many patients.
 
@@ -173,15 +170,15 @@ Voxel size, smallest to largest along each axis: {spacing} mm. Shape: {shape} vo
 
 ## Tissues
 
-{markdown_table(["tissue", "voxels", "share of lung", "volume (ml)", "patients", "cases"], amounts)}
+{table(["tissue", "voxels", "share of lung", "volume (ml)", "patients", "cases"], amounts)}
 
 Lung is the sum of the tissues; {card["lung_share_below_minus_950_hu"]:.1%} of it lies below {LOW_ATTENUATION_HU} HU.
 
 ## HU quantiles
 
-{markdown_table(["tissue", *(f"{percent} %" for percent in QUANTILES)], densities)}
+{table(["tissue", *(f"{percent} %" for percent in QUANTILES)], densities)}
 
 ## Folds: patients with each tissue
 
-{markdown_table(["fold", "patients", "cases", *tissues], folds)}
+{table(["fold", "patients", "cases", *tissues], folds)}
 {_membership(card.get("membership", []))}"""

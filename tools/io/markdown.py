@@ -1,21 +1,42 @@
 """Tables in Markdown, and pages of which a command writes one part."""
 
+from collections import Counter
 from pathlib import Path
 
 from tools.io.files import InputError, write_text
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: list[list]) -> str:
     """Return a table in Markdown.
 
     Example:
-        >>> print(table(["a", "b"], [["1", "2"]]))
+        >>> print(table(["a", "b"], [["1", 2]]))
         | a | b |
         | --- | --- |
         | 1 | 2 |
     """
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in [head, ["---"] * len(head), *rows])
+
+
+def counts_table(head: list[str], counts: dict[tuple[str, ...], Counter], columns: list[str]) -> str:
+    """Return a table of how many trials of each kind ended in which way, with their sum in the last row.
+
+    Args:
+        head: What the parts of a kind are called.
+        counts: Kind to what became of its trials.
+        columns: The ways to end that are shown.
+
+    Example:
+        >>> print(counts_table(["file"], {("CT",): Counter(right=2)}, ["right"]))
+        | file | trials | right |
+        | --- | --- | --- |
+        | CT | 2 | 2 |
+        | all | 2 | 2 |
+    """
+    all_of_them = (*[""] * (len(head) - 1), "all")
+    every = [*counts.items(), (all_of_them, sum(counts.values(), Counter()))]
+    rows = [[*kind, one.total(), *(one[column] for column in columns)] for kind, one in every]
+    return table([*head, "trials", *columns], rows)
 
 
 class MarkedPage:

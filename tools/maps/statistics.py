@@ -6,7 +6,7 @@ import numpy as np
 import pandas
 from scipy.stats import wasserstein_distance
 
-from tools.data.card import markdown_table
+from tools.io.markdown import table
 from tools.maps.lesions import Lesion
 from tools.plotting import INK, QUIET, calm, new_figure, png_bytes
 from tools.tissues import pathological_tissues, tissue_colours, tissue_labels, words
@@ -82,10 +82,10 @@ def table_of(data: pandas.DataFrame, bank: pandas.DataFrame) -> list[dict]:
     return [{key: None if value != value else value for key, value in row.items()} for row in rows]
 
 
-def markdown(table: pandas.DataFrame) -> str:
+def markdown(compared: pandas.DataFrame) -> str:
     """Return the table of :func:`compare_lesions` in Markdown."""
     head, lines = "tissue | measure | data: median (quartiles) | bank: median (quartiles) | distance | floor", []
-    for row in table.to_dict("records"):
+    for row in compared.to_dict("records"):
         sides = [f"{row[f'{s}_median']:.3g} ({row[f'{s}_q1']:.3g}, {row[f'{s}_q3']:.3g})" for s in ("data", "bank")]
         numbers = [f"{row[key]:.3g}" for key in ("distance", "floor")]
         tissue = f"{words(row['tissue'])} ({row['data_lesions']}, {row['bank_lesions']})"
@@ -95,7 +95,7 @@ def markdown(table: pandas.DataFrame) -> str:
         "Wasserstein-1 of both. Floor: the same of one half of the training patients and the other, mean of "
         f"{HALVINGS} halvings."
     )
-    return f"{markdown_table(head.split(' | '), lines)}\n\n{note}\n"
+    return f"{table(head.split(' | '), lines)}\n\n{note}\n"
 
 
 def figure(data: pandas.DataFrame, bank: pandas.DataFrame) -> bytes:
@@ -120,8 +120,8 @@ def figure(data: pandas.DataFrame, bank: pandas.DataFrame) -> bytes:
 
 def save(data: pandas.DataFrame, bank: pandas.DataFrame, folder: Path) -> pandas.DataFrame:
     """Write statistics.csv, statistics.md and statistics.png into a folder, and return the table."""
-    table = compare_lesions(data, bank)
-    table.to_csv(folder / "statistics.csv", index=False)
-    (folder / "statistics.md").write_text(markdown(table), encoding="utf-8")
+    compared = compare_lesions(data, bank)
+    compared.to_csv(folder / "statistics.csv", index=False)
+    (folder / "statistics.md").write_text(markdown(compared), encoding="utf-8")
     (folder / "statistics.png").write_bytes(figure(data, bank))
-    return table
+    return compared

@@ -23,7 +23,6 @@ from tools.workflows.segmenter import SEGMENTER
 from tools.workflows.synthesizer import (
     CONFIGS,
     SYNTHESIZER,
-    Tuned,
     check_tuning,
     known_attributes,
     paint,
@@ -150,12 +149,10 @@ def augment(
     if plan and method not in FREE_METHODS:
         overrides["attributes"] = known_attributes(training, synthesizer, overrides)
         if synthesizer and not tune_steps:
-            weights = Path(synthesizer)
+            weights = synthesizer
+            write_json(output / SYNTHESIZER_CARD, read_json(weights.with_name("card.json")))  # leaks are sought there
         else:
-            tuned = Tuned(Path(synthesizer), tune_steps) if synthesizer else None
-            weights = train_synthesizer(training, output, seed, method, overrides, tuned)
-        if weights == synthesizer:  # whoever checks for leaks later reads it here
-            write_json(output / SYNTHESIZER_CARD, read_json(weights.with_name("card.json")))
+            weights = train_synthesizer(training, output, seed, method, overrides, synthesizer, tune_steps)
         made_by |= {"steps": steps, "checkpoint": relative(weights, output), "checkpoint_sha256": sha256(weights)}
         made_by |= {"painting": painting_overrides(overrides, steps, seed), "threads": torch.get_num_threads()}
         joint, known = Joint(training), Densities(training)

@@ -33,6 +33,7 @@ class Densities:
 
     def __init__(self, training: list[Case]) -> None:
         self._cases = {case.name: case for case in training}
+        self._window = read_json(BUNDLES / SYNTHESIZER / "configs/train.json")["hu_window"]
         self._known: dict[str, dict[str, float]] = {}
 
     def told(self, planned: PlannedCase) -> dict[str, float]:
@@ -53,10 +54,9 @@ class Densities:
         """Return tissue to mean HU in a training case, within the synthesizer's window."""
         if name not in self._known:
             label, hu, _ = self._cases[name].volumes()
-            low, high = read_json(BUNDLES / SYNTHESIZER / "configs/train.json")["hu_window"]
             where = {tissue: label == tissue_labels()[tissue] for tissue in pathological_tissues()}
             self._known[name] = {
-                tissue: float(hu[mask].clip(low, high).mean()) for tissue, mask in where.items() if mask.any()
+                tissue: float(hu[mask].clip(*self._window).mean()) for tissue, mask in where.items() if mask.any()
             }
         return self._known[name]
 

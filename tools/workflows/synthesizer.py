@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -69,14 +68,6 @@ def write_conditions(conditions: dict[str, dict], attributes: dict[str, list], p
     write_text(path, pandas.DataFrame(rows, columns=["case", *columns]).to_csv(index=False))
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """Weights with their card.json that a training goes on from, and its number of optimizer steps."""
-
-    start: Path
-    steps: int
-
-
 def check_tuning(steps: int, synthesizer: Path | None) -> None:
     """Raise InputError if there are steps to go on with, but no weights, or fewer steps than none."""
     if steps < 0 or (steps and synthesizer is None):
@@ -84,7 +75,7 @@ def check_tuning(steps: int, synthesizer: Path | None) -> None:
 
 
 def train_synthesizer(
-    training: list[Case], output: Path, seed: int, method: str, overrides: dict, tuned: Tuned | None = None
+    training: list[Case], output: Path, seed: int, method: str, overrides: dict, start: Path | None = None, steps=0
 ) -> Path:
     """Train the synthesizer on the training cases alone and return its weights; a card names what was read.
 
@@ -94,7 +85,8 @@ def train_synthesizer(
         seed: Seed for the training.
         method: A key of ``CONFIGS``.
         overrides: Config ids and values, ``attributes`` among them.
-        tuned: What to go on from, instead of training from scratch; its patients stay on the card.
+        start: Weights with their card.json to go on from, instead of from scratch; their patients stay on the card.
+        steps: Number of optimizer steps with which it goes on.
     """
     folder = output / Path(SYNTHESIZER_CARD).parent
     if (folder / "model.pt").is_file() and (folder / "card.json").is_file():
@@ -113,10 +105,10 @@ def train_synthesizer(
         "val_interval": 1000000,
     }  # fmt: skip
     configs, known = CONFIGS[method], {}
-    if tuned:
-        number, length = epochs(tuned.steps)
-        run |= {"start": str(tuned.start.resolve()), "max_epochs": number, "epoch_length": length}
-        configs, known = [*configs, FINE_TUNE], read_json(tuned.start.with_name("card.json"))
+    if start:
+        number, length = epochs(steps)
+        run |= {"start": str(start.resolve()), "max_epochs": number, "epoch_length": length}
+        configs, known = [*configs, FINE_TUNE], read_json(start.with_name("card.json"))
     before = known.get("cases", [])
     run_bundle(SYNTHESIZER, configs, run | overrides, partial / "train.log")
     (partial / "datalist.json").unlink()

@@ -211,6 +211,25 @@ def test_synthesizer_that_saw_a_held_out_patient_is_refused(datalist, stand_in, 
         augment(datalist=datalist, fold=0, output=tmp_path / "x", synthesizer=tmp_path / "none.pt")
 
 
+def test_given_weights_go_on_on_the_fold_and_their_patients_stay_on_the_card(datalist, stand_in, tmp_path):
+    start = tmp_path / "start/model.pt"
+    start.parent.mkdir()
+    start.write_bytes(b"given")
+    write_json(start.with_name("card.json"), {"cases": [{"case": "far", "patient": "stranger"}], "attributes": {}})
+    given = {"datalist": datalist, "fold": 0, "output": tmp_path / "out", "tune_steps": 120}
+    for steps, weights in ((120, None), (-1, start)):
+        with pytest.raises(InputError, match=f"tune_steps {steps} is how long the weights of --synthesizer"):
+            augment(**given | {"tune_steps": steps}, synthesizer=weights)
+    augment(**given, synthesizer=start, densities=True)
+    configs, overrides = stand_in[0]
+    assert configs == "train.json fine_tune.yaml" and overrides["start"] == str(start)
+    assert overrides["max_epochs"] * overrides["epoch_length"] == 120
+    card = read_json(tmp_path / "out/synthesizer/card.json")
+    assert card["patients"] == ["p1", "p2", "p4", "p5", "stranger"]
+    assert {row["patient"] for row in card["cases"]} == set(card["patients"])
+    assert "density_" in dict(stand_in)["told"].splitlines()[0]
+
+
 @pytest.mark.parametrize("stage", ["synthesizer", "segmenter"])
 def test_weights_that_saw_a_held_out_ct_under_another_patients_name_are_refused(datalist, tmp_path, stage):
     held_out = read_fold(datalist, 1)[1]
