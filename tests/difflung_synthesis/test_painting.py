@@ -356,3 +356,18 @@ def test_unusable_conditions_are_refused(tmp_path, table, message):
     (tmp_path / "conditions.csv").write_text(table)
     with pytest.raises(ValueError, match=message):
         painting_cases(*given)
+
+
+def test_an_evaluation_is_told_the_densities_that_a_datalist_gives(tmp_path):
+    folders(tmp_path, ("a", "b"))
+    (tmp_path / "images/a.nii.gz").touch()
+    items = [{"image": f"images/{name}.nii.gz", "label": f"labels/{name}.nii.gz", "fold": 0} for name in ("a", "b")]
+    items[0] |= {"density_ground_glass": -362, "density_healthy": 0.0}
+    path = tmp_path / "datalist.json"
+    path.write_text(json.dumps({"training": items}))
+    first, second = datalist_cases(str(path), 0, True, labels=LABELS)
+    assert first["density"][1] == 0 and first["density"][0] == pytest.approx(2 * 1024 / 1324 - 1)
+    assert np.isnan(first["density"][2]) and np.isnan(second["density"]).all()
+    path.write_text(json.dumps({"training": [items[0] | {"density_ground_glass": [3]}]}))
+    with pytest.raises(ValueError, match=r"density_ground_glass of a.nii.gz is \[3\], but must be a number of HU"):
+        datalist_cases(str(path), 0, True, labels=LABELS)

@@ -1,10 +1,12 @@
 """Every test below this folder is an integration: left out of `make test`, run by `make test-integrations`."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.integrations.consumers import ENVIRONMENTS, python_of, trained
+from tools.bundles import BUNDLES
 from tools.data.dataset import dataset
 from tools.phantom.phantom import phantom
 
@@ -35,10 +37,11 @@ def cohort(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def segmenter(cohort, tmp_path_factory) -> Path:
-    """A copy of the segmenter's bundle, trained for 60 steps: its answers hold several tissues."""
-    folder = tmp_path_factory.mktemp("bundles")
-    return trained("lung_tissue_seg", folder, cohort, max_epochs=3, epoch_length=20, val_interval=3)
+def segmenter(tmp_path_factory) -> Path:
+    """A copy of the segmenter's bundle with the weights that come with it."""
+    root = tmp_path_factory.mktemp("bundles") / "lung_tissue_seg"
+    left_out = shutil.ignore_patterns("__pycache__", "eval", "training.pt")
+    return Path(shutil.copytree(BUNDLES / "lung_tissue_seg", root, ignore=left_out))
 
 
 @pytest.fixture(scope="session")

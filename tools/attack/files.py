@@ -29,7 +29,7 @@ NAMES = (
     "*",
     "ünïcödé",
 )
-NAMES += (unicodedata.normalize("NFD", "Müller"), "x" * 200, "1.2.840.1", "a\nb", "<b>", "{{ 7 }}", "~", "...a", "CON")
+NAMES += (unicodedata.normalize("NFD", "Müller"), "x" * 200, "1.2.840.1", "a\nb", "<b>", "{{ 7 }}", "~", "a...", "CON")
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,8 @@ def dataset(
     if not problems and "fold" not in next(iter(items.values())):
         count = len({item["patient"] for item in items.values()})
         if folds > count:
-            raise InputError(f"folds is {folds}, but there are only {count} patients; a patient cannot be divided")
+            few = "is only 1 patient" if count == 1 else f"are only {count} patients"
+            raise InputError(f"folds is {folds}, but there {few}; a patient cannot be divided")
 
     statistics = TissueStatistics(scheme)
     owners: dict[str, str] = {}  # digest of what a CT shows to case

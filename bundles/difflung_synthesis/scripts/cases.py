@@ -15,7 +15,12 @@ from .volumes import check_file, list_volumes
 
 
 def datalist_cases(
-    datalist: str, fold: int, held_out: bool, attributes: Mapping[str, Sequence] | None = None
+    datalist: str,
+    fold: int,
+    held_out: bool,
+    attributes: Mapping[str, Sequence] | None = None,
+    labels: Mapping[str, int] | None = None,
+    hu_window: Sequence[float] = (-1024, 300),
 ) -> list[dict]:
     """Return the image and label files of a datalist's training patients, or of its held-out ones.
 
@@ -24,9 +29,12 @@ def datalist_cases(
         fold: The fold that is held out.
         held_out: True for that fold's items, False for all others.
         attributes: Ranges as in :class:`Attributes`; an item's own keys of these names are encoded.
+        labels: Label values by tissue name; with them an item's own ``density_<tissue>``, a mean in HU, is told too.
+        hu_window: Range of a density.
 
     Returns:
-        Items with image, label and attributes, float32, shape (size,).
+        Items with image, label and attributes, float32, shape (size,); with labels also density, as :func:`paint_cases`
+        has it.
 
     Raises:
         ValueError: If an item has no fold, an attribute is out of range, or a file is refused by its header.
@@ -41,6 +49,7 @@ def datalist_cases(
     chosen = [
         {"image": item["image"], "label": item["label"]}
         | {"attributes": numpy.float32(encoder.encode(known, Path(item["image"]).name))}
+        | ({"density": encode_density(known, Path(item["image"]).name, labels, hu_window)} if labels else {})
         for item, known in zip(items, raw)
         if (item["fold"] == fold) == held_out
     ]
@@ -150,16 +159,17 @@ def read_conditions(path: Path, names: list[str], encoder: Attributes, labels: M
     return rows
 
 
-def encode_density(row: Mapping[str, str], name: str, labels: Mapping[str, int], hu_window) -> numpy.ndarray:
+def encode_density(row: Mapping[str, object], name: str, labels: Mapping[str, int], hu_window) -> numpy.ndarray:
     """Return the mean density wanted of each tissue in [-1, 1], NaN where none is asked for, float32, (tissues,)."""
     low, high = hu_window
     names = [tissue for tissue, value in sorted(labels.items(), key=lambda item: item[1]) if value]
     wanted = []
     for tissue in names:
-        text = row.get(f"density_{tissue}") or "nan"
+        text = row.get(f"density_{tissue}")
+        text = "nan" if text in (None, "") else text
         try:
             hu = float(text)
-        except ValueError:
+        except (TypeError, ValueError):
             hu = math.inf
         if not (math.isnan(hu) or low <= hu <= high):
             raise ValueError(f"density_{tissue} of {name} is {text}, but must be a number of HU from {low} to {high}")
