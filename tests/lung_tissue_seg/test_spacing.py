@@ -10,7 +10,9 @@ from monai.transforms import Compose, Invertd, Orientationd, Spacingd
 from tools.bundles import load_script
 
 AxisSpacingd = load_script("lung_tissue_seg", "spacing").AxisSpacingd
-OBLIQUE = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.1, 0.2, 0.05) @ np.diag([-0.7, 0.71, 1.3]), [3, -50, 9])
+# sizes by which no voxel lies just between two: there MONAI rounds as its noise in float32 will have it
+TURN = nib.eulerangles.euler2mat(0.1, 0.2, 0.05)
+OBLIQUE = nib.affines.from_matvec(TURN @ np.diag([-0.7031, 0.7127, 1.3117]), [3, -50, 9])
 SHEARED = np.array([[0.7, 0.2, 0, 0], [0, 0.7, 0, 0], [0, 0, 1.3, 0], [0, 0, 0, 1]])
 
 
