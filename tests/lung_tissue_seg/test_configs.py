@@ -173,7 +173,7 @@ def test_inference_needs_the_scripts_that_the_package_says():
     """``inference.json`` names them, and what they import of the bundle comes with them."""
     said = (CONFIGS.parent / "scripts/__init__.py").read_text()
     needed = set(re.findall(r"scripts\.(\w+)\.", (CONFIGS / "inference.json").read_text()))
-    assert needed == {"batch", "cases", "loading", "lungs", "trained"}
+    assert needed == {"batch", "cases", "loading", "lungs", "spacing", "trained"}
     for name in sorted(needed):
         needed |= set(re.findall(r"^from \.(\w+) import", (CONFIGS.parent / f"scripts/{name}.py").read_text(), re.M))
     first, second = re.search(r"Inference needs (.*?)\. Networks(.*?)\. All", said, re.DOTALL).groups()

@@ -16,7 +16,7 @@ loading, volumes, batch = load("loading"), load("volumes"), load("batch")
 CT, MAP = chest(lungs()), lungs()
 KEYS = ["image", "label"]
 CHECK = loading.CheckVolumesd(KEYS, values=LABELS, allow_missing_keys=True)
-READ = Compose([LoadImaged(KEYS, reader=loading.SeriesReader(), allow_missing_keys=True),
+READ = Compose([LoadImaged(KEYS, reader=[loading.SeriesReader(), loading.NiftiReader()], allow_missing_keys=True),
                 EnsureChannelFirstd(KEYS, allow_missing_keys=True), CHECK])  # fmt: skip
 
 

@@ -92,9 +92,11 @@ def _load(path: Path, ct: bool = False, like: Path | None = None) -> tuple[np.nd
     try:
         if not path.is_dir():  # read_series checks a series
             checks.check_file(path, ct, like)
-        file = read_series(path) if path.is_dir() else read_image(path) if checks.is_foreign(path) else nib.load(path)
-        array = np.asarray(file.dataobj)
-        checks.check_stream(path)
+        if path.is_dir() or checks.is_foreign(path):
+            file = read_series(path) if path.is_dir() else read_image(path)
+            array = np.asarray(file.dataobj)
+        else:
+            file, array = nib.load(path), checks.read_nifti(path)
         checks.check_affine(file.affine, path)
     except InputError:
         raise
@@ -266,7 +268,7 @@ def save_nifti(array: np.ndarray, like: nib.Nifti1Image, path: Path, description
     header["descrip"] = description.encode()[:79]
     header["cal_min"] = header["cal_max"] = 0
     with atomic_file(path) as temporary:
-        nib.save(nib.Nifti1Image(array, like.affine, header), temporary)
+        nib.save(nib.Nifti1Image(_checks().reordered(array, "F"), like.affine, header), temporary)
 
 
 def spacing_mm(file: nib.Nifti1Image) -> list[float]:

@@ -22,6 +22,7 @@ WHOLE, TOLERANCE = 1e-3, 0.1  # of a label; of a voxel, by which positions may d
 SAMPLE = 1_000_000  # voxels that are counted, about
 AIR_HU, TISSUE_HU, BONE_HU = (-1200, -500), (-400, 400), 800  # air and lung; all that is dense; above: bone and metal
 LEAST_AIR, LEAST_TISSUE, MOST_BONE, MOST_DARK = 0.01, 0.01, 0.1, 0.03  # of the voxels
+BLOCK = (64, 8)  # voxels of the first two axes, copied together
 TO_HU = "convert it to HU first"
 
 
@@ -198,21 +199,44 @@ def check_affine(affine: np.ndarray, path: Path | str) -> None:
         raise ValueError(f"{path} has no usable affine: two of its axes run the same way; correct its header")
 
 
-def check_stream(path: Path | str) -> None:
-    """Raise ValueError if a gzip file is cut short or its checksum is wrong, which readers of its first part miss."""
-    if not Path(path).is_file() or ending(path) != ".nii.gz":
-        return
-    inflated = 0
+def read_nifti(path: Path | str) -> np.ndarray:
+    """Return the voxels of a NIfTI file in C order; a gzip stream is read once, to its end, for its checksum's sake.
+
+    Raises:
+        ValueError: If the stream is cut short or damaged, or holds more than its header says.
+    """
+    file = nib.load(path)
+    if ending(path) != ".nii.gz":
+        return reordered(np.asarray(file.dataobj))
+    declared = file.dataobj.offset + file.dataobj.dtype.itemsize * int(np.prod(file.shape, dtype=object))
     try:
         with gzip.open(path) as stream:
-            while part := stream.read(1 << 22):
-                inflated += len(part)
-    except (OSError, EOFError, zlib.error) as error:
+            content = stream.read(declared + 1)
+    except EOFError as error:
+        raise ValueError(
+            f"{path} cannot be read as NIfTI, it may be truncated: {first_line(error)}; copy it anew"
+        ) from None
+    except (OSError, zlib.error) as error:
         raise ValueError(f"{path} is damaged: {first_line(error)}; copy it anew") from None
-    file = nib.load(path)
-    declared = file.dataobj.offset + file.dataobj.dtype.itemsize * int(np.prod(file.shape, dtype=object))
-    if inflated > declared:
-        raise ValueError(f"{path} holds more than its header says: {inflated} bytes, not {declared}; write it anew")
+    if len(content) > declared:
+        raise ValueError(f"{path} holds more than its header says, which is {declared} bytes; write it anew")
+    return reordered(np.asarray(type(file).from_bytes(content).dataobj))
+
+
+def reordered(array: np.ndarray, order: str = "C") -> np.ndarray:
+    """Return an array whose memory is in C or in Fortran (F) order.
+
+    NIfTI files are in F order. A volume is copied in blocks that stay in a processor's cache: numpy itself takes ten
+    times as long for a CT.
+    """
+    if array.ndim != 3 or array.flags[f"{order}_CONTIGUOUS"]:
+        return np.asarray(array, order=order)
+    copy = np.empty(array.shape, array.dtype, order)
+    for i in range(0, array.shape[0], BLOCK[0]):
+        for j in range(0, array.shape[1], BLOCK[1]):
+            place = slice(i, i + BLOCK[0]), slice(j, j + BLOCK[1])
+            copy[place] = array[place]
+    return copy
 
 
 def check_hu(hu: np.ndarray, path: Path | str) -> None:
