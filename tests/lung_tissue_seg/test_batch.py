@@ -171,7 +171,7 @@ def test_the_sentence_survives_another_process(tmp_path):
     assert done.returncode == 1 and done.stderr.strip() == "Error: /nowhere.nii does not exist"
 
 
-def test_ctrl_c_a_full_disk_and_a_dead_worker_are_told_in_a_sentence():
+def test_ctrl_c_a_full_disk_a_dead_worker_and_a_dead_rank_are_told_in_a_sentence():
     def caught(error, cause=None):
         try:
             try:
@@ -188,5 +188,9 @@ def test_ctrl_c_a_full_disk_and_a_dead_worker_are_told_in_a_sentence():
         assert caught(RuntimeError(f"DataLoader worker {text}"), KeyError()).startswith(
             "a process that loads cases was"
         )
+    gloo = "[/pytorch/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:1: Connection reset by peer. This is typ"
+    told = "another process of this run has ended (Read error [127.0.0.1]:1: Connection reset by peer); a training"
+    assert caught(RuntimeError(gloo)).startswith(told)
+    assert "has ended (NCCL aborted)" in caught(type("DistBackendError", (RuntimeError,), {})("NCCL aborted"))
     assert caught(OSError("no number, so nobody knows")) is None
     assert caught(RuntimeError("something else")) is None

@@ -189,6 +189,7 @@ def test_csv_that_does_not_match_the_files_is_refused(data):
         ("name,patient", "case0,p0", "has no column case; its columns are name, patient"),
         ("case,patient,age", "case0,p0,old", "line 2 has age 'old'; expected a number from 0 up"),
         ("case,patient,age", "case0,p0,-999", "line 2 has age '-999'"),
+        ("case,patient,history", "case0,p0,$run", "line 2 has history '$run', which MONAI would run; write a word"),
         ("case,patient,severity", "case0,p0,nan", "line 2 has severity 'nan'"),
         ("case,patient", "case0,", "line 2 has no case or no patient"),
         ("case,patient", "case1,p0", "line 4 names case case1 again"),
