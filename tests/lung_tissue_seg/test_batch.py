@@ -64,11 +64,22 @@ def test_every_readable_form_is_labelled_and_the_others_are_named(tmp_path, mode
     )
 
 
-def test_twins_are_refused(tmp_path):
-    save(chest(lungs()), tmp_path / "a.nii.gz")
-    save(chest(lungs()), tmp_path / "a.nii")
-    with pytest.raises(ValueError, match="holds both a.nii and a.nii.gz, which are one case, a; remove one"):
+@pytest.mark.parametrize(
+    "names", [("a.nii", "a.nii.gz"), ("A.NII.GZ", "a.nii"), ("M\u00fcller.nii.gz", "Mu\u0308ller.nii.gz")]
+)
+def test_twins_are_refused(tmp_path, names):
+    for name in names:
+        (tmp_path / name).write_bytes(b"not opened")
+    if len(list(tmp_path.iterdir())) < 2:
+        pytest.skip("one file on this disk")
+    with pytest.raises(ValueError, match=r"holds both .* and .*, which are one case, .*; remove one"):
         cases.find_cts(str(tmp_path))
+
+
+def test_an_archive_is_not_passed_over_in_silence(tmp_path):
+    (tmp_path / "a.nii.gz").touch()
+    (tmp_path / "patient.ZIP").write_bytes(b"PK")
+    assert cases.passed_over(str(tmp_path)) == {"patient.ZIP": "an archive; unpack it"}
 
 
 def five(folder):

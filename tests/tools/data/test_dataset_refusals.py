@@ -86,6 +86,18 @@ def test_a_pair_whose_endings_are_in_capitals_counts(data):
     assert data.run()["numTraining"] == 6
 
 
+def test_what_is_passed_over_is_said(data, capsys):
+    (data.images / "case9.mgz").write_bytes(b"a volume of another program")
+    (data.labels / "case9.mgz").write_bytes(b"its map")
+    (data.images / "patient.zip").write_bytes(b"PK")
+    assert data.run()["numTraining"] == 6
+    told = capsys.readouterr().err
+    assert (
+        "passed over 2 of images: case9.mgz (neither a volume nor DICOM); patient.zip (an archive; unpack it)" in told
+    )
+    assert "passed over 1 of labels: case9.mgz (neither a volume nor DICOM)" in told
+
+
 def test_unnamed_labels_are_refused(data):
     bad = tissue_map()
     bad[0, 0, 0], bad[0, 0, 1] = 7, 255
