@@ -110,19 +110,25 @@ def test_segment_labels_every_odd_case_on_its_grid(cohort, tmp_path):
     weights = segmenter_weights(tmp_path / "weights")  # random ones find no lung
     for name, (label, slices_mm, change) in ODD.items():
         save((change(label) > 0).astype(np.uint8), tmp_path / f"lungs/{name}.nii.gz", affine(slices_mm))
-    call("segment", cohort / "images", "--weights", weights, "--lung", tmp_path / "lungs", "--output", tmp_path / "s")
+    call(
+        "segment", cohort / "images", "--weights", weights, "--lung_dir", tmp_path / "lungs", "--output", tmp_path / "s"
+    )
     for name in ODD:
         found, lung = (nib.load(tmp_path / path) for path in (f"s/{name}_tissues.nii.gz", f"lungs/{name}.nii.gz"))
         assert np.allclose(found.affine, lung.affine)
         assert np.array_equal(np.asarray(found.dataobj) > 0, np.asarray(lung.dataobj) > 0), name
 
 
-def test_maps_are_drawn_from_odd_cases(cohort, tmp_path):
+def test_maps_are_drawn_from_odd_cases_or_it_is_said_why_not(cohort, tmp_path):
     for fold in (0, 1):
-        call("maps", "--datalist", cohort / "data/datalist.json", "--fold", fold, "--output", tmp_path / f"{fold}")
-        for path in (tmp_path / f"{fold}/maps").glob("*.nii.gz"):
+        datalist, output = cohort / "data/datalist.json", tmp_path / f"{fold}"
+        code, said = ended("maps", "--datalist", datalist, "--fold", fold, "--output", output)
+        if code:  # half of the lungs are tiny or without healthy tissue
+            assert said.endswith("the lungs have too little healthy room for the lesions\n") and not output.exists()
+            continue
+        for path in (output / "maps").glob("*.nii.gz"):
             assert set(np.unique(nib.load(path).dataobj)) <= set(LABELS.values())
-        with open(tmp_path / f"{fold}/statistics.csv", encoding="utf-8") as stream:
+        with open(output / "statistics.csv", encoding="utf-8") as stream:
             assert list(csv.DictReader(stream))
 
 
