@@ -246,5 +246,13 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def in_utf8(arguments: list[str]) -> None:
+    """Start this program anew in UTF-8 mode where a locale such as C gives names of files another encoding."""
+    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
+        words = [sys.executable, "-X", "utf8", "-m", "tools", *arguments]
+        os.execve(sys.executable, words, os.environ | {"PYTHONUTF8": "1"})
+
+
 if __name__ == "__main__":
+    in_utf8(sys.argv[1:])
     sys.exit(main(sys.argv[1:]))

@@ -8,6 +8,7 @@ from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 from monai.data import CacheDataset
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised, RandSpatialCropSamplesd
+from scripts import weight_average
 from scripts.seeded_loader import SeededLoader, loader_workers
 from scripts.weight_average import WeightAverage
 from torch.utils.data import RandomSampler
@@ -86,3 +87,14 @@ def test_the_average_is_that_of_ignite_bit_for_bit(buffers):
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert not torch.equal(one["0.weight"], network[0].weight)
     assert torch.equal(one["1.running_mean"], network[1].running_mean) == (buffers == "copy")
+
+
+def test_all_processes_validate_the_average_that_the_first_one_saves(monkeypatch):
+    network, seen = torch.nn.BatchNorm1d(3), []
+    average, engine = WeightAverage(network, momentum=0.3, handle_buffers="update"), Engine(lambda engine, batch: None)
+    monkeypatch.setattr(weight_average, "several_processes", lambda: True)
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, source: tensor.fill_(7))
+    average.attach(engine)
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: seen.append(average.ema_model.running_mean.tolist()))
+    engine.run([1])
+    assert seen == [[7, 7, 7]] and network.running_mean.tolist() == [0, 0, 0]

@@ -16,6 +16,7 @@ ENCODER = Attributes({"age": [0, 120], "history": ["none", "smoker"]})
         "case;age;history;density_ground_glass\na;61,5;smoker;-640,5\n",
         "Case\tAGE\tHistory\tDensity_Ground_Glass\r\n\r\na\t61,5\tsmoker\t-640,5\r\n",
         "\ufeffsep=;\ncase;age;history;density_ground_glass;\n;;;;\na;61,5;smoker;-640,5;\n",
+        "\n;;;\r\ncase;age;history;density_ground_glass\na;61,5;smoker;-640,5\n",
     ],
 )
 def test_conditions_are_read_in_every_dialect(tmp_path, text):
@@ -32,6 +33,9 @@ def test_conditions_are_read_in_every_dialect(tmp_path, text):
         (b"case,age,Age\na,6,5\n", "has two columns age; remove one"),
         (b"case,history\na,fum\xe9\n", r"is not UTF-8; save as UTF-8 \(in Excel: CSV UTF-8\)"),
         (b"case,age\na,60\na,61\n", "lines 2 and 3 both name case a; remove one"),
+        ("case,age\na,60\n".encode("utf-16"), r"is not UTF-8; save as UTF-8 \(in Excel: CSV UTF-8\)"),
+        ("case,age\na,60\n".encode("utf-16-le"), r"is not UTF-8, perhaps UTF-16; save as UTF-8"),
+        (b'case,age\na,"' + b"6" * 200_000, "line 2 cannot be read: field larger than field limit"),
         (b"case,aeg\na,60\n", "has columns .*; expected case and any of seed, age"),
     ],
 )

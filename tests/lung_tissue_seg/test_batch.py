@@ -64,11 +64,22 @@ def test_every_readable_form_is_labelled_and_the_others_are_named(tmp_path, mode
     )
 
 
-def test_twins_are_refused(tmp_path):
-    save(chest(lungs()), tmp_path / "a.nii.gz")
-    save(chest(lungs()), tmp_path / "a.nii")
-    with pytest.raises(ValueError, match="holds both a.nii and a.nii.gz, which are one case, a; remove one"):
+@pytest.mark.parametrize(
+    "names", [("a.nii", "a.nii.gz"), ("A.NII.GZ", "a.nii"), ("M\u00fcller.nii.gz", "Mu\u0308ller.nii.gz")]
+)
+def test_twins_are_refused(tmp_path, names):
+    for name in names:
+        (tmp_path / name).write_bytes(b"not opened")
+    if len(list(tmp_path.iterdir())) < 2:
+        pytest.skip("one file on this disk")
+    with pytest.raises(ValueError, match=r"holds both .* and .*, which are one case, .*; remove one"):
         cases.find_cts(str(tmp_path))
+
+
+def test_an_archive_is_not_passed_over_in_silence(tmp_path):
+    (tmp_path / "a.nii.gz").touch()
+    (tmp_path / "patient.ZIP").write_bytes(b"PK")
+    assert cases.passed_over(str(tmp_path)) == {"patient.ZIP": "an archive; unpack it"}
 
 
 def five(folder):
@@ -171,7 +182,7 @@ def test_the_sentence_survives_another_process(tmp_path):
     assert done.returncode == 1 and done.stderr.strip() == "Error: /nowhere.nii does not exist"
 
 
-def test_ctrl_c_a_full_disk_and_a_dead_worker_are_told_in_a_sentence():
+def test_ctrl_c_a_full_disk_a_dead_worker_and_a_dead_rank_are_told_in_a_sentence():
     def caught(error, cause=None):
         try:
             try:
@@ -188,5 +199,9 @@ def test_ctrl_c_a_full_disk_and_a_dead_worker_are_told_in_a_sentence():
         assert caught(RuntimeError(f"DataLoader worker {text}"), KeyError()).startswith(
             "a process that loads cases was"
         )
+    gloo = "[/pytorch/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:1: Connection reset by peer. This is typ"
+    told = "another process of this run has ended (Read error [127.0.0.1]:1: Connection reset by peer); a training"
+    assert caught(RuntimeError(gloo)).startswith(told)
+    assert "has ended (NCCL aborted)" in caught(type("DistBackendError", (RuntimeError,), {})("NCCL aborted"))
     assert caught(OSError("no number, so nobody knows")) is None
     assert caught(RuntimeError("something else")) is None

@@ -108,6 +108,20 @@ def test_a_map_must_lie_on_its_cts_grid_within_a_tenth_of_a_voxel(tmp_path):
     assert "has shape (95, 80, 10), but" in refusal(tmp_path, label=MAP[1:])
 
 
+def test_a_sheared_grid_is_refused_and_rounding_is_not(tmp_path):
+    """A tilted gantry, as converters write it: volumes by the sizes of voxels would be too large."""
+    for slanted, told in ((np.tan(np.radians(15)) * 6, "15 degrees off right angles"), (0.05, None)):
+        affine = AFFINE.copy()
+        affine[1, 2] = slanted
+        path = tmp_path / "tilted.nii.gz"
+        save(CT, path, affine)
+        if told is None:
+            volumes.check_file(path, ct=True)
+        else:
+            with pytest.raises(ValueError, match=f"tilted.nii.gz: its axes are {told}"):
+                volumes.check_file(path, ct=True)
+
+
 def rewritten(path, **fields):
     """Change fields of a NIfTI header in its file."""
     content = bytearray(path.read_bytes())

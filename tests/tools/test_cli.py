@@ -1,6 +1,7 @@
 """The command line: exit codes, help, and wrong calls that must run nothing."""
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -265,6 +266,15 @@ def test_program_ends_with_the_exit_codes_and_without_traceback(tmp_path):
     assert f"dataset: 2 problems\n  {tmp_path} holds no .nii or .nii.gz file" in failed.stderr
     wrong = run("dataset", "--imges", "a")
     assert (wrong.returncode, wrong.stderr) == (2, "dataset has no flag --imges; did you mean --images?\n")
+
+
+def test_names_with_umlauts_are_read_in_any_locale(tmp_path):
+    """Python reads names of files as ASCII in the locale C where its UTF-8 mode is off."""
+    (tmp_path / "J\u00fcrgen").mkdir()
+    words = [sys.executable, "-m", "tools", "maps", "--datalist", "J\u00fcrgen", "--fold", "0", "--output", "out"]
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, env=environment)
+    assert done.returncode == 1 and done.stderr.decode("utf-8").startswith("maps: J\u00fcrgen cannot be read: ")
 
 
 def test_failed_run_is_a_message_without_a_traceback(monkeypatch, capsys, tmp_path):

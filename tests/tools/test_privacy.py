@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import zipfile
 import zlib
 
 import numpy as np
@@ -11,6 +13,10 @@ import pytest
 import tools.__main__ as cli
 from tests.dicom import write_series
 from tests.tools.fakes.chest import AFFINE, LABELS, chest, lungs, save, segmenter_weights, synthesizer_weights
+from tools.attack.jobs import SMALL_SEGMENTER, SMALL_SYNTHESIZER
+from tools.bundles import BUNDLES
+from tools.serving.archive import write_zip
+from tools.workflows.run import read_bundle
 
 PLANTED = {
     "PatientName": "Zyxwv^Planted", "PatientID": "PID-77123", "PatientBirthDate": "19611107", "StudyID": "STU-4711",
@@ -85,3 +91,33 @@ def test_no_identifier_or_path_is_in_any_output(tmp_path, planted, capsys, monke
     said = capsys.readouterr()
     assert [text for text in planted - {str(tmp_path)} if text in said.out + said.err] == []
     assert "case1" in json.dumps(json.loads((tmp_path / "out/dataset/datalist.json").read_text(encoding="utf-8")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("bundle", "settings"), [("lung_tissue_seg", SMALL_SEGMENTER), ("difflung_synthesis", SMALL_SYNTHESIZER)]
+)
+def test_no_identifier_or_path_is_in_what_a_training_and_its_zip_hold(tmp_path, planted, monkeypatch, bundle, settings):
+    """Checkpoints, tables and the zip that ``package`` makes of them; logs name files, and are no part of it."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--images", "in/images", "--labels", "in/labels", "--folds", "2", "--output", "data"]
+    assert cli.main(["dataset", *words]) == 0
+    parser = read_bundle(bundle, "train.json")
+    root = tmp_path / "made" / bundle
+    shutil.copytree(BUNDLES / bundle, root, ignore=shutil.ignore_patterns("models", "__pycache__"))
+    places = {
+        "dataset_dir": str(tmp_path / "data"),
+        "model_dir": str(root / "models"),
+        "output_dir": str(tmp_path / "e"),
+    }
+    steps = {"max_epochs": 1, "epoch_length": 2, "val_interval": 1, "num_workers": 0, "progress_bar": False}
+    for key, value in (places | settings | steps).items():
+        parser[key] = value
+    parser.get_parsed_content("initialize")
+    parser.get_parsed_content("train::trainer").run()
+    assert {"model.pt", "training.pt"} <= {path.name for path in (root / "models").iterdir()}
+    write_zip(root, tmp_path / "zip/bundle.zip")
+    with zipfile.ZipFile(tmp_path / "zip/bundle.zip") as stream:
+        stream.extractall(tmp_path / "zip/unpacked")
+    for folder in (root / "models", tmp_path / "e", tmp_path / "zip"):
+        assert leaks(folder, planted) == [], folder

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,10 @@ from tools.attack.processes import Running, changes
 
 ENOUGH_BYTES = 2**28  # of the small file system, once the disk is no longer full
 LINES = 6  # that a refusal may have
+LAUNCHER = re.compile(
+    r'Traceback \(most recent call last\):\n(?:  File "<frozen runpy>".*\n(?: +[~^]+\n)?)+'
+    r'  File "[^"]+torch/distributed/run\.py"'
+)  # how torchrun's own report begins
 SOON_S = 60  # after Ctrl-C, on a machine that has other work too
 
 
@@ -123,18 +128,21 @@ class Bench:
     def refused(self, job: Job, running: Running, by: int | None = None) -> None:
         """Wait for a command's end; FindingError unless it failed with a sentence, or by a signal without a word.
 
-        A Python that has nothing left to do but to end leaves signals to the system.
+        A Python that has nothing left to do but to end leaves signals to the system. What torchrun adds of its own, a
+        traceback and a table of the processes that failed, is looked through for the signal alone.
         """
         try:
             code = running.wait()
         except subprocess.TimeoutExpired:
             raise FindingError("hangs", running.told[-500:]) from None
-        told = running.told
+        told, of_launcher = running.told, ""
+        if begun := LAUNCHER.search(told):
+            told, of_launcher = told[: begun.start()], told[begun.start() :]
         if code == 0:
             raise FindingError("mute", f"exit code 0: {told[-500:]}")
         if "Traceback" in told:
             raise FindingError("traceback", told[-2500:])
-        if by is not None and code == -by:
+        if by is not None and (code == -by or f"{signal.Signals(by).name}) received" in of_launcher):
             return
         last = told.strip().rpartition("\n" + job.begins)[2] or "nothing"
         if not told.strip() or len(last.splitlines()) > LINES or f"\n{job.begins}" not in f"\n{told}":
@@ -196,7 +204,7 @@ def worker_dies(bench: Bench, job: Job, rng: np.random.Generator) -> bool:
     if not bench.moment(job, running, rng, first=1):
         return False
     while not running.is_over():
-        workers = running.loader_workers()
+        workers = running.children()
         if workers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(workers[int(rng.integers(len(workers)))], signal.SIGKILL)
@@ -204,6 +212,26 @@ def worker_dies(bench: Bench, job: Job, rng: np.random.Generator) -> bool:
     if not running.wait():  # it had given all it had to give
         return False
     bench.refused(job, running)
+    return True
+
+
+def rank_dies(bench: Bench, job: Job, rng: np.random.Generator) -> bool:
+    """Kill one of the processes that train together; the others must end soon, and torchrun name the one that died."""
+    running = bench.start(job)
+    if not bench.moment(job, running, rng, first=1):
+        return False
+    ranks = sorted(running.children())
+    if len(ranks) < job.ranks:  # one has ended by itself
+        return False
+    before = time.monotonic()
+    os.kill(ranks[int(rng.integers(job.ranks))], signal.SIGKILL)
+    if not running.wait():
+        return False
+    bench.refused(job, running, by=signal.SIGKILL)
+    if time.monotonic() - before > SOON_S:
+        raise FindingError("hangs", f"{time.monotonic() - before:.0f} s from the death of a process to the end")
+    if running.left():
+        raise FindingError("orphan", f"{len(running.left())} processes of the training live on")
     return True
 
 

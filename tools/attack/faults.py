@@ -22,6 +22,8 @@ BEGIN, END = "<!-- faults -->", "<!-- end of faults -->"
 FINDINGS = ("differs", "twice", "fails", "traceback", "mute", "orphan", "hangs")
 COLUMNS = ("same", "over", *FINDINGS)
 TRAININGS = ("train_segmenter", "train_synthesizer")
+OF_RANKS = tuple(name for name, job in JOBS.items() if job.ranks > 1)
+OF_ONE = tuple(name for name in JOBS if name not in OF_RANKS)
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Fault:
 
     name: str
     do: Callable[[Bench, disturb.Job, np.random.Generator], bool]
-    jobs: tuple[str, ...] = tuple(JOBS)
+    jobs: tuple[str, ...] = OF_ONE
     share: int = 1
     again: bool = True
 
@@ -50,6 +52,7 @@ FAULTS = (
     Fault("output read-only", disturb.read_only, again=False),
     Fault("disk full", disturb.disk_full, again=False),
     Fault("a loader worker dies", disturb.worker_dies, TRAININGS),
+    Fault("a rank dies", disturb.rank_dies, OF_RANKS, share=2),
 )
 OTHERWISE = (
     Fault("1 loader worker", disturb.otherwise({"num_workers": 1}), (*TRAININGS, "augment", "compare"), again=False),
@@ -73,7 +76,8 @@ def faults(page: Path, seed: int = 0, rounds: int = 1, jobs: tuple | None = None
         page: Markdown page, for example docs/reliability.md.
         seed: Seed for all random draws.
         rounds: Number of times that every fault comes over every command; kills and some others come more often.
-        jobs: Some of train_segmenter, train_synthesizer, augment, compare, package; all if absent.
+        jobs: Some of train_segmenter, train_synthesizer, segmenter_ranks, synthesizer_ranks (two processes each, by
+            torchrun), augment, compare, package; all if absent.
         kinds: Some of the faults by the table's names, separated by commas; all if absent.
 
     Raises:

@@ -28,6 +28,7 @@ STATE = "training.pt"
 UNLIKE_FILES = ("*.log", "events.out.tfevents.*", "*_seconds.json", STATE)
 UNLIKE_KEYS = ("seconds",)
 RESULTS = ("*.pt", "*.nii.gz", "*.csv")  # what does not say with which settings it was made
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node")
 CONFIG_IDS = ("num_workers",)  # what is to be different is one of these, or a flag
 
 
@@ -40,12 +41,14 @@ class Job:
         words: Makes the words after ``python`` of the datalist, the output and what is to be different this time.
         finished: Patterns of files that say that a piece of work is finished, and must not be made again.
         own: Whether it is a command of the tools; else it is a bundle's training.
+        ranks: Number of processes that train together, started by torchrun where there are several.
     """
 
     name: str
     words: Callable[[Path, Path, dict], list[str]]
     finished: tuple[str, ...] = ()
     own: bool = True
+    ranks: int = 1
 
     @property
     def begins(self) -> str:
@@ -53,12 +56,14 @@ class Job:
         return f"{self.name}: " if self.own else "Error: "
 
 
-def _training(bundle: str, settings: dict) -> Callable[[Path, Path, dict], list[str]]:
+def _training(bundle: str, settings: dict, ranks: int = 1) -> Callable[[Path, Path, dict], list[str]]:
     def words(datalist: Path, output: Path, different: dict) -> list[str]:
         places = {"dataset_dir": datalist.parent, "model_dir": output, "output_dir": output / "eval"}
         resume = {"resume": True} if (output / STATE).is_file() else {}  # as the bundles' pages say
-        given = run_words(BUNDLES / bundle, ["train.json"], places | settings | EPOCHS | resume | different)
-        return ["-m", "monai.bundle", "run", "training", *given]
+        configs = ["train.json"] + ["multi_gpu_train.json"] * (ranks > 1)
+        given = run_words(BUNDLES / bundle, configs, places | settings | EPOCHS | resume | different)
+        launcher = (*TORCHRUN, str(ranks)) if ranks > 1 else ()
+        return [*launcher, "-m", "monai.bundle", "run", "training", *given]
 
     return words
 
@@ -84,6 +89,10 @@ JOBS = {
     for job in (
         Job("train_segmenter", _training(SEGMENTER, SMALL_SEGMENTER | {"val_interval": 3}), own=False),
         Job("train_synthesizer", _training(SYNTHESIZER, SMALL_SYNTHESIZER | {"val_interval": 3}), own=False),
+        Job("segmenter_ranks", _training(SEGMENTER, SMALL_SEGMENTER | {"val_interval": 3}, 2), own=False, ranks=2),
+        Job(
+            "synthesizer_ranks", _training(SYNTHESIZER, SMALL_SYNTHESIZER | {"val_interval": 3}, 2), own=False, ranks=2
+        ),
         Job(
             "augment",
             _tool("augment", *AUGMENT, overrides=SMALL_SYNTHESIZER | EPOCHS),

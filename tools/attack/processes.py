@@ -73,8 +73,8 @@ class Running:
                 return found
             time.sleep(0.1)
 
-    def loader_workers(self) -> list[int]:
-        """Return the children of the process: of a training, those are the workers that load its cases."""
+    def children(self) -> list[int]:
+        """Return the children of the process: the workers that load a training's cases, or what torchrun started."""
         return [pid for pid, parent, _ in _table() if parent == self.process.pid]
 
     def end(self) -> None:

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from tools.io.dicom import refuse_series
-from tools.io.files import InputError, read_json
+from tools.io.files import InputError, check_settings, read_json
 from tools.io.volume import (
     canonical,
     canonical_spacing,
@@ -97,20 +97,28 @@ def read_datalist(path: Path) -> dict:
     """Read a datalist and check that all it names is there; its ``training`` becomes a list of ``Case``.
 
     Raises:
-        InputError: if it has no labels or items, or an item lacks a key, names a folder, or is missing on disk.
+        InputError: if it has no labels or items, or an item lacks a key, holds text that MONAI would run, names a
+            folder, or is missing on disk.
     """
     path = Path(path)
     content = read_json(path)
     if not isinstance(content, dict) or not content.get("labels") or not content.get("training"):
         raise InputError(f"{path} is not a datalist: it needs labels and a list training that is not empty")
+    if not isinstance(content["training"], list):
+        raise InputError(f"{path} is not a datalist: training is no list; python -m tools dataset makes a datalist")
     cases = []
     for number, item in enumerate(content["training"]):
+        if not isinstance(item, dict) or any(not isinstance(item.get(key, ""), str) for key in ("image", "label")):
+            raise InputError(f"{path}: item {number} is {str(item)[:80]}, not a case with the files image and label")
         missing = [key for key in ("image", "label", "fold", "patient") if item.get(key) is None]
         if missing:
             raise InputError(
                 f"{path}: item {number} ({item.get('image', 'no image')}) lacks {', '.join(missing)}; "
                 "python -m tools dataset makes a datalist"
             )
+        if not isinstance(item["fold"], int) or isinstance(item["fold"], bool):
+            raise InputError(f"{path}: item {number} has fold {item['fold']!r}; expected 0, 1, 2, ...")
+        check_settings([item.get(name) for name in ATTRIBUTES], path)  # the synthesizer's config will hold them
         image, label = (_absolute(path.parent / item[key]) for key in ("image", "label"))
         refuse_series([{"image": image}], path)
         for file in (image, label):

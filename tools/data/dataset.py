@@ -15,7 +15,7 @@ from tools.data.pairs import check_case, pair_files, refuse
 from tools.data.patients import read_patients
 from tools.data.twins import digest_of, near_duplicates, sketches
 from tools.io.files import InputError, check_new_directory, new_directory, read_json, write_json, write_text
-from tools.io.volume import canonical, relative, same_axes, save_nifti, spacing_mm
+from tools.io.volume import canonical, list_volumes, relative, same_axes, save_nifti, spacing_mm
 from tools.tissues import tissue_labels, unlabelled_value
 
 HEALTHY_MEDIAN_AT_MOST_HU = -500
@@ -68,6 +68,10 @@ def dataset(
     problems: list[str] = []
     pairs, unpaired = pair_files(images, labels, problems)
     items, warnings = read_patients(patients, [*pairs, *unpaired], problems)
+    for what, folder in (("images", images), ("labels", labels)):
+        if passed := list_volumes(folder, series=what == "images")[1]:
+            told = "; ".join(f"{name} ({why})" for name, why in passed.items())
+            warnings.append(f"passed over {len(passed)} of {what}: {told}")
     if not problems and "fold" not in next(iter(items.values())):
         count = len({item["patient"] for item in items.values()})
         if folds > count:

@@ -79,6 +79,8 @@ def _attributes(row: dict[str, str]) -> dict[str, object]:
             if not math.isfinite(attributes[key]) or attributes[key] < 0:
                 raise InputError(f"has {key} {row[key]!r}; expected a number from 0 up, or nothing if unknown")
     if row.get("history"):
+        if row["history"].startswith(("$", "@", "%")):
+            raise InputError(f"has history {row['history'][:80]!r}, which MONAI would run; write a word")
         attributes["history"] = row["history"]
     if "fold" in row:
         if not row["fold"].isdecimal():

@@ -17,6 +17,7 @@ from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor
 from torch.utils.data import get_worker_info
 
+from tools.bundles import BUNDLES
 from tools.io.files import InputError
 from tools.io.volume import canonical, canonical_spacing, case_name, load_labels, original
 from tools.maps.bank import FAILURES, LesionPlacer
@@ -25,6 +26,7 @@ from tools.maps.lesions import Lesion, find_lesions
 from tools.maps.placement import Receiver
 from tools.painting.painter import load_painter, read_settings
 from tools.workflows.synthesizer import painted_region, smallest_region
+from tools.workflows.trusted import check_trusted
 
 HEALTHY_HU_AT_MOST = -300  # mean of healthy lung, which lies near -850; scaled images and pictures lie above
 PAINTED, NO_ROOM, NOT_ASKED = "painted", "no room", "not asked"
@@ -62,12 +64,14 @@ class RandSyntheticTissued(RandomizableTransform, MapTransform):
             where there is any.
         device: Device of the network; ``cuda`` paints in the main process only.
         overrides: Config ids of the synthesizer's ``inference.json`` and their values, such as ``{"num_steps": 4}``.
+        trust: Whether to run configs and scripts of ``bundle_root`` that differ from the packaged bundle's.
 
     Attributes:
         outcomes: How often each outcome happened in this process.
 
     Raises:
-        InputError: if an argument is out of range, or bundle, weights or maps are not there.
+        InputError: if an argument is out of range, bundle, weights or maps are not there, or the bundle's programs are
+            not the packaged ones and not trusted.
 
     Example, in the config of any MONAI training::
 
@@ -90,6 +94,7 @@ class RandSyntheticTissued(RandomizableTransform, MapTransform):
         spacing_mm: Sequence[float] | None = None,
         device: str = "cpu",
         overrides: Mapping | None = None,
+        trust: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys)
         if len(self.keys) != 2:
@@ -103,6 +108,10 @@ class RandSyntheticTissued(RandomizableTransform, MapTransform):
             raise InputError(f"device {device} is not available here; paint on the cpu")
         RandomizableTransform.__init__(self, prob)
         self.bundle_root = Path(bundle_root).resolve()
+        check_trusted(self.bundle_root, trust)
+        # what is like the packaged bundle is run from there: compiled files beside the other's scripts may differ
+        own = BUNDLES / self.bundle_root.name
+        self._programs = self.bundle_root if trust or not own.is_dir() else own
         self.checkpoint = Path(checkpoint).resolve() if checkpoint else self.bundle_root / "models/model.pt"
         self.max_lesions, self.spacing_mm, self.device = max_lesions, spacing_mm, device
         settings = read_settings(self.bundle_root, self.checkpoint, overrides or {})
@@ -147,7 +156,7 @@ class RandSyntheticTissued(RandomizableTransform, MapTransform):
         if lesions:
             if torch.device(self.device).type == "cuda" and get_worker_info() is not None:
                 raise InputError(f"device {self.device} paints in the main process only; set num_workers 0, or the cpu")
-            painter = load_painter(self.bundle_root, self.checkpoint, self.device, self._settings)
+            painter = load_painter(self._programs, self.checkpoint, self.device, self._settings)
             volumes = (MetaTensor(tensor.cpu().float(), affine=affine) for tensor in (hu, tissues, wanted))
             painted = painter.paint(*volumes, seed, sample)
         if painted is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tools.io.files import InputError, check_new_directory, new_directory, read_json, write_text
 from tools.serving.exports import export
-from tools.workflows.trusted import check_trusted
+from tools.workflows.trusted import PARTS, check_trusted
 
 # kind of model: Triton's backend, and the file that it looks for
 KINDS = {"onnx": ("onnxruntime", "model.onnx"), "torchscript": ("pytorch", "model.pt")}
@@ -43,13 +43,22 @@ def write_repository(bundle_root: Path, output: Path) -> None:
             raise InputError(f"{package} is not installed; ONNX export needs pip install -r requirements-dev.txt")
     folders = {kind: check_new_directory(Path(output) / name) for kind, name in zip(KINDS, model_names(root))}
     texts = {kind: configuration(folder.name, kind, metadata) for kind, folder in folders.items()}
-    with tempfile.TemporaryDirectory() as exported:
-        made = export(root, Path(exported))
+    with tempfile.TemporaryDirectory() as scratch:
+        made = export(_without_compiled(root, Path(scratch)), Path(scratch))
         for kind, folder in folders.items():
             with new_directory(folder) as partial:
                 (partial / "1").mkdir()
                 shutil.move(made[kind], partial / "1" / KINDS[kind][1])
                 write_text(partial / "config.pbtxt", texts[kind])
+
+
+def _without_compiled(root: Path, scratch: Path) -> Path:
+    """Return a copy of a bundle whose scripts are compiled anew: compiled files beside them may say something else."""
+    copy = scratch / root.name
+    for part in [part for part in PARTS if (root / part).is_dir()]:
+        shutil.copytree(root / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "models").symlink_to(root / "models")
+    return copy
 
 
 def model_names(bundle_root: Path) -> list[str]:

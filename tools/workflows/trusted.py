@@ -34,5 +34,5 @@ def check_trusted(root: Path, trust: bool) -> None:
         more = f" and {len(found) - 5} more" if len(found) > 5 else ""
         raise InputError(
             f"{root} differs from the packaged bundle in {', '.join(found[:5])}{more}; these are programs that would "
-            "run with your rights; look at them, then repeat the command with --trust"
+            "run with your rights; look at them, then trust them: --trust, or trust=True in Python"
         )

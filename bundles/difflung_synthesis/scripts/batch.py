@@ -26,6 +26,7 @@ LOGGERS = (
     *(f"ignite.engine.engine.Supervised{kind}" for kind in ("Trainer", "Evaluator")),
 )
 WORKER = re.compile(r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)")
+LOST = re.compile(r"^Dist\w*Error: |gloo/transport/")  # what torch says where a process of several has ended
 OWN = re.escape(str(Path(__file__).parent))
 RAISED = re.compile(rf'  File "{OWN}/[^"]+", line \d+, in .*\n    raise .*\n(?:    .*\n)*(?:[\w.]+: )?([\s\S]+)$')
 
@@ -34,7 +35,7 @@ def sentence_of(error: BaseException) -> str | None:
     """Return the sentence that this bundle raised at the beginning of a chain of errors, or None if it raised none.
 
     A file that is missing or cannot be written tells itself in a sentence too, and so do Ctrl-C and a loader's worker
-    that was killed.
+    or another process of the training that was killed.
     """
     for one in _chain(error):
         if isinstance(one, KeyboardInterrupt):
@@ -44,6 +45,9 @@ def sentence_of(error: BaseException) -> str | None:
                 "a process that loads cases was killed, most often for want of memory; a training goes on with "
                 "--resume True, perhaps with fewer num_workers"
             )
+        if LOST.search(f"{type(one).__name__}: {one}"):
+            told = re.sub(r"^\[\S+\] ", "", first_line(one)).partition(". ")[0]
+            return f"another process of this run has ended ({told}); a training goes on with --resume True"
     for part in CAUSES.split("".join(traceback.format_exception(error))):
         last = part.rfind('  File "')
         raised = RAISED.match(part[last:]) if last >= 0 else None

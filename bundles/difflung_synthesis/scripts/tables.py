@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 DELIMITERS = ("\t", ";", ",")
+NO_HEADER = re.compile(r"(?:sep=.*|[\s,;]*)\n?", re.IGNORECASE)  # a line before the header
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
@@ -14,7 +15,7 @@ def read_rows(path: Path, numbers: Collection[str] = ()) -> tuple[list[str], lis
     """Return the columns of a CSV file and its rows that are not empty.
 
     Values are separated by commas, semicolons or tabs, whichever the header holds most of; a byte order mark, a first
-    line ``sep=;``, spaces round values and empty rows do not count.
+    line ``sep=;``, spaces round values and empty rows, also before the header, do not count.
 
     Args:
         path: The file, UTF-8.
@@ -33,12 +34,22 @@ def read_rows(path: Path, numbers: Collection[str] = ()) -> tuple[list[str], lis
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8; save as UTF-8 (in Excel: CSV UTF-8)") from None
+    if "\0" in text:
+        raise ValueError(f"{path} is not UTF-8, perhaps UTF-16; save as UTF-8 (in Excel: CSV UTF-8)")
     lines = text.splitlines(keepends=True)
-    skipped = 1 if lines and lines[0].lower().startswith("sep=") else 0
+    skipped = next((place for place, line in enumerate(lines) if not NO_HEADER.fullmatch(line)), len(lines))
     lines = lines[skipped:]
     header = lines[0] if lines else ""
     delimiter = max(DELIMITERS, key=header.count)
     reader = csv.reader(io.StringIO("".join(lines), newline=""), delimiter=delimiter)
+    try:
+        return _rows(path, reader, delimiter, skipped, numbers)
+    except csv.Error as error:
+        raise ValueError(f"{path} line {reader.line_num + skipped} cannot be read: {error}; save it anew") from None
+
+
+def _rows(path: Path, reader, delimiter: str, skipped: int, numbers: Collection[str]):
+    """Return what :func:`read_rows` does, of a reader whose first row is the header."""
     columns = [column.strip().lower() for column in next(reader, [])]
     while columns and not columns[-1]:  # separators behind the last column
         columns.pop()

@@ -4,15 +4,30 @@ Both bundles have this file, letter by letter, since neither may read from the o
 """
 
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 
 
 class WeightAverage(EMAHandler):
     """An EMAHandler that averages all tensors at once: a GPU starts kernels for longer than it computes them.
 
-    The average is the same, bit for bit.
+    The average is the same, bit for bit. After each epoch all processes take that of the first one, which is saved:
+    their batch statistics differ, and each of them validates some of the cases.
     """
+
+    def attach(self, engine: Engine, *args, **kwargs) -> None:
+        """Average after each step, and share the average after each epoch."""
+        super().attach(engine, *args, **kwargs)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.share)
+
+    @torch.no_grad()
+    def share(self, engine: Engine) -> None:
+        """Take the average of the first process."""
+        if several_processes():
+            for tensor in (*self.ema_model.parameters(), *self.ema_model.buffers()):
+                whole = tensor.contiguous()
+                torch.distributed.broadcast(whole, 0)
+                tensor.copy_(whole)
 
     @torch.no_grad()
     def _update_ema_model(self, engine: Engine, name: str) -> None:
@@ -26,3 +41,9 @@ class WeightAverage(EMAHandler):
         averages, values = (list(tensors) for tensors in zip(*pairs))
         torch._foreach_mul_(averages, 1.0 - momentum)
         torch._foreach_add_(averages, values, alpha=momentum)
+
+
+def several_processes() -> bool:
+    """Return whether this process trains together with others."""
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return there and torch.distributed.get_world_size() > 1

@@ -5,6 +5,7 @@ Both bundles have this file, letter by letter, since neither may read from the o
 
 import gzip
 import importlib.util
+import unicodedata
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ READERS = {".nii.gz": "nibabel", ".nii": "nibabel", ".nrrd": "nrrd", ".mha": "it
 MOST_VOXELS = 2**30  # 1024 x 1024 x 1024
 MOST_INFLATED, MOST_INFLATED_CT = 1040, 200  # times the size of a gzip file: deflate's limit; noise hardly shrinks
 VOXEL_MM = (0.05, 100.0)
+SLANTED = 0.02  # cosine between two axes; volumes are then right to 0.02 %
 WHOLE, TOLERANCE = 1e-3, 0.1  # of a label; of a voxel, by which positions may differ
 SAMPLE = 1_000_000  # voxels that are counted, about
 AIR_HU, TISSUE_HU, BONE_HU = (-1200, -500), (-400, 400), 800  # air and lung; all that is dense; above: bone and metal
@@ -74,7 +76,7 @@ def list_volumes(folder: Path, series: bool = True) -> tuple[dict[str, Path], di
         Case name to file, or to the folder of a series, sorted; and what else lies there, with the reason.
 
     Raises:
-        ValueError: If two volumes have the same case name.
+        ValueError: If two volumes have the same case name, capitals not counted.
     """
     folder = Path(folder)
     passed: dict[str, str] = {}
@@ -98,9 +100,12 @@ def list_volumes(folder: Path, series: bool = True) -> tuple[dict[str, Path], di
         else:
             passed[str(place.relative_to(folder))] = f"{kind}, not CT"
     cases: dict[str, Path] = {}
+    alike: dict[str, Path] = {}
     for name, path in found:
-        if name in cases:
-            names = f"{cases[name].relative_to(folder)} and {path.relative_to(folder)}"
+        # names that differ in capitals, or in how accents are stored, are one file on many disks
+        same = alike.setdefault(unicodedata.normalize("NFC", name).casefold(), path)
+        if same != path:
+            names = f"{same.relative_to(folder)} and {path.relative_to(folder)}"
             raise ValueError(f"{folder} holds both {names}, which are one case, {name}; remove one")
         cases[name] = path
     return dict(sorted(cases.items())), passed
@@ -111,6 +116,8 @@ def _not_read(path: Path, in_series: bool) -> str:
     package = READERS.get(ending(path))
     if not path.is_file():
         return "a link that leads nowhere"
+    if path.name.lower().endswith(".zip"):
+        return "an archive; unpack it"
     if package is None:
         return "" if in_series or is_junk(path) else "neither a volume nor DICOM"
     if package == "nibabel" and path.name[-len(ending(path)) :][:4] not in (".nii", ".NII"):
@@ -188,7 +195,7 @@ def _check_transforms(header, path: Path) -> None:
 
 
 def check_affine(affine: np.ndarray, path: Path | str) -> None:
-    """Raise ValueError if an affine, shape (4, 4), is no affine, or its voxels are not of a CT's size in mm."""
+    """Raise ValueError if an affine, shape (4, 4), is none, is sheared, or its voxels are not of a CT's size in mm."""
     sizes = nib.affines.voxel_sizes(affine) if np.isfinite(affine).all() else np.full(3, np.nan)
     told = " x ".join(f"{size:.4g}" for size in sizes)
     if not ((sizes >= VOXEL_MM[0]) & (sizes <= VOXEL_MM[1])).all():
@@ -197,6 +204,14 @@ def check_affine(affine: np.ndarray, path: Path | str) -> None:
         )
     if abs(np.linalg.det(affine[:3, :3] / sizes)) < 0.1:
         raise ValueError(f"{path} has no usable affine: two of its axes run the same way; correct its header")
+    axes = affine[:3, :3] / sizes
+    slanted = np.abs(axes.T @ axes - np.eye(3)).max()
+    if slanted > SLANTED:
+        degrees = np.degrees(np.arcsin(min(1.0, slanted)))
+        raise ValueError(
+            f"{path}: its axes are {degrees:.3g} degrees off right angles (sheared, as from a tilted gantry); "
+            "resample it to a straight grid first"
+        )
 
 
 def read_nifti(path: Path | str) -> np.ndarray:

@@ -1,16 +1,18 @@
 """Faults over commands: good commands end all the same, bad ones are found out, and a real training is killed once."""
 
+import signal
 import sys
 import textwrap
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tools.attack import disturb
-from tools.attack.disturb import Bench
+from tools.attack.disturb import Bench, FindingError
 from tools.attack.faults import FAULTS, OTHERWISE, Fault, campaign, faults, outcomes, trial
-from tools.attack.jobs import JOBS, Job, content
+from tools.attack.jobs import JOBS, TORCHRUN, Job, content
 from tools.io.files import InputError, RunError
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes as Linux shows them")
@@ -41,12 +43,40 @@ SPOILED = {
 }  # fmt: skip
 
 
-def stand_in(script: str) -> Job:
+# Two processes that add up numbers; each writes a file per round, and a survivor says what became of the other.
+RANKS = """
+import os, sys, time
+from pathlib import Path
+import torch
+output = Path(sys.argv[1])
+output.mkdir(exist_ok=True)
+torch.distributed.init_process_group("gloo")
+rank = torch.distributed.get_rank()
+for number in range(8):
+    try:
+        torch.distributed.all_reduce(torch.ones(1))
+    except RuntimeError:
+        print("Error: another process of this run has ended", file=sys.stderr, flush=True)
+        os._exit(1)
+    time.sleep(0.2)
+    (output / f"{number}_{rank}.csv").write_text(f"name,value\\n{number},{rank}\\n")
+"""
+TORCHRUN_TOLD = (
+    'Traceback (most recent call last):\n  File "<frozen runpy>", line 198, in _run_module_as_main\n'
+    '  File "/x/torch/distributed/run.py", line 9, in <module>\n    main()\nRoot Cause (first observed failure):\n'
+    "  exitcode  : -9 (pid: 7)  (SIGKILL)\n  traceback : Signal 9 (SIGKILL) received by PID 7\n"
+)
+
+
+def stand_in(script: str, ranks: int = 1) -> Job:
     def words(datalist: Path, output: Path, different: dict) -> list[str]:
         program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{textwrap.dedent(script)}"
-        return ["-c", program, str(output), *map(str, different)]
+        if ranks == 1:
+            return ["-c", program, str(output), *map(str, different)]
+        (output.parent / "ranks.py").write_text(program, encoding="utf-8")
+        return [*TORCHRUN, str(ranks), str(output.parent / "ranks.py"), str(output)]
 
-    return Job("stand-in", words, ("*.csv",))
+    return Job("stand-in", words, ("*.csv",) if ranks == 1 else (), own=ranks == 1, ranks=ranks)
 
 
 @pytest.fixture
@@ -61,7 +91,9 @@ def one(bench, script, fault, number=0, monkeypatch=None):
 
 
 @pytest.mark.parametrize(
-    "fault", [fault for fault in FAULTS if fault.do is not disturb.worker_dies], ids=lambda one: one.name
+    "fault",
+    [fault for fault in FAULTS if fault.do not in (disturb.worker_dies, disturb.rank_dies)],
+    ids=lambda one: one.name,
 )
 def test_a_command_that_goes_on_ends_the_same_after_every_fault(bench, monkeypatch, fault, tmp_path):
     if fault.do in (disturb.read_only, disturb.disk_full) and not disturb.can_mount(tmp_path / "disk"):
@@ -77,6 +109,31 @@ def test_a_command_that_goes_on_ends_the_same_after_every_fault(bench, monkeypat
 def test_a_command_that_does_not_is_found_out(bench, monkeypatch, kind, do):
     found = [one(bench, SPOILED[kind], Fault("one", do), number, monkeypatch)[0] for number in range(3)]
     assert kind in found
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_is_told_of_and_the_same_again_ends_the_same(bench, monkeypatch):
+    monkeypatch.setitem(JOBS, "stand-in", stand_in(RANKS, 2))
+    found = trial(bench, "stand-in", Fault("a rank dies", disturb.rank_dies), np.random.default_rng(7))
+    assert found in (("same", ""), ("over", ""))
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "kind"),
+    [
+        ("Error: another process has ended\n", 1, None),
+        ("", 1, None),  # torchrun was faster, and names the process that was killed
+        ("[rank0]: Traceback (most recent call last):\n[rank0]: RuntimeError: gloo\n", 1, "traceback"),
+        ("Error: another process has ended\n", 0, "mute"),
+    ],
+)
+def test_what_torchrun_adds_is_told_apart_from_what_the_ranks_say(bench, told, code, kind):
+    running = types.SimpleNamespace(wait=lambda: code, told=told + TORCHRUN_TOLD)
+    if kind is None:
+        bench.refused(stand_in(RANKS, 2), running, by=signal.SIGKILL)
+        return
+    with pytest.raises(FindingError, match=kind):
+        bench.refused(stand_in(RANKS, 2), running, by=signal.SIGKILL)
 
 
 def test_seconds_and_logs_are_no_difference(tmp_path):

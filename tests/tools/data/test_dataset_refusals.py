@@ -86,6 +86,18 @@ def test_a_pair_whose_endings_are_in_capitals_counts(data):
     assert data.run()["numTraining"] == 6
 
 
+def test_what_is_passed_over_is_said(data, capsys):
+    (data.images / "case9.mgz").write_bytes(b"a volume of another program")
+    (data.labels / "case9.mgz").write_bytes(b"its map")
+    (data.images / "patient.zip").write_bytes(b"PK")
+    assert data.run()["numTraining"] == 6
+    told = capsys.readouterr().err
+    assert (
+        "passed over 2 of images: case9.mgz (neither a volume nor DICOM); patient.zip (an archive; unpack it)" in told
+    )
+    assert "passed over 1 of labels: case9.mgz (neither a volume nor DICOM)" in told
+
+
 def test_unnamed_labels_are_refused(data):
     bad = tissue_map()
     bad[0, 0, 0], bad[0, 0, 1] = 7, 255
@@ -189,6 +201,7 @@ def test_csv_that_does_not_match_the_files_is_refused(data):
         ("name,patient", "case0,p0", "has no column case; its columns are name, patient"),
         ("case,patient,age", "case0,p0,old", "line 2 has age 'old'; expected a number from 0 up"),
         ("case,patient,age", "case0,p0,-999", "line 2 has age '-999'"),
+        ("case,patient,history", "case0,p0,$run", "line 2 has history '$run', which MONAI would run; write a word"),
         ("case,patient,severity", "case0,p0,nan", "line 2 has severity 'nan'"),
         ("case,patient", "case0,", "line 2 has no case or no patient"),
         ("case,patient", "case1,p0", "line 4 names case case1 again"),

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import types
@@ -287,6 +288,19 @@ def test_wrong_settings_are_refused(make, given, message, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match=message):
         make(**given)
+
+
+def test_programs_of_another_bundle_run_only_with_trust(make, files, tmp_path):
+    root = tmp_path / ROOT.name
+    shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns("models", "__pycache__"))
+    (root / "scripts/__pycache__").mkdir()  # no source, so nobody would see what is in it
+    same = make(bundle_root=root)
+    assert same.bundle_root == root and same._programs.resolve() == ROOT.resolve()
+    (root / "scripts/painting.py").write_text("raise SystemExit('it ran')", encoding="utf-8")
+    with pytest.raises(InputError, match="differs from the packaged bundle in scripts/painting.py; .* trust=True"):
+        make(bundle_root=root)
+    with pytest.raises(SystemExit, match="it ran"):
+        make(bundle_root=root, trust=True)(sample())
 
 
 def test_keys_are_the_ct_and_its_map():
