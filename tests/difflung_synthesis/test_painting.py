@@ -4,6 +4,7 @@ import json
 import math
 import sys
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -359,8 +360,12 @@ def test_unusable_conditions_are_refused(tmp_path, table, message):
 
 
 def test_an_evaluation_is_told_the_densities_that_a_datalist_gives(tmp_path):
-    folders(tmp_path, ("a", "b"))
-    (tmp_path / "images/a.nii.gz").touch()
+    for folder, voxel in (("images", -700), ("labels", 1)):
+        (tmp_path / folder).mkdir()
+        for name in ("a", "b"):
+            nib.Nifti1Image(np.full((4, 4, 2), voxel, np.int16), np.eye(4)).to_filename(
+                tmp_path / folder / f"{name}.nii.gz"
+            )
     items = [{"image": f"images/{name}.nii.gz", "label": f"labels/{name}.nii.gz", "fold": 0} for name in ("a", "b")]
     items[0] |= {"density_ground_glass": -362, "density_healthy": 0.0}
     path = tmp_path / "datalist.json"
