@@ -6,9 +6,11 @@ import hashlib
 import logging
 import math
 import os
+import pickle
 import signal
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 HERE = "127.0.0.1"  # nobody else may reach a scheduler, which runs whatever it is sent
 CONNECT_S, WORKERS_S = 15, 60  # until a scheduler must have answered, and have a worker
 PART = 32  # cases that one process paints or labels at most; what is lost when its worker dies
+ASK_S, GONE_S = 10, 300  # between two looks for living workers; without any for so long, they are gone
 LOOK_S = 0.5  # between two looks whether a job is still wanted
 SOURCES = (("tools", "*.py"), ("bundles", "*.py"), ("bundles", "*.json"), ("bundles", "*.yaml"))
 START = "OMP_NUM_THREADS=1 python -m dask worker ADDRESS --nthreads 1 --memory-limit 0, in the folder of the repository"
@@ -121,7 +124,8 @@ def _local(workers: int) -> Iterator["Client"]:
         place: {
             "cls": Nanny,
             "options": {"nthreads": 1, "memory_limit": 0, "host": HERE, "resources": resources,
-                        "env": environment(place, workers), "silence_logs": logging.CRITICAL},
+                        "env": environment(place, workers), "silence_logs": logging.CRITICAL,
+                        "preload": __name__},  # loaded later, it would stop a worker's heartbeat
         }
         for place in range(workers)
     }  # fmt: skip
@@ -285,7 +289,7 @@ def _attempt(job: Job) -> tuple[str, str | None, object]:
 def _on_workers(jobs: list[Job], client: "Client") -> Iterator[tuple[str, str | None, object]]:
     from concurrent.futures import CancelledError
 
-    from distributed import KilledWorker, as_completed
+    from distributed import KilledWorker, wait
 
     topic = f"told-{uuid.uuid4().hex}"
     client.subscribe_topic(topic, lambda event: say(event[1]))
@@ -296,17 +300,27 @@ def _on_workers(jobs: list[Job], client: "Client") -> Iterator[tuple[str, str | 
         for number, job in enumerate(jobs):
             after = [futures[title] for title in job.after if title in futures]
             future = client.submit(
-                _work, job, topic, expected, after, key=f"{job.title} {topic}", priority=-number, pure=False,
-                resources={"GPU": 1} if with_gpu else None,
+                _work, pickle.dumps(job), topic, expected, after, key=f"{job.title} {topic}", priority=-number,
+                pure=False, resources={"GPU": 1} if with_gpu else None,
             )  # fmt: skip
             futures[job.title], titles[future.key] = future, job.title
-        for future in as_completed(futures.values()):
+        waiting, alone_since = set(futures.values()), time.monotonic()
+        while waiting:
+            if workers_of(client):
+                alone_since = time.monotonic()
+            elif client.cluster is not None and time.monotonic() - alone_since > GONE_S:
+                raise RunError("all workers ended and do not come back; start the same command again to go on")
             try:
-                yield future.result()
-            except KilledWorker as error:
-                title = titles[future.key]
-                say(f"{title} FAILED: {first_line(error)}")
-                yield title, first_line(error), None
+                done, waiting = wait(waiting, timeout=ASK_S, return_when="FIRST_COMPLETED")
+            except TimeoutError:
+                continue
+            for future in done:
+                try:
+                    yield future.result()
+                except KilledWorker as error:
+                    title = titles[future.key]
+                    say(f"{title} FAILED: {first_line(error)}")
+                    yield title, first_line(error), None
     except CancelledError:
         raise RunError("the cluster's scheduler was lost; start the same command again to go on") from None
     finally:
@@ -314,8 +328,11 @@ def _on_workers(jobs: list[Job], client: "Client") -> Iterator[tuple[str, str | 
         client.unsubscribe_topic(topic)
 
 
-def _work(job: Job, topic: str, expected: dict | None, after: list) -> tuple[str, str | None, object]:
-    """Do a job on a worker, as long as it is wanted; of one that came later, refuse other facts than expected."""
+def _work(packed: bytes, topic: str, expected: dict | None, after: list) -> tuple[str, str | None, object]:
+    """Do a job on a worker, as long as it is wanted; of one that came later, refuse other facts than expected.
+
+    The job comes packed, since Dask would open it where a module that is missing ends the worker.
+    """
     from distributed import get_worker
 
     worker = get_worker()
@@ -327,7 +344,7 @@ def _work(job: Job, topic: str, expected: dict | None, after: list) -> tuple[str
     before = TELL.set(lambda line: worker.log_event(topic, line))
     try:
         with held():  # folders are let go, since the process lives on
-            return _attempt(job)
+            return _attempt(pickle.loads(packed))
     finally:
         TELL.reset(before)
         ended.set()

@@ -20,7 +20,7 @@ def test_with_a_worker_killed_in_mid_run_the_results_are_those_of_one_process(da
     doomed = tmp_path / "doomed"
     doomed.write_text("fold1/seed0/cbmat")
     monkeypatch.setenv("DOOMED", str(doomed))
-    with dask.config.set({"distributed.worker.preload": ["tests.tools.fakes.jobs"]}):
+    with dask.config.set({"distributed.worker.preload": ["cluster_jobs"]}):
         compare(datalist, tmp_path / "b/out", **given, workers=2)
     assert not doomed.exists() and not (tmp_path / "b/out/fold1/seed0/cbmat/half").exists()
     one, other = (content(tmp_path / name / "out") for name in "ab")
@@ -36,8 +36,9 @@ def test_runs_wait_for_what_they_read(datalist, standin, tmp_path, monkeypatch):
         compare(datalist, tmp_path / "out", arms="real,cbmat,cbmat_filter,copy_paste,longer", folds=0, seeds=(0, 1))
     jobs = {job.title: job.after for job in seen[0]}
     order = list(jobs)
-    named = {str(run): next(title for title in order if title.endswith(f": {run}")) for run in
-             (Run(0, 1.0, seed, key) for seed in (0, 1) for key in ("real", "cbmat", "cbmat_filter", "longer"))}  # fmt: skip
+    keys = ("real", "cbmat", "cbmat_filter", "longer")
+    runs = [str(Run(0, 1.0, seed, key)) for seed in (0, 1) for key in keys]
+    named = {run: next(title for title in order if title.endswith(f": {run}")) for run in runs}
     judge, other = named["fold 0, seed 0, arm real"], named["fold 0, seed 1, arm real"]
     painted = next(title for title in order if title.endswith("augment_cbmat"))
     assert order[0] == judge and judge in jobs[painted]

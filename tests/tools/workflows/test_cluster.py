@@ -3,9 +3,9 @@
 import threading
 from functools import partial
 
+import cluster_jobs as jobs
 import pytest
 
-from tests.tools.fakes import jobs
 from tools.io.files import InputError
 from tools.workflows import cluster as module
 from tools.workflows.cluster import Job, check_workers, cluster, environment, parts, perform, workers_of

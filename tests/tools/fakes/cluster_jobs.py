@@ -13,8 +13,9 @@ from tools.workflows.cluster import say
 
 def dask_setup(worker: object) -> None:
     """Put the stand-in where compare finds the bundles and augment; it kills a worker once, in mid-run, if asked to."""
+    from standin import Standin
+
     import tools.comparison.experiment  # noqa: F401 - it wants what the stand-in lacks
-    from tests.tools.fakes.standin import Standin
 
     standin = Standin()
 
