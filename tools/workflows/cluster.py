@@ -119,13 +119,15 @@ def _local(workers: int) -> Iterator["Client"]:
     import torch
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
+    # this module is loaded at the start, since later it would stop a worker's heartbeat for a while
+    preload = [__name__, *dask.config.get("distributed.worker.preload")]
     resources = {"GPU": 1} if torch.cuda.is_available() else {}
     places = {
         place: {
             "cls": Nanny,
             "options": {"nthreads": 1, "memory_limit": 0, "host": HERE, "resources": resources,
                         "env": environment(place, workers), "silence_logs": logging.CRITICAL,
-                        "preload": __name__},  # loaded later, it would stop a worker's heartbeat
+                        "preload": preload},
         }
         for place in range(workers)
     }  # fmt: skip
@@ -268,7 +270,8 @@ def parts(names: list, client: "Client | None") -> list[list]:
         >>> [len(part) for part in parts(list(range(40)), None)]
         [32, 8]
     """
-    size = max(1, min(PART, math.ceil(len(names) / len(workers_of(client)))))
+    workers = len(getattr(client and client.cluster, "worker_spec", None) or workers_of(client))  # dead ones come back
+    size = max(1, min(PART, math.ceil(len(names) / max(1, workers))))
     return [names[start : start + size] for start in range(0, len(names), size)]
 
 
