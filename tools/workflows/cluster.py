@@ -31,6 +31,12 @@ PART = 32  # cases that one process paints or labels at most; what is lost when 
 ASK_S, GONE_S = 10, 300  # between two looks for living workers; without any for so long, they are gone
 LOOK_S = 0.5  # between two looks whether a job is still wanted
 SOURCES = (("tools", "*.py"), ("bundles", "*.py"), ("bundles", "*.json"), ("bundles", "*.yaml"))
+SETTINGS = {  # of the workers of this machine
+    "distributed.deploy.lost-worker-timeout": "1h",  # a dead worker comes back, however slowly
+    "distributed.worker.profile.enabled": False,  # its work is done by other processes; do not take their time
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "5s",
+}
 START = "OMP_NUM_THREADS=1 python -m dask worker ADDRESS --nthreads 1 --memory-limit 0, in the folder of the repository"
 TELL: ContextVar[Callable[[str], None] | None] = ContextVar("tell", default=None)  # of a job on a worker
 
@@ -136,20 +142,20 @@ def _local(workers: int) -> Iterator["Client"]:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     variables = dict(os.environ)
     threads = {name: value for name, value in environment(0, workers).items() if name == "OMP_NUM_THREADS"}
-    try:
-        # set before a worker's process starts, since numpy looks only then; by default Dask asks for one thread
-        with dask.config.set({"distributed.nanny.pre-spawn-environ": threads}):
+    # threads are set before a worker's process starts, since numpy looks only then; by default Dask asks for one
+    with dask.config.set(SETTINGS | {"distributed.nanny.pre-spawn-environ": threads}):
+        try:
             started = SpecCluster(workers=places, scheduler=head, silence_logs=logging.CRITICAL)
-        client = Client(started)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    try:
-        yield client
-    finally:
-        client.close()
-        started.close()
-        os.environ.clear()  # what Dask sets for its workers is not for this process
-        os.environ.update(variables)
+            client = Client(started)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        try:
+            yield client
+        finally:
+            client.close()
+            started.close()
+            os.environ.clear()  # what Dask sets for its workers is not for this process
+            os.environ.update(variables)
 
 
 @contextlib.contextmanager
