@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 HERE = "127.0.0.1"  # nobody else may reach a scheduler, which runs whatever it is sent
-CONNECT_S, WORKERS_S = 15, 60  # until a scheduler must have answered, and have a worker
+CONNECT_S, WORKERS_S = 30, 60  # until a scheduler must have answered, and have a worker
 PART = 32  # cases that one process paints or labels at most; what is lost when its worker dies
 ASK_S, GONE_S = 10, 300  # between two looks for living workers; without any for so long, they are gone
 LOOK_S = 0.5  # between two looks whether a job is still wanted
