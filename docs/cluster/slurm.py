@@ -16,7 +16,9 @@ from dask_jobqueue import SLURMCluster
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def slurm_cluster(cores: int, memory: str, gpu: bool, queue: str | None, walltime: str) -> SLURMCluster:
+def slurm_cluster(
+    cores: int, memory: str, gpu: bool, queue: str | None, walltime: str, interface: str | None
+) -> SLURMCluster:
     """Return a cluster without workers yet: one process, one job of the command at a time, in each job of SLURM."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # Dask would make the last two 1
     return SLURMCluster(
@@ -26,6 +28,7 @@ def slurm_cluster(cores: int, memory: str, gpu: bool, queue: str | None, walltim
         memory=memory,
         queue=queue,
         walltime=walltime,
+        interface=interface,
         python=sys.executable,
         job_extra_directives=["--gres=gpu:1"] * gpu,
         worker_extra_args=["--resources", "GPU=1"] * gpu,
@@ -43,10 +46,12 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--queue")
     parser.add_argument("--walltime", default="24:00:00")
+    parser.add_argument("--interface", help="network between the nodes, such as ib0")
     parser.add_argument("--file", type=Path, default=Path("scheduler.json"))
     parser.add_argument("--show", action="store_true", help="print the job script and end")
     given = parser.parse_args()
-    with slurm_cluster(given.cores, given.memory, given.gpu, given.queue, given.walltime) as cluster:
+    wanted = given.cores, given.memory, given.gpu, given.queue, given.walltime, given.interface
+    with slurm_cluster(*wanted) as cluster:
         print(cluster.job_script(), flush=True)
         if given.show:
             return

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_with_a_worker_killed_in_mid_run_the_results_are_those_of_one_process(datalist, standin, tmp_path, monkeypatch):
-    given = {"arms": "real,oversampled,copy_paste,cbmat,cbmat_filter", "seeds": (0, 1), "iterations": 1}
+    given = {"arms": "real,cbmat,cbmat_filter", "seeds": (0, 1), "iterations": 1}
     compare(datalist, tmp_path / "a/out", **given)
     doomed = tmp_path / "doomed"
     doomed.write_text("fold1/seed0/cbmat")
@@ -24,7 +24,7 @@ def test_with_a_worker_killed_in_mid_run_the_results_are_those_of_one_process(da
         compare(datalist, tmp_path / "b/out", **given, workers=2)
     assert not doomed.exists() and not (tmp_path / "b/out/fold1/seed0/cbmat/half").exists()
     one, other = (content(tmp_path / name / "out") for name in "ab")
-    assert one == other and len([name for name in one if name.endswith("result.json")]) == 20
+    assert one == other and len([name for name in one if name.endswith("result.json")]) == 12
 
 
 def test_runs_wait_for_what_they_read(datalist, standin, tmp_path, monkeypatch):
@@ -34,7 +34,7 @@ def test_runs_wait_for_what_they_read(datalist, standin, tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "perform", lambda jobs, client: (seen.append(jobs), ({}, {}))[1])
     with pytest.raises(Exception):  # noqa: B017 - nothing is made, so nothing can be gathered
         compare(datalist, tmp_path / "out", arms="real,cbmat,cbmat_filter,copy_paste,longer", folds=0, seeds=(0, 1))
-    jobs = {job.title: job.after for job in seen[0]}
+    jobs = {job.title: job.after for job in seen[-1]}
     order = list(jobs)
     keys = ("real", "cbmat", "cbmat_filter", "longer")
     runs = [str(Run(0, 1.0, seed, key)) for seed in (0, 1) for key in keys]
