@@ -1,11 +1,11 @@
 # make demo: the whole chain on drawn patients.  make test: everything but integrations.  make check: the quick part.
-# make test-integrations: install MONAI Label, MONAI Deploy, Triton, NVFlare, nnU-Net, MLflow, OHIF; prove each.
+# make test-integrations: install MONAI Label, MONAI Deploy, Triton, NVFlare, nnU-Net, MLflow, OHIF, Dask's; prove each.
 # make weights CT=FOLDER: the segmenter from normal CTs, hours on two cores; started again, it goes on.
 PYTHON ?= python3
 BIN := .venv/bin
 
 # each is installed in a .venv-NAME of its own from tests/integrations/requirements-NAME.txt
-INTEGRATIONS := label deploy triton federated nnunet mlflow ohif
+INTEGRATIONS := label deploy triton federated nnunet mlflow ohif cluster
 OHIF := 3.12.10
 
 .PHONY: demo weights test check lint clean test-integrations
@@ -51,6 +51,11 @@ lint: .venv/.dev
 	$(PYTHON) -m venv .venv-ohif
 	.venv-ohif/bin/pip install --quiet --disable-pip-version-check -r $<
 	(cd .venv-ohif && npm pack --silent @ohif/app@$(OHIF) && tar xzf ohif-app-$(OHIF).tgz) || echo "no OHIF: npm failed"
+	touch $@
+
+.venv-cluster/.ready: tests/integrations/requirements-cluster.txt
+	$(PYTHON) -m venv .venv-cluster
+	.venv-cluster/bin/pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
 .venv-%/.ready: tests/integrations/requirements-%.txt

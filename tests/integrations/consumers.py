@@ -18,7 +18,7 @@ from tools.bundles import BUNDLES
 
 ROOT = Path(__file__).resolve().parents[2]
 # markers of tests, and names of what they need
-ENVIRONMENTS = ("label", "deploy", "triton", "federated", "nnunet", "mlflow", "ohif")
+ENVIRONMENTS = ("label", "deploy", "triton", "federated", "nnunet", "mlflow", "ohif", "cluster")
 START_SECONDS = 180
 
 

@@ -15,7 +15,7 @@ from tools.comparison.checks import (
     shared_recipe,
     warnings,
 )
-from tools.comparison.experiment import Experiment, say
+from tools.comparison.experiment import Experiment
 from tools.comparison.mixing import Mixing
 from tools.comparison.plateau import budgets
 from tools.comparison.results import SCHEMA, collect, read_results
@@ -27,6 +27,7 @@ from tools.flags import listed
 from tools.io.files import InputError, RunError, open_run, sha256, write_json
 from tools.painting.hosts import check_hosts
 from tools.painting.manifest import FREE_METHODS
+from tools.workflows.cluster import cluster, everywhere, say
 from tools.workflows.origin import named_weights
 from tools.workflows.run import versions
 from tools.workflows.segmenter import SEGMENTER
@@ -72,6 +73,7 @@ def compare(
     synthesizer: Path | None = None,
     hosts: Path | None = None,
     workers: int = 1,
+    scheduler: str | None = None,
     plan: bool = False,
 ) -> None:
     """Train the segmenter per arm (real, rebalanced, copy-pasted, painted), test on real patients, print the verdicts.
@@ -134,7 +136,9 @@ def compare(
             shipped for those of the bundle.
         hosts: Folder of CTs of normal lungs that nobody labelled, which receive the new tissue of every arm; as augment
             takes it.
-        workers: Runs side by side; each gets a GPU of its own where there are several, else a share of the cores.
+        workers: Runs side by side, on a cluster of Dask on this machine; each gets a GPU of its own where there are
+            several, else a share of the cores.
+        scheduler: Address of a scheduler of Dask whose workers make the runs instead, or the JSON file that says it.
         plan: Train nothing; print what such a comparison could find, judged by the finished runs in output.
 
     Raises:
@@ -144,6 +148,8 @@ def compare(
     datalist = Path(datalist)
     overrides, synthesis_overrides = dict(overrides or {}), dict(synthesis_overrides or {})
     synthesizer, start = named_weights(SYNTHESIZER, synthesizer), named_weights(SEGMENTER, start)
+    if scheduler is not None:
+        datalist, output, synthesizer, start, hosts = everywhere(datalist, output, synthesizer, start, hosts)
     real = read_datalist(datalist)
     if inner is not None:
         real = inner_datalist(real, datalist, inner)
@@ -239,10 +245,11 @@ def compare(
         for key in keys
     ]
     first = [run for run in runs if run.key in (REFERENCE, HEADROOM)] if more and least_headroom else []
-    failed = experiment.run_all(first, workers)
-    if first and not failed:
-        check_headroom(collect(output, real)["rows"], least_headroom)
-    failed = failed or experiment.run_all(runs, workers)
+    with cluster(workers, scheduler, output, [datalist, external, held_back, start, synthesizer, hosts]) as client:
+        failed = experiment.run_all(first, client)
+        if first and not failed:
+            check_headroom(collect(output, real)["rows"], least_headroom)
+        failed = failed or experiment.run_all(runs, client)
     if failed:
         raise RunError(
             f"{len(failed)} of {len(runs)} runs failed ({'; '.join(failed)}), so there is no result yet; "

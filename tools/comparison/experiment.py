@@ -1,69 +1,24 @@
-"""All runs of a comparison in phases: numbers of steps, the gate's segmenters, painted cases, the remaining runs."""
+"""All runs of a comparison and what they wait for: numbers of steps, the gate's segmenters, painted cases."""
 
 import contextlib
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tools.comparison.arms import REFERENCE, arm_of, is_painted
 from tools.comparison.leaks import check_augmented
 from tools.comparison.plateau import find_plateau
-from tools.comparison.run import Recipe, Run, environment, share_folder, train
+from tools.comparison.run import Recipe, Run, share_folder, train
 from tools.data.datalist import Case, split, subset
 from tools.io.files import RunError, read_json, write_json
 from tools.painting.manifest import FREE_METHODS
-from tools.workflows.run import end_runs, placed
+from tools.workflows.cluster import Job, perform, say
 
-
-def say(line: str) -> None:
-    """Print a line at once and whole, though runs side by side print too."""
-    print(f"{line}\n", end="", flush=True)
-
-
-def side_by_side(jobs: dict[str, Callable[[dict], None]], workers: int) -> list[str]:
-    """Do some jobs at the same time, and return the titles of those that failed.
-
-    Args:
-        jobs: Title to job, which gets the environment variables of its place.
-        workers: Number of jobs at a time.
-
-    Raises:
-        InputError: as soon as a job raises one, such as a leak; no further job begins.
-    """
-    failed, stopped, places = [], threading.Event(), queue.SimpleQueue()
-    for place in range(workers):
-        places.put(place)
-
-    def work(title: str, job: Callable[[dict], None]) -> None:
-        if stopped.is_set():
-            return
-        place = places.get()
-        try:
-            job(environment(place, workers))
-        except RuntimeError as error:  # one job that dies must not cost the others
-            say(f"{title} FAILED: {error}")
-            failed.append(title)
-        except BaseException:
-            stopped.set()
-            raise
-        finally:
-            places.put(place)
-
-    with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(work, title, job) for title, job in jobs.items()]
-        try:
-            for future in futures:
-                future.result()
-        except BaseException:  # Ctrl-C too, which only this thread hears
-            stopped.set()
-            end_runs()
-            raise
-    return failed
+if TYPE_CHECKING:
+    from distributed import Client
 
 
 def clock(folder: Path) -> Path:
@@ -80,6 +35,19 @@ def timed(path: Path) -> Iterator[None]:
     finally:
         before = read_json(path)["seconds"] if path.is_file() else 0.0
         write_json(path, {"seconds": round(before + time.monotonic() - start, 1)})
+
+
+def titles(runs: list[Run]) -> dict[Run, str]:
+    """Return what the job of each run is called."""
+    return {run: f"run {number} of {len(runs)}: {run}" for number, run in enumerate(runs, 1)}
+
+
+def _plateau_title(fold: int) -> str:
+    return f"plateau of fold {fold}"
+
+
+def _augment_title(folder: Path) -> str:
+    return f"augment in {folder}"
 
 
 @dataclass
@@ -118,26 +86,45 @@ class Experiment:
     by_error: bool = False
     counts: dict[float, int] = field(default_factory=dict)
 
-    def run_all(self, runs: list[Run], workers: int) -> list[str]:
-        """Make every run that is not finished, some side by side, and return which failed.
+    def run_all(self, runs: list[Run], client: "Client | None") -> list[str]:
+        """Make every run that is not finished, on the workers of a cluster, and return which failed.
 
         An InputError, such as a leak, ends the whole comparison.
         """
-        titles = {run: f"run {number} of {len(runs)}: {run}" for number, run in enumerate(runs, 1)}
         self.shares = {(run.fold, run.fraction): self._share(run) for run in runs}
+        self.paid = {run: self._augmented_folder(run) for run in runs if is_painted(run.key)}
+        _, failed = perform(self.jobs(runs), client)
+        return [str(run) for run, title in titles(runs).items() if title in failed]
+
+    def jobs(self, runs: list[Run]) -> list[Job]:
+        """Return all that is to do, the most urgent first: numbers of steps, judges, painted cases, remaining runs."""
+        named = titles(runs)
         unfinished = [run for run in runs if not self._is_finished(run)]
         waiting = [run for run in unfinished if arm_of(run.key)[0].method]
-        painted = {self._augmented_folder(run): run for run in waiting}
         judges = {self._judge(run) for run in waiting if arm_of(run.key)[0].method not in FREE_METHODS}
         judges |= {self._judge(run) for run in unfinished if arm_of(run.key)[0].longer}
-        self.paid = {run: self._augmented_folder(run) for run in runs if is_painted(run.key)}
-        jobs = {title: partial(self._make, run, title) for run, title in titles.items()}
         folds = sorted({run.fold for run in unfinished}) if self.plateau else []
-        side_by_side({f"plateau of fold {fold}": partial(self._plateau, fold) for fold in folds}, workers)
-        failed = side_by_side({titles[run]: jobs.pop(titles[run]) for run in runs if run in judges}, workers)
-        side_by_side({f"augment in {folder}": partial(self._augment, run) for folder, run in painted.items()}, workers)
-        failed += side_by_side(jobs, workers)
-        return [str(run) for run, title in titles.items() if title in failed]
+        jobs = [Job(_plateau_title(fold), partial(self._plateau, fold)) for fold in folds]
+        jobs += [self._job(run, runs, named) for run in runs if run in judges]
+        for folder, run in {self._augmented_folder(run): run for run in waiting}.items():
+            after = (_plateau_title(run.fold), named.get(self._judge(run), ""))
+            jobs.append(Job(_augment_title(folder), partial(self._augment, run), after))
+        return jobs + [self._job(run, runs, named) for run in runs if run not in judges]
+
+    def _job(self, run: Run, runs: list[Run], named: dict[Run, str]) -> Job:
+        """Return the job that makes a run, after all that it may read."""
+        arm, ratio = arm_of(run.key)
+        after = [_plateau_title(run.fold)]
+        if arm.method:
+            after.append(_augment_title(self._augmented_folder(run)))
+        if arm.longer:
+            after += [named.get(self._judge(run), "")]
+            after += [_augment_title(folder) for other, folder in self.paid.items() if other.group == run.group]
+        for other in runs[: runs.index(run)]:  # which may turn out to be the same training, and is not repeated then
+            theirs, at = arm_of(other.key)
+            if other.group == run.group and (other.key == REFERENCE or (theirs.method, at) == (arm.method, ratio)):
+                after.append(named[other])
+        return Job(named[run], partial(self._make, run, named[run]), tuple(after))
 
     def _share(self, run: Run) -> tuple[Path, dict]:
         """Return the datalist of the run's share of the training patients, and its content."""
@@ -149,14 +136,12 @@ class Experiment:
             write_json(path, content | {"training": [case.item() for case in content["training"]]})
         return path, content
 
-    def _plateau(self, fold: int, place: dict) -> None:
+    def _plateau(self, fold: int) -> None:
         """Find how many steps a fold's segmenters take, on its training patients; nothing if that is known."""
         folder = self._plateau_folder(fold)
         known = (folder / "plateau.json").is_file()
         training, _ = split(self.real, fold)
-        found = find_plateau(
-            training, self.real["labels"], folder, self.iterations, self.first_seed, self.recipe, place
-        )
+        found = find_plateau(training, self.real["labels"], folder, self.iterations, self.first_seed, self.recipe)
         say(f"fold {fold}: {found['sentence']}{' (found earlier)' * known}")
 
     def _plateau_folder(self, fold: int) -> Path:
@@ -204,7 +189,7 @@ class Experiment:
         name = f"augment_{arm_of(run.key)[0].method}"
         return folder / f"seed{run.seed}" / name if self.paint_per_seed else folder / name
 
-    def _augment(self, run: Run, variables: dict) -> None:
+    def _augment(self, run: Run) -> None:
         """Make the painted cases that a run trains on; nothing if they are there."""
         from tools.painting.augment import augment
 
@@ -216,7 +201,7 @@ class Experiment:
         own = {"seed": self.augmentation["seed"] + run.seed} if self.paint_per_seed else {}
         own |= {"candidates": 1, "tune_steps": 0} if method in FREE_METHODS else {}
         own |= {"dice": self._plateau_folder(run.fold) / "plateau.json"} if self.by_error else {}
-        with timed(clock(folder)), placed(variables):
+        with timed(clock(folder)):
             augment(
                 datalist=self.shares[run.fold, run.fraction][0],
                 fold=run.fold,
@@ -228,7 +213,7 @@ class Experiment:
         minutes = read_json(clock(folder))["seconds"] / 60
         say(f"augment ({method}) for fold {run.fold} took {minutes:.1f} minutes")
 
-    def _make(self, run: Run, title: str, place: dict) -> None:
+    def _make(self, run: Run, title: str) -> None:
         """Make one run; nothing if it is finished."""
         if self._is_finished(run):
             say(f"{title} (finished earlier)")
@@ -240,9 +225,7 @@ class Experiment:
         if self.plateau:
             found = read_json(self._plateau_folder(run.fold) / "plateau.json")
             fitted = fitted | {"number of steps": found["patients"]}
-        train(
-            run, source, fitted, real, run.folder(self.output), steps, self.recipe, self.external, place, self.held_back
-        )
+        train(run, source, fitted, real, run.folder(self.output), steps, self.recipe, self.external, self.held_back)
 
     def _augmented(self, run: Run, real: dict) -> tuple[dict, dict]:
         """Read the augmented cases of the run's fold and check that they were made without its patients."""

@@ -77,9 +77,8 @@ def settle(scores: dict[int, float]) -> int | None:
 
 
 def find_plateau(
-    training: list[Case], labels: dict[str, int], folder: Path, most: int, seed: int, recipe: Recipe,
-    place: dict | None = None,
-) -> dict:  # fmt: skip
+    training: list[Case], labels: dict[str, int], folder: Path, most: int, seed: int, recipe: Recipe
+) -> dict:
     """Train real-only segmenters on an inner split with more and more steps until more of them gain nothing.
 
     Args:
@@ -89,7 +88,6 @@ def find_plateau(
         most: Largest number of steps.
         seed: Seed of the trainings.
         recipe: How the segmenters are trained.
-        place: Environment variables of the runs.
 
     Returns:
         Content of plateau.json: ``iterations`` to train every arm with, ``reached``, ``scores`` (steps to mean Dice of
@@ -103,7 +101,7 @@ def find_plateau(
     for steps in budgets(most):
         directory = folder / f"steps{steps}"
         if not (directory / "result.json").is_file():
-            train(Run(0, 1, seed, REFERENCE), inner, {}, inner, directory, steps, recipe, place=place)
+            train(Run(0, 1, seed, REFERENCE), inner, {}, inner, directory, steps, recipe)
         own = read_json(directory / "result.json")["scores"]["own"]
         scores[steps], tissues[steps] = mean_dice(own), tissue_dice(own)
         if settle(scores):

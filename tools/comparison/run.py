@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from dataclasses import dataclass, field, replace
@@ -89,21 +88,6 @@ def share_folder(output: Path, fold: int, fraction: float) -> Path:
     return folder if fraction == 1 else folder / f"patients{100 * fraction:g}"
 
 
-def environment(place: int, places: int) -> dict[str, str]:
-    """Return the environment of one of several runs side by side: a GPU of its own, or its share of the cores.
-
-    A number of threads that the user set stays: sums round by it, so results then do not depend on the places.
-    """
-    import torch
-
-    gpus = torch.cuda.device_count()
-    if places == 1:
-        return {}
-    if gpus > 1:
-        return {"CUDA_VISIBLE_DEVICES": str(place % gpus)}
-    return {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // places))}
-
-
 def train(
     run: Run,
     source: dict,
@@ -113,7 +97,6 @@ def train(
     iterations: int,
     recipe: Recipe,
     external: dict | None = None,
-    place: dict | None = None,
     more: list[Case] = (),
 ) -> None:
     """Train and test one segmenter; result.json is written last and marks the run as finished.
@@ -127,7 +110,6 @@ def train(
         iterations: Optimizer steps.
         recipe: How the segmenters are trained.
         external: A second datalist whose cases are all tested too.
-        place: Environment variables of its place.
         more: Real cases that were held back; the arm that is given them draws all cases alike.
 
     Raises:
@@ -175,12 +157,12 @@ def train(
         return
     start = time.monotonic()
     configs = [*recipe.configs, *[KERNELS] * arm.augmented, *[FINE_TUNE] * arm.started, SCORES]
-    run_bundle(SEGMENTER, configs, settings | started, directory / "run.log", place)
+    run_bundle(SEGMENTER, configs, settings | started, directory / "run.log")
     seconds = time.monotonic() - start
     tissues = [name for name in real["labels"] if name != "background"]
     scores = {"own": read_scores(directory / SCORES_FILE, test, tissues)}
     if external:
-        scores["external"] = _test_external(external, directory, settings, tissues, place)
+        scores["external"] = _test_external(external, directory, settings, tissues)
     card = {"cases": cases_read(training), "spacing_mm": settings["spacing_mm"], "overrides": recipe.overrides}
     write_json(directory / "card.json", card | {"configs": recipe.configs})
     write_json(
@@ -245,12 +227,12 @@ def _twin(directory: Path, fingerprint: str) -> dict | None:
     """
     for path in sorted(directory.parent.glob("*/result.json")):
         result = read_json(path)
-        if result.get("fingerprint") == fingerprint:
+        if result.get("fingerprint") == fingerprint and "same_as" not in result:
             return result | {"same_as": result["arm"]}
     return None
 
 
-def _test_external(external: dict, directory: Path, settings: dict, tissues: list[str], place: dict | None) -> dict:
+def _test_external(external: dict, directory: Path, settings: dict, tissues: list[str]) -> dict:
     """Test a trained segmenter on every case of a second datalist."""
     from tools.workflows.run import run_bundle
 
@@ -259,5 +241,5 @@ def _test_external(external: dict, directory: Path, settings: dict, tissues: lis
     write_json(folder / "datalist.json", {"labels": external["labels"], "training": items})
     given = settings | {"dataset_dir": str(folder), "datalist": str(folder / "datalist.json")}
     given |= {"fold": 0, "output_dir": str(folder)}
-    run_bundle(SEGMENTER, ["train.json", "evaluate.json"], given, folder / "run.log", place)
+    run_bundle(SEGMENTER, ["train.json", "evaluate.json"], given, folder / "run.log")
     return read_scores(folder / SCORES_FILE, external["training"], tissues)

@@ -1,9 +1,12 @@
 """Putting painted cases through the quality gate: what it reads, and what it writes down."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from tools.data.datalist import Case
@@ -13,12 +16,16 @@ from tools.io.files import read_json, sha256, write_json
 from tools.io.volume import canonical
 from tools.maps.bank import PlannedCase
 from tools.tissues import pathological_tissues, tissue_labels
-from tools.workflows.segmenter import segment
+from tools.workflows.segmenter import Answers, segment
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 
 def check_painted(
-    plan: list[PlannedCase], training: list[Case], output: Path, work: Path, segmenter: Path | None, candidates: int = 1
-) -> tuple[dict[str, dict], dict[str, list[dict]]]:
+    plan: list[PlannedCase], training: list[Case], output: Path, work: Path, segmenter: Path | None,
+    candidates: int = 1, client: "Client | None" = None,
+) -> tuple[dict[str, dict], dict[str, list[dict]]]:  # fmt: skip
     """Put every painted case of a plan through the quality gate, write gate.json and quality.json into ``output``.
 
     Args:
@@ -30,6 +37,7 @@ def check_painted(
         segmenter: Weights with their card, or None to ask none; several candidates need them.
         candidates: Number of paintings of each map. The one is kept that the gate accepts and of which the segmenter
             finds least; the first if none is accepted.
+        client: From ``cluster``; its workers ask the segmenter, this process judges.
 
     Returns:
         Case to tissue to ``accepted``, ``reasons`` and measures; and case to its candidates, each with ``accepted`` and
@@ -38,17 +46,18 @@ def check_painted(
     labels = {name: tissue_labels()[name] for name in pathological_tissues()}
     gate = Gate(training, labels)
     gate.owners |= {planned.source.name: planned.source.patient for planned in plan}
-    answers: dict[str, np.ndarray] = {}
+    answers: Mapping[str, np.ndarray] = {}
     found: dict[str, list[dict]] = {}
     if segmenter:
         card = read_json(Path(segmenter).with_name("card.json"))
         real = {case.name: case.image for case in training}
-        gate.measure_real_recall(segment(real, segmenter, card, work / "real"))
+        threads = torch.get_num_threads()
+        gate.measure_real_recall(segment(real, segmenter, card, work / "real", client, threads).items())
         several = []
         for number in range(candidates):
             folder = candidate_folder(work, number)
             painted = {planned.name: folder / f"{planned.name}.nii.gz" for planned in plan}
-            several.append(dict(segment(painted, segmenter, card, work / f"judged{number}")))
+            several.append(segment(painted, segmenter, card, work / f"judged{number}", client, threads))
         answers = several[0]
         if candidates > 1:
             found, answers = _keep_hardest(gate, plan, work, several)
@@ -74,7 +83,7 @@ def candidate_folder(work: Path, number: int) -> Path:
     return work / (f"painted{number}" if number else "painted")
 
 
-def _judge(gate: Gate, planned: PlannedCase, folder: Path, answers: dict[str, np.ndarray]) -> dict[str, dict]:
+def _judge(gate: Gate, planned: PlannedCase, folder: Path, answers: Mapping[str, np.ndarray]) -> dict[str, dict]:
     """Measure and judge a painted case; ``answers`` holds the segmenter's, by case."""
     case, image = planned.name, nib.load(folder / f"{planned.name}.nii.gz")
     arrays = image.get_fdata(dtype=np.float32), *planned.maps()
@@ -83,8 +92,8 @@ def _judge(gate: Gate, planned: PlannedCase, folder: Path, answers: dict[str, np
 
 
 def _keep_hardest(
-    gate: Gate, plan: list[PlannedCase], work: Path, answers: list[dict[str, np.ndarray]]
-) -> tuple[dict[str, list[dict]], dict[str, np.ndarray]]:
+    gate: Gate, plan: list[PlannedCase], work: Path, answers: list[Answers]
+) -> tuple[dict[str, list[dict]], Answers]:
     """Move the candidates that are kept into ``painted``; return what was found of each, and the answers to those kept.
 
     ``answers`` are the segmenter's, per candidate and case.
@@ -102,9 +111,9 @@ def _keep_hardest(
         if number:
             name = f"{planned.name}.nii.gz"
             (candidate_folder(work, number) / name).replace(candidate_folder(work, 0) / name)
-        found[planned.name], kept[planned.name] = rows, answers[number][planned.name]
+        found[planned.name], kept[planned.name] = rows, answers[number].files[planned.name]
     gate.forget()
-    return found, kept
+    return found, Answers(kept)
 
 
 def hardest(rows: list[dict]) -> int:

@@ -26,7 +26,7 @@ class RunError(RuntimeError):
 
 # What a disk or its owner refuses, and no fault of this project: a command ends with a sentence, not a traceback.
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-HELD: set[tuple[int, int]] = set()  # device and number of each folder that this process writes, until it ends
+HELD: dict[tuple[int, int], int] = {}  # device and number of each folder that this process writes, and what holds it
 
 
 def hold(folder: Path) -> Callable[[], None]:
@@ -50,13 +50,24 @@ def hold(folder: Path) -> Callable[[], None]:
     except OSError:  # a file system without locks
         os.close(descriptor)
         return lambda: None
-    HELD.add(key)
+    HELD[key] = descriptor
+    return lambda: _let_go(key)
 
-    def let_go() -> None:
-        HELD.discard(key)
-        os.close(descriptor)
 
-    return let_go
+def _let_go(key: tuple[int, int]) -> None:
+    if key in HELD:
+        os.close(HELD.pop(key))
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Let go at the end of the block what was held in it, for a process that lives on."""
+    before = set(HELD)
+    try:
+        yield
+    finally:
+        for key in HELD.keys() - before:
+            _let_go(key)
 
 
 def first_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Make synthetic cases for one fold: train the synthesizer on the fold's training patients, draw maps, paint, check."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -8,7 +9,7 @@ import torch
 from tools.data.datalist import SYNTHETIC, Case, read_fold, within
 from tools.data.provenance import HOSTS_CARD, MAPS_CARD, SYNTHESIZER_CARD, read_card
 from tools.flags import check_numbers
-from tools.gate.run import candidate_folder, check_painted
+from tools.gate.run import check_painted
 from tools.io.files import InputError, open_run, read_json, sha256, write_json
 from tools.io.volume import relative
 from tools.maps.bank import PlannedCase, draw_bank, maps_card, read_maps
@@ -16,7 +17,9 @@ from tools.maps.followed import Followed
 from tools.painting.drawn import draw_cases
 from tools.painting.hosts import check_hosts, cut_hosts
 from tools.painting.manifest import FREE_METHODS, MANIFEST_SCHEMA, write_painted
+from tools.painting.shards import Painting, paint_all
 from tools.painting.told import Densities, Joint
+from tools.workflows.cluster import cluster, everywhere, perform_one, threads_on
 from tools.workflows.origin import named_weights
 from tools.workflows.run import check_overrides
 from tools.workflows.segmenter import SEGMENTER
@@ -25,11 +28,9 @@ from tools.workflows.synthesizer import (
     SYNTHESIZER,
     check_tuning,
     known_attributes,
-    paint,
     painting_overrides,
     smallest_region,
     train_synthesizer,
-    write_conditions,
 )
 
 METHODS = (*CONFIGS, *FREE_METHODS)
@@ -58,6 +59,8 @@ def augment(
     max_cases: int | None = None,
     hosts: Path | None = None,
     overrides: dict | None = None,
+    workers: int = 1,
+    scheduler: str | None = None,
 ) -> None:
     """Paint synthetic cases for one fold until its rare tissues are balanced.
 
@@ -92,6 +95,9 @@ def augment(
             files and folders with a DICOM series. Its lungs/ may hold masks, else the lungs are found by HU; its
             patients.csv (case, patient) says who they belong to.
         overrides: Config ids of the synthesizer's train.json and their values, such as "{max_epochs: 4}".
+        workers: Processes that share the cases, on a cluster of Dask on this machine; each gets a GPU of its own where
+            there are several. The voxels are the same for any number.
+        scheduler: Address of a scheduler of Dask whose workers share the cases instead, or the JSON file that says it.
 
     Raises:
         InputError: if the input is unusable, a patient is on both sides, or the output holds something else.
@@ -99,7 +105,11 @@ def augment(
     """
     overrides = dict(overrides or {})
     segmenter, synthesizer = named_weights(SEGMENTER, segmenter), named_weights(SYNTHESIZER, synthesizer)
+    if scheduler is not None:
+        places = everywhere(datalist, output, maps, segmenter, synthesizer, hosts)
+        datalist, output, maps, segmenter, synthesizer, hosts = places
     _check(method, balance, mixture, dice, steps, candidates, max_cases, procedural, maps, hosts, overrides)
+    check_numbers({"workers": workers})
     found = read_dice(dice) if dice else None
     check_tuning(tune_steps, synthesizer)
     if candidates > 1 and (segmenter is None or method in FREE_METHODS):
@@ -125,59 +135,75 @@ def augment(
     if (output / "datalist.json").is_file():
         print(f"{output} is complete already")
         return
-    work = output / "work"
-    shutil.rmtree(work, ignore_errors=True)
-    if maps:
-        plan = read_maps(Path(maps), training)
-        write_json(output / MAPS_CARD, maps_card(training, plan, {"supplied": str(maps)}))
-    else:
-        pasted, most = work / "painted" if method == "copy_paste" else None, max_cases or len(training)
-        cut = cut_hosts(strangers, training, output / "hosts", most, seed) if hosts else None
-        if hosts:
-            rows = [{key: value for key, value in row.items() if key != "path"} for row in strangers]
-            write_json(output / HOSTS_CARD, {"cases": rows})
-        joint = Followed(found) if mixture == "joint" else None
-        plan = draw_bank(training, output / "maps", balance, seed, most, procedural, pasted, cut, joint, context).plan
-    told: dict[str, dict] = {}
-    made_by: dict = {"method": method, "seed": seed, "steps": None, "checkpoint_sha256": None}
-    if not plan:
-        print("the tissues are balanced already, so nothing was painted")
-    if plan and method == "drawn":
-        draw_cases(plan, work, seed)
-    if method not in FREE_METHODS:
-        plan = large_enough(plan, smallest_region(overrides))
-    if plan and method not in FREE_METHODS:
-        overrides["attributes"] = known_attributes(training, synthesizer, overrides)
-        if synthesizer and not tune_steps:
-            weights = synthesizer
-            write_json(output / SYNTHESIZER_CARD, read_json(weights.with_name("card.json")))  # leaks are sought there
+    with cluster(workers, scheduler, output, [datalist, maps, segmenter, synthesizer, hosts]) as client:
+        work = output / "work"
+        shutil.rmtree(work, ignore_errors=True)
+        if maps:
+            plan = read_maps(Path(maps), training)
+            write_json(output / MAPS_CARD, maps_card(training, plan, {"supplied": str(maps)}))
         else:
-            weights = train_synthesizer(training, output, seed, method, overrides, synthesizer, tune_steps)
-        made_by |= {"steps": steps, "checkpoint": relative(weights, output), "checkpoint_sha256": sha256(weights)}
-        made_by |= {"painting": painting_overrides(overrides, steps, seed), "threads": torch.get_num_threads()}
-        joint, known = Joint(training), Densities(training)
-        for planned in plan:
-            told[planned.name] = within(joint.holds(planned), overrides["attributes"])
-            told[planned.name] |= known.told(planned) if densities else {}
-            lay_out(planned, work)
-        write_conditions(told, overrides["attributes"], work / "conditions.csv")
-        print(f"painting; the log is {output / 'paint.log'}", flush=True)
-        for number in reversed(range(candidates)):  # the first last: its folder is where they are painted
-            paint(work, weights, of_candidate(made_by["painting"], number), made_by["threads"], output / "paint.log")
-            if number:
-                (work / "painted").rename(candidate_folder(work, number))
-    judged = plan and method not in FREE_METHODS
-    checks, tried = check_painted(plan, training, output, work, segmenter, candidates) if judged else ({}, {})
-    special = {
-        name: {
-            "candidates": rows,
-            "painting": of_candidate(made_by["painting"], [row["kept"] for row in rows].index(True)),
+            pasted, most = work / "painted" if method == "copy_paste" else None, max_cases or len(training)
+            cut = cut_hosts(strangers, training, output / "hosts", most, seed) if hosts else None
+            if hosts:
+                rows = [{key: value for key, value in row.items() if key != "path"} for row in strangers]
+                write_json(output / HOSTS_CARD, {"cases": rows})
+            joint = Followed(found) if mixture == "joint" else None
+            plan = draw_bank(
+                training, output / "maps", balance, seed, most, procedural, pasted, cut, joint, context
+            ).plan
+        told: dict[str, dict] = {}
+        made_by: dict = {"method": method, "seed": seed, "steps": None, "checkpoint_sha256": None}
+        if not plan:
+            print("the tissues are balanced already, so nothing was painted")
+        if plan and method == "drawn":
+            draw_cases(plan, work, seed)
+        if method not in FREE_METHODS:
+            plan = large_enough(plan, smallest_region(overrides))
+        if plan and method not in FREE_METHODS:
+            threads = torch.get_num_threads()  # of this process, not of a worker: the voxels depend on it
+            overrides["attributes"] = known_attributes(training, synthesizer, overrides)
+            if synthesizer and not tune_steps:
+                weights = synthesizer
+                write_json(
+                    output / SYNTHESIZER_CARD, read_json(weights.with_name("card.json"))
+                )  # leaks are sought there
+            else:
+                given = (
+                    training,
+                    output,
+                    seed,
+                    method,
+                    overrides,
+                    synthesizer,
+                    tune_steps,
+                    threads_on(client, threads),
+                )
+                do = partial(train_synthesizer, *given)
+                weights = perform_one("training the synthesizer", do, client)
+            made_by |= {"steps": steps, "checkpoint": relative(weights, output), "checkpoint_sha256": sha256(weights)}
+            made_by |= {"painting": painting_overrides(overrides, steps, seed), "threads": threads}
+            joint, known = Joint(training), Densities(training)
+            for planned in plan:
+                told[planned.name] = within(joint.holds(planned), overrides["attributes"])
+                told[planned.name] |= known.told(planned) if densities else {}
+            settings = [of_candidate(made_by["painting"], number) for number in range(candidates)]
+            how = Painting(weights, settings, made_by["threads"], overrides["attributes"], told)
+            paint_all(plan, how, output, work, client)
+        judged = plan and method not in FREE_METHODS
+        checks, tried = (
+            check_painted(plan, training, output, work, segmenter, candidates, client) if judged else ({}, {})
+        )
+        special = {
+            name: {
+                "candidates": rows,
+                "painting": of_candidate(made_by["painting"], [row["kept"] for row in rows].index(True)),
+            }
+            for name, rows in tried.items()
         }
-        for name, rows in tried.items()
-    }
-    rows = write_painted(plan, told, checks, output, work, made_by, special)
+        rows = write_painted(plan, told, checks, output, work, made_by, special, client)
     write_datalists(Path(datalist), training, held_out, rows, fold, output)
-    shutil.rmtree(work, ignore_errors=True)
+    for folder in (work, output / "painted"):
+        shutil.rmtree(folder, ignore_errors=True)
     accepted = sum(row["accepted"] for row in rows)
     print(
         f"painted {len(rows)} cases in {output}, {accepted} accepted (manifest.jsonl says why any was not); "
@@ -228,16 +254,6 @@ def large_enough(plan: list[PlannedCase], least: int) -> list[PlannedCase]:
         else:
             print(f"map {planned.name} is left out: {planned.voxels} voxels to paint, fewer than {least}")
     return kept
-
-
-def lay_out(planned: PlannedCase, work: Path) -> None:
-    """Link what painting a case needs into ``work``: its CT, its map and the map wanted."""
-    files = {"images": planned.source.image, "labels": planned.source.label, "targets": planned.map}
-    for kind, file in files.items():
-        folder = work / kind
-        folder.mkdir(parents=True, exist_ok=True)
-        suffix = ".nii.gz" if file.name.endswith(".gz") else ".nii"
-        (folder / (planned.name + suffix)).symlink_to(file.absolute())
 
 
 def write_datalists(

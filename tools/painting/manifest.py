@@ -3,7 +3,10 @@
 import hashlib
 import json
 import platform
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
@@ -15,8 +18,12 @@ from tools.data.twins import content_digest
 from tools.io.files import InputError, RunError, check_settings, read_json, write_text
 from tools.io.volume import SYNTHETIC_MARK, load_ct, relative, save_nifti
 from tools.maps.bank import PlannedCase
+from tools.workflows.cluster import Job, parts, perform
 from tools.workflows.run import versions
 from tools.workflows.synthesizer import SYNTHESIZER, painted_region, region_margin
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 MANIFEST_SCHEMA = 2
 FREE_METHODS = ("copy_paste", "drawn")  # of ``augment``, without a synthesizer
@@ -52,7 +59,7 @@ def write_manifest(path: Path, rows: list[dict]) -> None:
 
 def write_painted(
     plan: list[PlannedCase], told: dict[str, dict], checks: dict[str, dict], output: Path, work: Path, made_by: dict,
-    special: dict[str, dict] | None = None,
+    special: dict[str, dict] | None = None, client: "Client | None" = None,
 ) -> list[dict]:  # fmt: skip
     """Write each painted case and the manifest, and return the manifest's rows.
 
@@ -64,15 +71,44 @@ def write_painted(
         work: Folder with ``painted``.
         made_by: What the rows say of the method, its settings and its weights.
         special: Case to what its row says otherwise.
+        client: From ``cluster``; its workers write the cases, this process the manifest.
 
     Raises:
         RunError: if a case differs from its source outside the region.
     """
-    rows = []
     about = {"versions": versions(), "processor": platform.processor() or platform.machine()}
     if made_by["steps"]:
         about |= painting_terms(made_by["painting"])
-    for planned in tqdm(plan, desc="writing", unit="case", disable=None):
+    written: dict[str, dict] = {}
+    if client is None:
+        written = write_cases(tqdm(plan, desc="writing", unit="case", disable=None), output, work, made_by)
+    else:
+        jobs = [
+            Job(f"writing {part[0].name} and {len(part) - 1} more", partial(write_cases, part, output, work, made_by))
+            for part in parts(plan, client)
+        ]
+        found, failed = perform(jobs, client)
+        if failed:
+            raise RunError(next(iter(failed.values())))
+        for part in found.values():
+            written |= part
+    rows = []
+    for planned in plan:
+        name, row = planned.name, written[planned.name]
+        case_checks = checks.get(name, {})
+        reasons = [f"{tissue}: {reason}" for tissue, check in case_checks.items() for reason in check["reasons"]]
+        voxels = {"voxels_sha256": row.pop("voxels_sha256")}
+        verdict = {"accepted": not reasons, "reason": "; ".join(reasons), "checks": case_checks}
+        own = (special or {}).get(name, {})
+        rows.append(row | {"conditions": told.get(name, {})} | made_by | about | own | voxels | verdict)
+    write_manifest(output / "manifest.jsonl", rows)
+    return rows
+
+
+def write_cases(plan: Iterable[PlannedCase], output: Path, work: Path, made_by: dict) -> dict[str, dict]:
+    """Write painted cases, and return case to what the manifest says of its files; see :func:`write_painted`."""
+    written = {}
+    for planned in plan:
         name, source = planned.name, planned.source
         hu, image = load_ct(source.image)
         label, target = planned.maps()
@@ -81,13 +117,11 @@ def write_painted(
         region = painted_region(label, target, image.affine, margin)
         if not np.array_equal(painted[~region], hu[~region]):
             raise RunError(f"{name} changed outside its painted region")
-        case_checks = checks.get(name, {})
-        reasons = [f"{tissue}: {reason}" for tissue, check in case_checks.items() for reason in check["reasons"]]
         voxels = as_stored(painted, image)
         mark = f"{SYNTHETIC_MARK} {made_by['method']} of {source.name}"
         save_nifti(voxels, image, output / "images" / f"{name}.nii.gz", mark)
         save_nifti(target.astype(np.uint8), image, output / "labels" / f"{name}.nii.gz", mark)
-        row = {
+        written[name] = {
             "schema": MANIFEST_SCHEMA,
             "case": name,
             "source": source.name,
@@ -103,13 +137,9 @@ def write_painted(
             "image_file": relative(source.image, output),
             "label_file": relative(source.label, output),
             "map_file": relative(planned.map, output),
-            "conditions": told.get(name, {}),
+            "voxels_sha256": voxels_sha256(voxels),
         }
-        verdict = {"accepted": not reasons, "reason": "; ".join(reasons), "checks": case_checks}
-        own = (special or {}).get(name, {})
-        rows.append(row | made_by | about | own | {"voxels_sha256": voxels_sha256(voxels)} | verdict)
-    write_manifest(output / "manifest.jsonl", rows)
-    return rows
+    return written
 
 
 def painting_terms(painting: dict) -> dict:

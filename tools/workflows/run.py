@@ -1,6 +1,5 @@
 """Running a bundle: its workflow in a process of its own, or its components in this one."""
 
-import contextlib
 import ctypes
 import importlib.metadata
 import multiprocessing
@@ -12,9 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from contextvars import ContextVar
 from pathlib import Path
 
 from monai.bundle import ConfigParser
@@ -23,7 +21,6 @@ from tools.bundles import BUNDLES, import_scripts, rename_targets
 from tools.io.files import InputError, RunError, read_json
 
 FINE_TUNE = "fine_tune.yaml"  # overlay on train.json, in both bundles
-PLACE: ContextVar[dict[str, str] | None] = ContextVar("place", default=None)  # see placed
 # A bundle's process dies with the one that started it, where the system is Linux: prctl with PR_SET_PDEATHSIG, SIGKILL.
 BOUND = (
     "import ctypes, os, runpy, sys; parent = int(sys.argv.pop(1)); "
@@ -80,8 +77,7 @@ def run_bundle(
     words = run_words(BUNDLES / bundle, config_files, {"progress_bar": shown} | overrides)
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     # idle OpenMP threads sleep instead of spinning: as fast alone, and far faster beside other work
-    own = (PLACE.get() or {}) | (variables or {})
-    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | own | {"PYTHONUNBUFFERED": "1"}
+    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | (variables or {}) | {"PYTHONUNBUFFERED": "1"}
     with open(log, "wb") as stream:
         process = subprocess.Popen(
             bound_command(["run", *words]), stdout=stream, stderr=subprocess.PIPE, env=environment
@@ -105,20 +101,6 @@ def run_bundle(
     if returncode:
         cause = first_error(Path(log).read_text(encoding="utf-8", errors="replace"))
         raise RunError(f"{bundle}/{config_files[0]} failed (exit {returncode}): {cause}; its log is {log}")
-
-
-@contextlib.contextmanager
-def placed(variables: dict[str, str]) -> Iterator[None]:
-    """Give every run of a bundle that this thread starts in the block environment variables, such as a GPU of its own.
-
-    Args:
-        variables: Environment variable to value.
-    """
-    before = PLACE.set(variables)
-    try:
-        yield
-    finally:
-        PLACE.reset(before)
 
 
 def bound_command(words: list[str]) -> list[str]:

@@ -1,18 +1,23 @@
 """The segmenter's bundle as the tools run it: budgets, voxel size, labelling CTs, Dice."""
 
-import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tools.bundles import BUNDLES
 from tools.data.datalist import Case
-from tools.io.files import read_json
+from tools.io.files import RunError, read_json
 from tools.io.volume import canonical, load_labels, spacing_mm
 from tools.tissues import tissue_labels
+from tools.workflows.cluster import Job, parts, perform, threads_on
 from tools.workflows.run import run_bundle
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 SEGMENTER = "lung_tissue_seg"
 STEPS_PER_EPOCH_AT_LEAST = 50
@@ -42,7 +47,9 @@ def median_spacing_mm(cases: list[Case]) -> list[float]:
     return [size, size, -1]
 
 
-def label_cts(images: dict[str, Path], weights: Path, answers: Path, settings: dict, log: Path) -> None:
+def label_cts(
+    images: dict[str, Path], weights: Path, answers: Path, settings: dict, log: Path, variables: dict | None = None
+) -> None:
     """Label CTs in one run of the segmenter's inference.
 
     Args:
@@ -51,6 +58,7 @@ def label_cts(images: dict[str, Path], weights: Path, answers: Path, settings: d
         answers: Folder for the tissue maps, ``CASE_tissues.nii.gz`` unless ``output_postfix`` says otherwise.
         settings: Config ids of the inference and their values.
         log: Log of the run.
+        variables: Environment variables of the run.
     """
     with tempfile.TemporaryDirectory() as name:
         links = {Path(name, "model.pt"): weights}
@@ -60,7 +68,7 @@ def label_cts(images: dict[str, Path], weights: Path, answers: Path, settings: d
             link.parent.mkdir(exist_ok=True)
             link.symlink_to(Path(target).absolute())
         places = {"dataset_dir": str(Path(name, "cts")), "model_dir": name, "output_dir": str(answers)}
-        run_bundle(SEGMENTER, ["inference.json"], settings | places, log)
+        run_bundle(SEGMENTER, ["inference.json"], settings | places, log, variables)
 
 
 def of_inference(settings: dict) -> dict:
@@ -69,21 +77,48 @@ def of_inference(settings: dict) -> dict:
     return {key: value for key, value in settings.items() if key.split("::")[0] in known}
 
 
-def segment(images: dict[str, Path], weights: Path, card: dict, work: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield case and tissue map, canonical orientation, of what a segmenter answers for some CTs.
+class Answers(Mapping):
+    """Case to the tissue map that a segmenter answered, canonical orientation; each is read when it is asked for."""
+
+    def __init__(self, files: dict[str, Path]) -> None:
+        self.files = files
+
+    def __getitem__(self, case: str) -> np.ndarray:
+        answer, image = load_labels(self.files[case], tissue_labels())
+        return canonical(answer, image.affine)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+def segment(
+    images: dict[str, Path], weights: Path, card: dict, work: Path, client: "Client | None" = None, threads: int = 1
+) -> Answers:
+    """Return what a segmenter answers for some CTs.
 
     Args:
         images: Case to CT.
         weights: Weights of the segmenter.
         card: The card beside the weights: ``overrides`` of their training and ``spacing_mm``.
-        work: Folder for the run, removed at the end.
+        work: Folder for the answers.
+        client: From ``cluster``; its workers share the CTs.
+        threads: Threads of the CPU of each worker's process.
     """
     settings = of_inference(card["overrides"]) | {"spacing_mm": card["spacing_mm"]}
-    label_cts(images, weights, work, settings, work / "segment.log")
-    for case in images:
-        answer, image = load_labels(work / f"{case}_tissues.nii.gz", tissue_labels())
-        yield case, canonical(answer, image.affine)
-    shutil.rmtree(work)
+    jobs, files = [], {}
+    for number, part in enumerate([list(images)] if client is None else parts(list(images), client)):
+        folder, own = work / str(number), {case: images[case] for case in part}
+        log = work / f"segment{number}.log"
+        do = partial(label_cts, own, weights, folder, settings, log, threads_on(client, threads))
+        jobs.append(Job(f"labelling {part[0]} and {len(part) - 1} more", do))
+        files |= {case: folder / f"{case}_tissues.nii.gz" for case in part}
+    _, failed = perform(jobs, client)
+    if failed:
+        raise RunError(next(iter(failed.values())))
+    return Answers(files)
 
 
 def dice(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:

@@ -75,8 +75,9 @@ def check_tuning(steps: int, synthesizer: Path | None) -> None:
 
 
 def train_synthesizer(
-    training: list[Case], output: Path, seed: int, method: str, overrides: dict, start: Path | None = None, steps=0
-) -> Path:
+    training: list[Case], output: Path, seed: int, method: str, overrides: dict, start: Path | None = None,
+    steps: int = 0, variables: dict | None = None,
+) -> Path:  # fmt: skip
     """Train the synthesizer on the training cases alone and return its weights; a card names what was read.
 
     Args:
@@ -87,6 +88,7 @@ def train_synthesizer(
         overrides: Config ids and values, ``attributes`` among them.
         start: Weights with their card.json to go on from, instead of from scratch; their patients stay on the card.
         steps: Number of optimizer steps with which it goes on.
+        variables: Environment variables of the run.
     """
     folder = output / Path(SYNTHESIZER_CARD).parent
     if (folder / "model.pt").is_file() and (folder / "card.json").is_file():
@@ -110,7 +112,7 @@ def train_synthesizer(
         run |= {"start": str(start.resolve()), "max_epochs": number, "epoch_length": length}
         configs, known = [*configs, FINE_TUNE], read_json(start.with_name("card.json"))
     before = known.get("cases", [])
-    run_bundle(SYNTHESIZER, configs, run | overrides, partial / "train.log")
+    run_bundle(SYNTHESIZER, configs, run | overrides, partial / "train.log", variables)
     (partial / "datalist.json").unlink()
     card = {
         "patients": sorted({*patients(training), *known.get("patients", []), *(row["patient"] for row in before)}),

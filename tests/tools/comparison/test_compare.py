@@ -3,7 +3,6 @@
 import csv
 import json
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,6 @@ import pytest
 
 from tests.tools.fakes.standin import LABELS, TISSUES, make_case, twelve_patients
 from tools.comparison import arms, compare, results
-from tools.comparison.experiment import side_by_side
-from tools.comparison.run import environment
 from tools.data.datalist import Case, read_datalist
 from tools.io.files import InputError, RunError, read_json, write_json
 from tools.report.report import load
@@ -117,39 +114,6 @@ def test_another_datalist_is_tested_too_and_its_patients_must_be_others(datalist
                         external=tmp_path / "other/datalist.json")  # fmt: skip
 
 
-def test_runs_side_by_side_end_with_the_same_table(datalist, standin, tmp_path):
-    for name, workers in (("a", 1), ("b", 3)):
-        compare.compare(datalist, tmp_path / name / "out", arms="real,copy_paste,cbmat", seeds=(0, 1), iterations=1,
-                        workers=workers)  # fmt: skip
-    one, other = (read_json(tmp_path / name / "out/summary.json")["rows"] for name in "ab")
-    assert one == other and len(standin.trained) == 2 * 2 * 2 * 3
-    assert len(standin.augmented) == 2 * 2 * 2
-
-
-def test_threads_that_the_user_set_stay_in_runs_side_by_side(monkeypatch):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert environment(1, 2) == {"OMP_NUM_THREADS": "4"} and environment(0, 1) == {}
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert environment(1, 2) == {}
-
-
-def test_an_interruption_ends_the_runs_that_are_waited_for(monkeypatch):
-    ended = threading.Event()
-    monkeypatch.setattr("tools.comparison.experiment.end_runs", ended.set)
-
-    def run(place):
-        assert ended.wait(20), "the run was not ended"
-
-    def interrupted(place):
-        raise KeyboardInterrupt  # stands for the main thread's, which waits for the first of them
-
-    with pytest.raises(KeyboardInterrupt):
-        side_by_side({"one": interrupted, "two": run}, 2)
-    assert ended.is_set()
-
-
 def test_a_plan_trains_nothing_and_a_tissue_missing_in_a_fold_is_said(datalist, standin, tmp_path, capsys):
     with pytest.raises(InputError, match="compare --plan needs --output, a folder with the results.csv of a small"):
         compare.compare(datalist, plan=True)
@@ -199,7 +163,7 @@ def test_arms_seeds_and_folds_can_be_added_later_without_repeating_runs(datalist
 
 
 def test_a_failed_run_is_named_after_the_others_have_finished(datalist, standin, tmp_path, monkeypatch):
-    def run_bundle(bundle, config_files, overrides, log, variables):
+    def run_bundle(bundle, config_files, overrides, log, variables=None):
         if log.parent.name == "oversampled":
             raise RuntimeError("out of memory")
         standin.run_bundle(bundle, config_files, overrides, log)

@@ -13,6 +13,7 @@ from tools.comparison.leaks import augmented_stages
 from tools.data.datalist import read_fold
 from tools.data.provenance import cases_read, digest
 from tools.io.files import InputError, RunError, read_json, write_json
+from tools.painting import shards
 from tools.painting.augment import augment
 from tools.painting.replay import replay
 from tools.report.tables import map_table
@@ -191,12 +192,12 @@ def test_finished_run_is_left_alone_and_other_settings_are_refused(datalist, sta
 
 
 def test_interrupted_run_goes_on_with_the_trained_synthesizer(datalist, stand_in, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "paint", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(shards, "paint", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         augment(datalist=datalist, fold=0, output=tmp_path / "out")
     monkeypatch.undo()
     monkeypatch.setattr(synthesizer, "run_bundle", lambda *given: pytest.fail("trained again"))
-    monkeypatch.setattr(module, "paint", lambda *given: (_ for _ in ()).throw(RuntimeError("painting")))
+    monkeypatch.setattr(shards, "paint", lambda *given: (_ for _ in ()).throw(RuntimeError("painting")))
     with pytest.raises(RuntimeError, match="painting"):
         augment(datalist=datalist, fold=0, output=tmp_path / "out")
 

@@ -42,20 +42,23 @@ def test_joint_maps_follow_training_cases_the_hard_ones_more_often(datalist, sta
 
 def test_of_several_candidates_the_accepted_one_that_is_found_least_is_kept(datalist, stand_in, tmp_path, monkeypatch):
     import tools.gate.run as gate_run
-    from tools.io.volume import canonical
+    from tools.workflows.segmenter import Answers
 
     share = {"judged0": 0.9, "judged1": 0.2, "judged2": 0.5}  # of the painted tissue that is found
 
-    def segment(images, weights, card, work):
+    def segment(images, weights, card, work, client, threads):
+        files = {case: work / f"{case}.nii.gz" for case in images}
+        work.mkdir(parents=True, exist_ok=True)
         for case, path in images.items():
             image = nib.load(path)
-            place = work.parent / "targets" / f"{case}.nii.gz"
+            place = work.parents[1] / "maps" / f"{case}.nii.gz"
             file = place if place.is_file() else datalist.parent / f"labels/{case}.nii.gz"
             answer = np.asarray(nib.load(file).dataobj).copy()
             if work.name in share:
                 chance = np.random.default_rng(0).random(answer.shape)
                 answer[chance > share[work.name]] = 1
-            yield case, canonical(answer, image.affine)
+            nib.save(nib.Nifti1Image(answer, image.affine), files[case])
+        return Answers(files)
 
     monkeypatch.setattr(gate_run, "segment", segment)
     weights = tmp_path / "judge/model.pt"

@@ -1,12 +1,10 @@
 """Running a bundle: overrides are checked, the log keeps the output, a failure is told with its cause."""
 
-import io
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import types
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -17,7 +15,7 @@ import pytest
 from tools.bundles import BUNDLES
 from tools.io.files import InputError, RunError
 from tools.workflows import run as run_module
-from tools.workflows.run import check_overrides, placed, read_bundle, run_bundle
+from tools.workflows.run import check_overrides, read_bundle, run_bundle
 
 
 @pytest.mark.parametrize("bundle", ["lung_tissue_seg", "difflung_synthesis"])
@@ -33,29 +31,6 @@ def test_mistyped_override_starts_nothing(tmp_path):
     with pytest.raises(InputError, match="no id 'sed'"):
         run_bundle("lung_tissue_seg", ["train.json"], {"sed": 1}, tmp_path / "run.log")
     assert not (tmp_path / "run.log").exists()
-
-
-def test_runs_started_in_a_place_have_its_gpu_and_others_none(tmp_path, monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    seen = []
-
-    def start(command, env, **_):
-        seen.append((env.get("CUDA_VISIBLE_DEVICES"), env.get("OMP_NUM_THREADS")))
-        process = type("Process", (), {"stderr": io.BytesIO(), "wait": lambda self: 0})
-        return process()
-
-    monkeypatch.setattr("tools.workflows.run.subprocess.Popen", start)
-
-    def make(variables=None):
-        run_bundle("lung_tissue_seg", ["train.json"], {}, tmp_path / "run.log", variables)
-
-    with placed({"CUDA_VISIBLE_DEVICES": "1"}):
-        make({"OMP_NUM_THREADS": "3"})
-        elsewhere = threading.Thread(target=make, args=({"OMP_NUM_THREADS": "4"},))
-        elsewhere.start()
-        elsewhere.join()
-    make({"OMP_NUM_THREADS": "5"})
-    assert seen == [("1", "3"), (None, "4"), (None, "5")]
 
 
 @pytest.mark.slow
