@@ -32,6 +32,7 @@ from tools.segmenting.segmenter import Segmenter
 from tools.tissues import COLOUR_TABLE, colour_table
 
 PAGE, LUNG_POSTFIX = "segmentation.html", "_lung"
+LITTLE_AIR_HU = -780  # of eleven normal CTs the weights took four for ill: those from -750 to -708, not -889 to -845
 
 
 @dataclass
@@ -174,7 +175,7 @@ def label_case(case: Case, segmenter: Segmenter, folder: Path, dicom_seg: bool) 
     lung = None if case.lung is None else load_mask(case.lung, image, case.path)
     tissues = segmenter.label(hu, image.affine, lung)
     synthetic = SYNTHETIC_MARK in str(image.header["descrip"].item().decode(errors="replace"))
-    case.remarks = remarks(tissues, segmenter.labels, lung is not None, synthetic)
+    case.remarks = remarks(hu, tissues, segmenter.labels, lung is not None, synthetic)
     upright, spacing = canonical(tissues, image.affine), canonical_spacing(image)
     if upright.any():
         hu = canonical(hu, image.affine)
@@ -191,11 +192,14 @@ def label_case(case: Case, segmenter: Segmenter, folder: Path, dicom_seg: bool) 
         save_seg(case.path, tissues, segmenter.labels, weights.version, folder / case.files[-1])
 
 
-def remarks(tissues: np.ndarray, labels: dict[str, int], lung_known: bool, synthetic: bool) -> list[str]:
+def remarks(
+    hu: np.ndarray, tissues: np.ndarray, labels: dict[str, int], lung_known: bool, synthetic: bool
+) -> list[str]:
     """Return what a reader must know of a tissue map, in sentences.
 
     Args:
-        tissues: Label values.
+        hu: The CT in HU.
+        tissues: Label values, the same shape.
         labels: Tissue name to value.
         lung_known: Whether the user gave the lung.
         synthetic: Whether the CT is marked as synthetic.
@@ -207,4 +211,10 @@ def remarks(tissues: np.ndarray, labels: dict[str, int], lung_known: bool, synth
         told.append("The lung is the mask that was given; only the tissue in it is the network's answer.")
     if not tissues.any():
         told.append("No lung was found, so the map is empty and there are no extents.")
+    healthy = hu[tissues == labels["healthy"]]
+    if healthy.size and (median := float(np.median(healthy))) > LITTLE_AIR_HU:
+        told.append(
+            f"The median of its healthy lung is {median:.0f} HU: a lung that holds little air, as in expiration. "
+            "Such lung is easily called ground glass."
+        )
     return told

@@ -104,6 +104,18 @@ def test_files_folders_and_series_are_taken_together_and_one_without_lung_is_tol
 
 
 @pytest.mark.usefixtures("without_ink")
+def test_a_lung_that_holds_little_air_is_told(tmp_path, weights, by_hu, capsys):
+    full = chest(lungs())
+    little = np.where(lungs() > 0, np.clip(full + 110, None, -701), full)
+    for name, hu in (("full", full), ("little", little)):
+        save(hu.astype(np.int16), tmp_path / f"cts/{name}.nii.gz")
+    segment(tmp_path / "cts", output=tmp_path / "out", weights=weights)
+    told = capsys.readouterr().err
+    assert "little: The median of its healthy lung is -7" in told and "full: " not in told
+    assert (tmp_path / "out/segmentation.html").read_text().count("easily called ground glass") == 1
+
+
+@pytest.mark.usefixtures("without_ink")
 def test_a_synthetic_ct_stays_marked(tmp_path, weights, by_hu, capsys):
     image = nib.Nifti1Image(chest(lungs()), AFFINE)
     image.header["descrip"] = b"SYNTHETIC difflung_synthesis"
