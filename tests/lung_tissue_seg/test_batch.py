@@ -101,7 +101,7 @@ def test_bad_cases_do_not_cost_the_others(tmp_path, models, capsys, workers):
     lines = sentence.splitlines()
     assert lines[0] == "3 of 5 cases could not be labelled:" and len(lines) == 4
     for line, name, told in zip(
-        lines[1:], "bcd", ("cannot be read as NIfTI, it may be", "cannot be used: Compressed file", "cannot be HU")
+        lines[1:], "bcd", ("cannot be read as NIfTI, it may be", "may be truncated: Compressed file", "cannot be HU")
     ):
         assert f"{tmp_path}/in/{name}.nii.gz" in line and told in line
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_tissues.nii.gz", "e_tissues.nii.gz"]

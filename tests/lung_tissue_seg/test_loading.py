@@ -168,6 +168,14 @@ def test_a_flipped_bit_in_a_gzip_file_is_found(tmp_path):
     assert "ct.nii.gz is damaged: CRC check failed" in batch.sentence_of(caught.value)
 
 
+def test_a_reader_of_nifti_files_serves_threads_that_read_at_once(tmp_path):
+    reader = loading.NiftiReader()
+    files = [reader.read(str(save(volume, tmp_path / name))) for volume, name in ((CT, "a.nii.gz"), (MAP, "b.nii"))]
+    for file, volume in zip(files, (CT, MAP)):
+        found, _ = reader.get_data(file)
+        assert np.array_equal(found, volume) and found.flags.c_contiguous
+
+
 @pytest.mark.parametrize(
     ("name", "place", "keys"),
     [

@@ -70,8 +70,8 @@ class NiftiReader(NibabelReader):
 
     def get_data(self, img: nib.Nifti1Image) -> tuple[np.ndarray, dict]:
         """Return voxels, shape (W, H, D), and metadata, of what :meth:`read` gave; ValueError if it is damaged."""
-        (path,) = self.filenames
-        return super().get_data(type(img)(read_nifti(path), img.affine, img.header))
+        read = read_nifti(img.get_filename())  # not self.filenames: threads share a reader
+        return super().get_data(type(img)(read, img.affine, img.header))
 
 
 class CheckVolumesd(MapTransform):
