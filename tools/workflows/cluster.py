@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import pickle
-import signal
 import tempfile
 import threading
 import time
@@ -37,6 +36,8 @@ SETTINGS = {  # of the workers of this machine
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "5s",
 }
+# Ctrl-C of a terminal reaches all that runs in it; a worker, and what it starts, is ended by the command instead.
+DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 START = "OMP_NUM_THREADS=1 python -m dask worker ADDRESS --nthreads 1 --memory-limit 0, in the folder of the repository"
 TELL: ContextVar[Callable[[str], None] | None] = ContextVar("tell", default=None)  # of a job on a worker
 
@@ -126,7 +127,7 @@ def _local(workers: int) -> Iterator["Client"]:
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
     # this module is loaded at the start, since later it would stop a worker's heartbeat for a while
-    preload = [__name__, *dask.config.get("distributed.worker.preload")]
+    preload = [DEAF, __name__, *dask.config.get("distributed.worker.preload")]
     resources = {"GPU": 1} if torch.cuda.is_available() else {}
     places = {
         place: {
@@ -138,22 +139,15 @@ def _local(workers: int) -> Iterator["Client"]:
         for place in range(workers)
     }  # fmt: skip
     head = {"cls": Scheduler, "options": {"host": HERE, "dashboard": True, "dashboard_address": f"{HERE}:0"}}
-    # a worker, and what it starts, does not hear Ctrl-C of a terminal: this process ends it
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     variables = dict(os.environ)
     threads = {name: value for name, value in environment(0, workers).items() if name == "OMP_NUM_THREADS"}
     # threads are set before a worker's process starts, since numpy looks only then; by default Dask asks for one
     with dask.config.set(SETTINGS | {"distributed.nanny.pre-spawn-environ": threads}):
         try:
-            started = SpecCluster(workers=places, scheduler=head, silence_logs=logging.CRITICAL)
-            client = Client(started)
+            with SpecCluster(workers=places, scheduler=head, silence_logs=logging.CRITICAL) as started:
+                with Client(started) as client:
+                    yield client
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        try:
-            yield client
-        finally:
-            client.close()
-            started.close()
             os.environ.clear()  # what Dask sets for its workers is not for this process
             os.environ.update(variables)
 
