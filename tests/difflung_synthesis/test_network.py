@@ -243,3 +243,11 @@ def test_weights_with_attributes_of_their_own_are_used_without_being_told_them(o
     parser.update({"start": str(tmp_path / "model.pt"), "checkpoint": str(tmp_path / "model.pt")})
     network = parser.get_parsed_content("network_def")
     assert network.attributes.ranges == own
+
+
+def test_a_border_blur_that_is_given_stays_whatever_the_weights_were_trained_with():
+    network, other = denoiser(border_blur=1.5), denoiser(border_blur=2.5)
+    other.load_state_dict(network.state_dict())
+    assert other.border_blur == 2.5 and other.kind()["border blur"] == 2.5
+    with pytest.raises(ValueError, match="border_blur must be at least 0 voxels, not -1"):
+        denoiser(border_blur=-1)

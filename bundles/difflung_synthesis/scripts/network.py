@@ -86,7 +86,7 @@ class TissueDenoiser(nn.Module):
         tissue_prior: Whether there is a prior as above, for a flow; a DDPM has none.
         amp: Whether to compute in bfloat16 where the processor has it.
         border_blur: Deviation in in-plane voxels by which the prior softens the borders between told tissues, see
-            :func:`scripts.prior.soften`; 0 for none. A latent has none. Weights that are loaded bring their own.
+            :func:`scripts.prior.soften`; 0 for none. A latent has none. None for that of the weights that are loaded.
 
     Attributes:
         voxel_mm: Smallest and largest voxel size in the plane of the training CTs, shape (2,), zero until trained.
@@ -115,12 +115,13 @@ class TissueDenoiser(nn.Module):
         data_scale: float = 4.0,
         tissue_prior: bool = True,
         amp: bool = True,
-        border_blur: float = 0.0,
+        border_blur: float | None = None,
     ) -> None:
         super().__init__()
-        if border_blur < 0:
+        if border_blur is not None and border_blur < 0:
             raise ValueError(f"border_blur must be at least 0 voxels, not {border_blur}")
-        self.set_border_blur(border_blur)
+        self.takes_border_blur = border_blur is None
+        self.set_border_blur(border_blur or 0.0)
         if objective not in OBJECTIVES:
             raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, not {objective}")
         self.labels, self.spatial_dims, self.objective, self.amp = dict(labels), spatial_dims, objective, amp
@@ -316,7 +317,7 @@ class TissueDenoiser(nn.Module):
         """Do nothing: :meth:`load_state_dict` has compared the kinds."""
 
     def load_state_dict(self, state_dict: Mapping, strict: bool = True, assign: bool = False):
-        """Load weights, after comparing what they were trained for, and take their border blur over.
+        """Load weights, after comparing what they were trained for; take their border blur over if none was given.
 
         A few-step model also accepts the weights of a flow, from which its training starts.
         """
@@ -324,7 +325,10 @@ class TissueDenoiser(nn.Module):
         if not isinstance(state, torch.Tensor):
             raise ValueError("these weights are not the synthesizer's, or of a version before 0.2.0; train them anew")
         stored = stored_kind(state)
-        self.set_border_blur(stored.setdefault("border blur", 0.0))  # weights before it had none
+        blur = stored.pop("border blur", 0.0)  # weights before it had none
+        if self.takes_border_blur:
+            self.set_border_blur(blur)
+        stored["border blur"] = self.border_blur
         for name, wanted in stored_kind(self.get_extra_state()).items():
             found = stored.get(name)
             starts = name == "objective" and (found, wanted) == ("flow", "few_step")
