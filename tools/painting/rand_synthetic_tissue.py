@@ -29,6 +29,7 @@ from tools.workflows.synthesizer import painted_region, smallest_region
 from tools.workflows.trusted import check_trusted
 
 HEALTHY_HU_AT_MOST = -300  # mean of healthy lung, which lies near -850; scaled images and pictures lie above
+WHOLE = 1e-3  # by which a label may differ from a whole number
 PAINTED, NO_ROOM, NOT_ASKED = "painted", "no room", "not asked"
 
 
@@ -149,6 +150,8 @@ class RandSyntheticTissued(RandomizableTransform, MapTransform):
         image, label = (sample[key] for key in self.key_iterator(sample))
         affine = self._affine(image, label)
         hu, tissues = (convert_to_tensor(given, track_meta=False) for given in (image, label))
+        if tissues.is_floating_point() and (tissues - tissues.round()).abs().max() <= WHOLE:
+            tissues = tissues.round()  # 2.9999998 is what resampling leaves of 3
         self._check(hu, tissues)
         own = tissues[0].cpu().numpy().astype(np.int16)
         target, tissue, lesions = self.draw(own, affine, np.random.default_rng(seed))
@@ -210,7 +213,7 @@ class RandSyntheticTissued(RandomizableTransform, MapTransform):
         image_key, label_key = self.keys
         unnamed = [value for value in tissues.unique().tolist() if value not in self.labels.values()]
         if unnamed:
-            raise InputError(f"{label_key} holds label {unnamed[0]:g}, but labels name only {self.labels}")
+            raise InputError(f"{label_key} holds label {unnamed[0]:.9g}, but labels name only {self.labels}")
         healthy = tissues == self.labels["healthy"]
         mean = float(hu[healthy].float().mean()) if healthy.any() else HEALTHY_HU_AT_MOST
         if not mean <= HEALTHY_HU_AT_MOST:
