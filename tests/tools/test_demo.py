@@ -32,7 +32,7 @@ def calls(monkeypatch):
     """A demo of six small patients whose bundles do not run; returns what was asked of them."""
     calls = []
 
-    def run_bundle(bundle, config_files, overrides, log, variables):
+    def run_bundle(bundle, config_files, overrides, log, variables=None):
         calls.append((log.parent.name, overrides["seed"], overrides["max_epochs"] * overrides["epoch_length"]))
         test = [item for item in read_json(overrides["datalist"])["training"] if item["fold"] == overrides["fold"]]
         lines = ["case,tissue,state,dice,surface_dice,percent_error,ml_predicted"]

@@ -62,7 +62,7 @@ class Standin:
     def __init__(self, obedient=True):
         self.obedient, self.runs, self.stops_after = obedient, [], None
 
-    def __call__(self, bundle, configs, overrides, log):
+    def __call__(self, bundle, configs, overrides, log, variables=None):
         self.runs.append((bundle, configs, overrides))
         source, output = module.Path(overrides["dataset_dir"]), module.Path(overrides["output_dir"])
         output.mkdir(parents=True, exist_ok=True)
