@@ -41,3 +41,9 @@ def test_labels_come_back_as_monai_brings_them(pixdim):
 def test_turned_axes_and_probabilities_go_monais_way(affine, nearest):
     ours, monais = (there_and_back(spacing, affine, [2.0, 2.0, -1], nearest) for spacing in (AxisSpacingd, Spacingd))
     assert torch.equal(ours.as_tensor(), monais.as_tensor())
+
+
+def test_a_place_between_two_voxels_falls_to_the_upper_one_however_a_header_rounds():
+    exact, rounded = np.diag([1.4, 1.4, 8.0, 1.0]), np.diag([np.float32(1.4), np.float32(1.4), 8.0, 1.0])
+    ours, theirs = (there_and_back(AxisSpacingd, affine, [2.0, 2.0, -1]) for affine in (exact, rounded))
+    assert torch.equal(ours.as_tensor(), theirs.as_tensor())

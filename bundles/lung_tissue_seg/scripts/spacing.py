@@ -7,13 +7,14 @@ from monai.transforms import Spacingd, SpatialResample
 from monai.utils import GridSampleMode, GridSamplePadMode, TraceKeys
 
 SKEW = 1e-6  # voxels by which an axis may depend on another's place, per voxel
+TIE = 1e-4  # voxels from the middle of two, within which a place is there: headers hold sizes in float32 or float64
 
 
 class AxisResample(SpatialResample):
     """A SpatialResample whose way back by the nearest voxel takes rows, where no axis is turned.
 
     MONAI computes the place of each voxel for itself, which takes 1 GB and seconds for a CT. A place just between two
-    voxels falls to either there, by the noise of float32; here to the even one.
+    voxels falls to either there, by the noise of float32; here to the upper one.
     """
 
     def inverse(self, data: torch.Tensor) -> torch.Tensor:
@@ -29,7 +30,8 @@ class AxisResample(SpatialResample):
         self.pop_transform(data)
         found = data.as_tensor()
         for axis, size in enumerate(done[TraceKeys.ORIG_SIZE], 1):
-            rows = np.rint(scale[axis - 1] * np.arange(size) + places[axis - 1, 3]).clip(0, found.shape[axis] - 1)
+            rows = np.floor(scale[axis - 1] * np.arange(size) + places[axis - 1, 3] + 0.5 + TIE)
+            rows = rows.clip(0, found.shape[axis] - 1)
             if size != found.shape[axis] or (rows != np.arange(size)).any():
                 rows = torch.from_numpy(rows.astype(np.int64)).to(found.device)
                 # of the last axis index_select is a hundred times as slow
