@@ -92,8 +92,8 @@ def test_the_average_is_that_of_ignite_bit_for_bit(buffers):
 def test_all_processes_validate_the_average_that_the_first_one_saves(monkeypatch):
     network, seen = torch.nn.BatchNorm1d(3), []
     average, engine = WeightAverage(network, momentum=0.3, handle_buffers="update"), Engine(lambda engine, batch: None)
-    monkeypatch.setattr(weight_average, "several_processes", lambda: True)
-    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, source: tensor.fill_(7))
+    monkeypatch.setattr(weight_average.idist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(weight_average.idist, "broadcast", lambda tensor, src: torch.full_like(tensor, 7))
     average.attach(engine)
     engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: seen.append(average.ema_model.running_mean.tolist()))
     engine.run([1])

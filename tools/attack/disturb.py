@@ -176,11 +176,16 @@ def interrupted(bench: Bench, job: Job, rng: np.random.Generator) -> bool:
     before = time.monotonic()
     (os.kill if alone else os.killpg)(running.process.pid, signal.SIGINT)
     bench.refused(job, running, by=signal.SIGINT)
-    if time.monotonic() - before > SOON_S:
-        raise FindingError("hangs", f"{time.monotonic() - before:.0f} s from SIGINT to the end")
-    if running.left():
-        raise FindingError("orphan", f"{len(running.left())} processes of the interrupted command live on")
+    _over(running, time.monotonic() - before, "SIGINT")
     return True
+
+
+def _over(running: Running, seconds: float, disturbed: str) -> None:
+    """Raise FindingError unless a command ended soon after it was disturbed, and all that it had started with it."""
+    if seconds > SOON_S:
+        raise FindingError("hangs", f"{seconds:.0f} s from {disturbed} to the end")
+    if running.left():
+        raise FindingError("orphan", f"{len(running.left())} processes of the command live on")
 
 
 def two_at_once(bench: Bench, job: Job, rng: np.random.Generator) -> bool:
@@ -228,10 +233,7 @@ def rank_dies(bench: Bench, job: Job, rng: np.random.Generator) -> bool:
     if not running.wait():
         return False
     bench.refused(job, running, by=signal.SIGKILL)
-    if time.monotonic() - before > SOON_S:
-        raise FindingError("hangs", f"{time.monotonic() - before:.0f} s from the death of a process to the end")
-    if running.left():
-        raise FindingError("orphan", f"{len(running.left())} processes of the training live on")
+    _over(running, time.monotonic() - before, "the death of a process")
     return True
 
 

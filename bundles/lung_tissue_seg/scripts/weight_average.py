@@ -3,6 +3,7 @@
 Both bundles have this file, letter by letter, since neither may read from the other.
 """
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
@@ -23,11 +24,9 @@ class WeightAverage(EMAHandler):
     @torch.no_grad()
     def share(self, engine: Engine) -> None:
         """Take the average of the first process."""
-        if several_processes():
+        if idist.get_world_size() > 1:
             for tensor in (*self.ema_model.parameters(), *self.ema_model.buffers()):
-                whole = tensor.contiguous()
-                torch.distributed.broadcast(whole, 0)
-                tensor.copy_(whole)
+                tensor.copy_(idist.broadcast(tensor.contiguous(), src=0))
 
     @torch.no_grad()
     def _update_ema_model(self, engine: Engine, name: str) -> None:
@@ -41,9 +40,3 @@ class WeightAverage(EMAHandler):
         averages, values = (list(tensors) for tensors in zip(*pairs))
         torch._foreach_mul_(averages, 1.0 - momentum)
         torch._foreach_add_(averages, values, alpha=momentum)
-
-
-def several_processes() -> bool:
-    """Return whether this process trains together with others."""
-    there = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return there and torch.distributed.get_world_size() > 1
