@@ -44,7 +44,7 @@ def draw(
             plotting.show_ct(axes, volume[..., k][part], aspect=spacing[1] / spacing[0], interpolation="bilinear")
             if TITLES[column] == "target map":
                 _outline(axes, np.where(region, target, 0)[..., k][part], labels, colours)
-            if row is grid[0]:
+            if k == shown[0]:
                 axes.set_title(TITLES[column], fontsize=8.5, color=plotting.INK)
         row[0].annotate(
             f"slice {k}", (0.02, 0.02), xycoords="axes fraction", fontsize=7.5, color="white", va="bottom",
