@@ -77,7 +77,11 @@ def slices(voxels: np.ndarray) -> list[int]:
 def _body(dense: np.ndarray) -> tuple[slice, slice]:
     """Return the rectangle around what is dense in a slice, without the thin table; all of it if nothing is."""
     thick = ndimage.binary_opening(dense, iterations=BODY_VOXELS)
-    return ndimage.find_objects(thick.astype(np.uint8))[0] if thick.any() else tuple(map(slice, dense.shape))
+    return (
+        ndimage.find_objects(thick.astype(np.uint8))[0]
+        if thick.any()
+        else tuple(slice(0, size) for size in dense.shape)
+    )
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:
