@@ -75,6 +75,20 @@ def labelled(bundle: Path, images: Path, folder: Path, **settings: object) -> Pa
     return folder
 
 
+OTHER_FORMATS = """
+import sys
+from pathlib import Path
+import itk, nibabel, nrrd, numpy
+ct, folder = nibabel.load(sys.argv[1]), Path(sys.argv[2])
+image = itk.imread(sys.argv[1])
+itk.imwrite(image, folder / "phantom000.mha")
+itk.imwrite(image, folder / "phantom001.mhd")
+to_lps = numpy.diag([-1, -1, 1, 1]) @ ct.affine
+about = {"space": "left-posterior-superior", "space directions": to_lps[:3, :3].T, "space origin": to_lps[:3, 3]}
+nrrd.write(str(folder / "phantom002.nrrd"), numpy.asarray(ct.dataobj), about)
+"""
+
+
 def assert_same(found: nib.Nifti1Image, case: str, images: Path, expected: Path) -> None:
     """Check every voxel, and that the labels lie where the image lies."""
     image, wanted = nib.load(images / f"{case}.nii.gz"), nib.load(expected / f"{case}_tissues.nii.gz")
@@ -99,6 +113,25 @@ def test_labels_are_those_of_monai_in_any_orientation(server, expected, tmp_path
     found = server.infer(case, tmp_path)
     assert_same(found, case, server.studies, expected)
     assert len(np.unique(found.dataobj)) >= 4
+
+
+def test_other_formats_get_the_same_labels_where_their_readers_are(python, server, studies, expected, tmp_path):
+    """MONAI Label's environment holds the packages itk and pynrrd; the CT lies oblique."""
+    (tmp_path / "images").mkdir()
+    ct, turn = nib.load(studies / "phantom000.nii.gz"), np.eye(4)
+    turn[:2, :2] = [[np.cos(0.2), -np.sin(0.2)], [np.sin(0.2), np.cos(0.2)]]
+    oblique = nib.Nifti1Image(np.asarray(ct.dataobj), turn @ ct.affine)
+    oblique.to_filename(tmp_path / "oblique.nii.gz")
+    run(python, "-c", OTHER_FORMATS, tmp_path / "oblique.nii.gz", tmp_path / "images")
+    flow = ["-m", "monai.bundle", "run", "inferring", "--bundle_root", server.bundle]
+    flow += ["--config_file", server.bundle / "configs/inference.json", "--device", "cpu"]
+    done = run(python, *flow, "--dataset_dir", tmp_path / "images", "--output_dir", tmp_path / "labels")
+    assert done.stdout.splitlines()[-1] == "labelled 3"
+    wanted = nib.load(expected / "phantom000_tissues.nii.gz")
+    for number in range(3):
+        found = nib.load(tmp_path / f"labels/phantom00{number}_tissues.nii.gz")
+        assert np.allclose(found.affine, oblique.affine, atol=1e-3)
+        assert np.mean(np.asarray(found.dataobj) != np.asarray(wanted.dataobj)) < 0.01
 
 
 def test_the_client_gets_names_and_the_same_labels(python, server, expected, tmp_path):

@@ -41,12 +41,14 @@ def label(images, output, models, **settings):
 
 
 def six(folder):
-    """Write a CT in every form that is at hand."""
+    """Write a CT in every form that is at hand, and files of forms whose readers are not."""
     save(chest(lungs()), folder / "a.nii.gz")
     shutil.copy(folder / "a.nii.gz", folder / "b.NII.GZ")
     write_series(folder / "patient/study/4.0-lung", chest(lungs()), AFFINE)
     (folder / "c.nrrd").write_bytes(b"NRRD0004")
     (folder / "d.mha").write_bytes(b"ObjectType = Image")
+    (folder / "e.mhd").write_bytes(b"ObjectType = Image")
+    (folder / "e.zraw").write_bytes(b"its voxels")
     (folder / ".hidden.nii.gz").write_bytes(b"")
     (folder / "notes.txt").write_text("nothing")
     (folder / "scan.ima").write_bytes(b"something else")
@@ -59,8 +61,8 @@ def test_every_readable_form_is_labelled_and_the_others_are_named(tmp_path, mode
     assert written == {"a_tissues.nii.gz", "b_tissues.nii.gz", "patient_study_4.0-lung_tissues.nii.gz"}
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert last == (
-        "labelled 3, passed over 3: c.nrrd (needs the package pynrrd); d.mha (needs the package itk); "
-        "scan.ima (neither a volume nor DICOM)"
+        "labelled 3, passed over 4: c.nrrd (needs the package pynrrd); d.mha (needs the package itk); "
+        "e.mhd (needs the package itk); scan.ima (neither a volume nor DICOM)"
     )
 
 

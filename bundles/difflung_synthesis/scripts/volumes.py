@@ -116,6 +116,8 @@ def _not_read(path: Path, in_series: bool) -> str:
     package = READERS.get(ending(path))
     if not path.is_file():
         return "a link that leads nowhere"
+    if path.suffix.lower() in (".raw", ".zraw") and path.with_suffix(".mhd").is_file():
+        return ""  # the voxels of a header beside it
     if path.name.lower().endswith(".zip"):
         return "an archive; unpack it"
     if package is None:
