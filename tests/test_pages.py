@@ -191,3 +191,12 @@ def test_settings_that_the_method_names_exist_with_the_values_it_says():
     for ids, said in found:
         values |= dict(zip(re.findall(r"`(\w+)`", ids), map(float, re.findall(r"[\d.]+", said))))
     assert values == {name: parser[name] for name in ("gamma", "rho", "q_min", "q_max", "measured_patches")}
+
+
+def test_servers_of_the_pages_listen_on_this_machine_alone():
+    servers = [" ".join(command) for _, command in ALL if "start_server" in command]
+    servers += re.findall("tritonserver --.*", (ROOT / "docs/serving.md").read_text())
+    assert len(servers) == 3
+    for words in servers:
+        assert "--host 127.0.0.1" in words or "--grpc-address=127.0.0.1 --http-address=127.0.0.1" in words
+    assert re.findall("listen (.*);", (ROOT / "docs/hospital/nginx.conf").read_text()) == ["127.0.0.1:8080"]

@@ -15,10 +15,10 @@ from tools.io.volume import SYNTHETIC_MARK, case_name, load_labels, original, sa
 from tools.maps.check import check_map, list_maps
 from tools.maps.followed import Followed, lung_ml
 from tools.maps.growth import LesionModel
-from tools.maps.lesions import Lesion, lesion_bank
+from tools.maps.lesions import MIN_LESION_VOXELS, Lesion, lesion_bank
 from tools.maps.placement import Receiver
 from tools.maps.statistics import lesion_row, table_of
-from tools.tissues import tissue_labels
+from tools.tissues import tissue_labels, words
 
 SCHEMA = 1
 TOO_MUCH = 1.5  # of what is lacking of a tissue, in a lesion of several
@@ -151,6 +151,12 @@ def draw_bank(
         progress.update()
     progress.close()
     if not plan and (joint or any(amount < wanted for amount in total.values())):
+        small = [name for name, amount in total.items() if amount < wanted and name not in lesions]
+        if small and not short and not joint:
+            raise InputError(
+                f"no new map could be drawn: all lesions of {' and '.join(map(words, small))} have less than the "
+                f"{MIN_LESION_VOXELS} voxels that one needs to be moved"
+            )
         raise InputError("no new map could be drawn: the lungs have too little healthy room for the lesions")
     patients = {case.name: case.patient for case in training}
     shown = lesion_bank(training)[0] if context else lesions  # the table compares lesions of one tissue

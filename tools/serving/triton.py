@@ -12,6 +12,7 @@ from tools.workflows.trusted import PARTS, check_trusted
 # kind of model: Triton's backend, and the file that it looks for
 KINDS = {"onnx": ("onnxruntime", "model.onnx"), "torchscript": ("pytorch", "model.pt")}
 MAX_BATCH = 16  # windows, what both bundles send at most as they come
+HERE = "--grpc-address=127.0.0.1 --http-address=127.0.0.1"  # a server without a password is for this machine alone
 
 
 def triton(bundle_root: Path, output: Path, trust: bool = False) -> None:
@@ -29,7 +30,8 @@ def triton(bundle_root: Path, output: Path, trust: bool = False) -> None:
     """
     check_trusted(bundle_root, trust)
     write_repository(bundle_root, output)
-    print(f"wrote {' and '.join(model_names(bundle_root))} in {output}; now: tritonserver --model-repository={output}")
+    names = " and ".join(model_names(bundle_root))
+    print(f"wrote {names} in {output}; now: tritonserver --model-repository={output} {HERE}")
 
 
 def write_repository(bundle_root: Path, output: Path) -> None:

@@ -4,6 +4,7 @@ import threading
 from functools import partial
 
 import cluster_jobs as jobs
+import psutil
 import pytest
 
 from tools.io.files import InputError
@@ -37,6 +38,7 @@ def test_a_worker_that_dies_costs_its_job_which_is_begun_again_and_a_leak_ends_a
     from distributed import Future
 
     with cluster(2, None, tmp_path) as client:
+        assert listening() == {"127.0.0.1"}
         found, failed = perform(many(tmp_path), client)
         assert failed == {"failing": "out of memory"}
         assert set(found) == {job.title for job in many(tmp_path)} - {"failing"}
@@ -57,6 +59,13 @@ def test_a_worker_that_dies_costs_its_job_which_is_begun_again_and_a_leak_ends_a
         waiting.join(20)
     told = capfd.readouterr().out
     assert "2 workers; dashboard: http://127.0.0.1:" in told and "killing is done" in told and "last is done" in told
+
+
+def listening() -> set[str]:
+    """Return the addresses at which this process and those it started can be reached."""
+    here = psutil.Process()
+    sockets = [one for process in (here, *here.children(recursive=True)) for one in process.net_connections("inet")]
+    return {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
 
 
 def perform_quietly(some, client):
