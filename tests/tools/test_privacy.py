@@ -13,8 +13,9 @@ import pytest
 import tools.__main__ as cli
 from tests.dicom import write_series
 from tests.tools.fakes.chest import AFFINE, LABELS, chest, lungs, save, segmenter_weights, synthesizer_weights
-from tools.attack.jobs import SMALL_SEGMENTER, SMALL_SYNTHESIZER
+from tools.attack.jobs import EPOCHS, SIZE, SMALL_SEGMENTER, SMALL_SYNTHESIZER, draw_cohort
 from tools.bundles import BUNDLES
+from tools.phantom.phantom import phantom
 from tools.serving.archive import write_zip
 from tools.workflows.run import read_bundle
 
@@ -121,3 +122,25 @@ def test_no_identifier_or_path_is_in_what_a_training_and_its_zip_hold(tmp_path, 
         stream.extractall(tmp_path / "zip/unpacked")
     for folder in (root / "models", tmp_path / "e", tmp_path / "zip"):
         assert leaks(folder, planted) == [], folder
+
+
+@pytest.mark.slow
+def test_no_path_is_in_what_a_comparison_and_its_report_hold(tmp_path):
+    """Logs name files, and are not to be passed on."""
+    datalist, hosts, output = draw_cohort(tmp_path / "cohort"), tmp_path / "hosts", tmp_path / "compared"
+    phantom(tmp_path / "normal", patients=2, size=SIZE, seed=5, name="normal")
+    shutil.copytree(tmp_path / "normal/images", hosts)
+    few = {"folds": 0, "seeds": 0, "iterations": 3, "steps": 1, "max_cases": 1, "fractions": "0.7,1"}
+    few |= {
+        "arms": "real,cbmat_filter",
+        "overrides": SMALL_SEGMENTER,
+        "synthesis_overrides": SMALL_SYNTHESIZER | EPOCHS,
+    }
+    words = [str(word) for name, value in few.items() for word in (f"--{name}", value)]
+    assert (
+        cli.main(["compare", "--datalist", str(datalist), "--output", str(output), "--hosts", str(hosts), *words]) == 0
+    )
+    assert cli.main(["report", "--directory", str(output)]) == 0
+    assert (output / "report.html").is_file()
+    found = leaks(output, {str(tmp_path), str(BUNDLES.parent)})
+    assert [(file, text) for file, text in found if not file.endswith(".log")] == []

@@ -25,6 +25,7 @@ from tools.data.datalist import read_datalist
 from tools.data.twins import warn_of_near_duplicates
 from tools.flags import listed
 from tools.io.files import InputError, RunError, open_run, sha256, write_json
+from tools.io.volume import relative
 from tools.painting.hosts import check_hosts
 from tools.painting.manifest import FREE_METHODS
 from tools.workflows.cluster import cluster, everywhere, say
@@ -222,12 +223,12 @@ def compare(
         "start_sha256": sha256(start) if start else None,
         "synthesis_overrides": synthesis_overrides,
         "synthesizer_sha256": sha256(synthesizer) if synthesizer else None,
-        "hosts": str(Path(hosts).resolve()) if hosts else None,
+        "hosts": relative(hosts, output) if hosts else None,
     }
     output = open_run(Path(output), settings)
     if inner is not None:
         datalist = output / "datalist.json"
-        write_json(datalist, real | {"training": [case.item() for case in real["training"]]})
+        write_json(datalist, real | {"training": [case.item(output) for case in real["training"]]})
     for sentence in warnings(real, folds, tested) + warn_of_near_duplicates(real["training"]):
         say(sentence)
     painting |= {"seed": augmentation_seed, "overrides": synthesis_overrides, "synthesizer": synthesizer}

@@ -133,7 +133,7 @@ class Experiment:
         path = share_folder(self.output, run.fold, run.fraction) / "datalist.json"
         content = subset(self.real, run.fold, run.fraction, count=self.counts.get(run.fraction))
         if not path.is_file():
-            write_json(path, content | {"training": [case.item() for case in content["training"]]})
+            write_json(path, content | {"training": [case.item(path.parent) for case in content["training"]]})
         return path, content
 
     def _plateau(self, fold: int) -> None:

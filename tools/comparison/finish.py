@@ -71,7 +71,8 @@ def finish(
     if about.method:
         folder = output / "augment"
         painting = {name: settings[name] for name in ("balance", "steps", "max_cases")}
-        painting |= {"hosts": settings.get("hosts"), "mixture": settings.get("mixture") or "balanced"}
+        hosts = Path(comparison, settings["hosts"]) if settings.get("hosts") else None
+        painting |= {"hosts": hosts, "mixture": settings.get("mixture") or "balanced"}
         painting |= {name: settings[name] for name in CHOSEN if settings.get(name)}
         own = dict(settings["synthesis_overrides"]) | ({} if device is None else {"device": device})
         if is_painted(arm):

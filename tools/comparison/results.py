@@ -132,7 +132,8 @@ def collect(output: Path, real: dict) -> dict:
         temporary.write_text(table, newline="", encoding="utf-8")
     settings = read_json(output / "run.json")
     every = sorted({result["arm"] for result in results}, key=_order)
-    primary = parse_primary(settings.get("primary"), every, tissues)
+    named = settings.get("primary")  # its arm comes after those that show the headroom
+    primary = parse_primary(named, every, tissues) if named and named.partition(",")[0] in every else None
     fractions = sorted({result["fraction"] for result in results})
 
     def rows(measure: str = HEADLINE, test: str = "own", fraction: float = fractions[-1]) -> list[dict]:

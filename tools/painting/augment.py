@@ -124,9 +124,9 @@ def augment(
     settings = {
         "command": "augment", "schema": MANIFEST_SCHEMA, "datalist_sha256": sha256(datalist), "fold": fold,
         "balance": balance, "steps": steps, "seed": seed, "method": method, "max_cases": max_cases,
-        "procedural": procedural, "maps": str(Path(maps).resolve()) if maps else None, "overrides": overrides,
+        "procedural": procedural, "maps": relative(maps, output) if maps else None, "overrides": overrides,
         "synthesizer": sha256(synthesizer) if synthesizer else None,
-        "segmenter": sha256(segmenter) if segmenter else None, "hosts": str(Path(hosts).resolve()) if hosts else None,
+        "segmenter": sha256(segmenter) if segmenter else None, "hosts": relative(hosts, output) if hosts else None,
         "mixture": None if mixture == "balanced" else mixture, "dice": found,
         "context": context or None, "candidates": candidates if candidates > 1 else None,
         "tune_steps": tune_steps or None, "densities": densities or None,

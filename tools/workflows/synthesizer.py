@@ -97,7 +97,7 @@ def train_synthesizer(
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     keys = ("image", "label", *overrides["attributes"])
-    items = [case.item() for case in training]
+    items = [case.item(partial) for case in training]
     items = [{key: item[key] for key in keys if item.get(key) is not None} | {"fold": -1} for item in items]
     write_json(partial / "datalist.json", {"training": items})  # the held-out files are not even named
     cases = cases_read(training)

@@ -26,7 +26,15 @@ def test_every_gain_stands_beside_its_share_of_the_headroom(
 ):
     monkeypatch.setitem(fakes.GAIN, "more_real", 0.2)
     out = tmp_path / "out"
-    compare.compare(datalist, out, arms="real,oversampled,cbmat", seeds=(0, 1), iterations=10, held_back=held_back)
+    compare.compare(
+        datalist,
+        out,
+        arms="real,oversampled,cbmat",
+        seeds=(0, 1),
+        iterations=10,
+        held_back=held_back,
+        primary="cbmat,mean",
+    )
     printed = capsys.readouterr().out
     assert "headroom: more real patients gain +0.0" in printed and "of headroom" in printed
     first = ["fold0/seed0/real", "fold0/seed0/more_real", "fold0/seed1/real", "fold0/seed1/more_real"]
