@@ -120,7 +120,7 @@ class MeasurePresence:
     def patches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Yield items of the dataset, images and maps of shape (B, 1, H, W, D) and what is told of the patient.
 
-        They hold ``num_patches`` patches in all, or a few more.
+        They hold ``num_patches`` patches in all, or a few more, and are the same whoever drew from the dataset before.
 
         Raises:
             ValueError: If the dataset is empty.
@@ -128,8 +128,14 @@ class MeasurePresence:
         if len(self.dataset) == 0:
             raise ValueError("the training dataset is empty; check datalist and fold")
         drawn = index = 0
+        seeds = torch.Generator().manual_seed(torch.initial_seed() + idist.get_rank())
         while drawn < self.num_patches:
-            item = self.dataset[index % len(self.dataset)]
+            with torch.random.fork_rng(devices=[]):
+                seed = int(torch.randint(2**31, (), generator=seeds))
+                torch.manual_seed(seed)
+                if hasattr(self.dataset, "transform"):
+                    self.dataset.transform.set_random_state(seed=seed)
+                item = self.dataset[index % len(self.dataset)]
             patches = item if isinstance(item, list) else [item]
             images, maps = (torch.stack([torch.as_tensor(patch[key]) for patch in patches]) for key in KEYS)
             yield images, maps, attribute_vector(patches[0])
