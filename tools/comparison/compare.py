@@ -27,7 +27,7 @@ from tools.flags import listed
 from tools.io.files import InputError, RunError, open_run, sha256, write_json
 from tools.painting.hosts import check_hosts
 from tools.painting.manifest import FREE_METHODS
-from tools.workflows.cluster import cluster, everywhere, say
+from tools.workflows.cluster import check_cluster, cluster, everywhere, say
 from tools.workflows.origin import named_weights
 from tools.workflows.run import versions
 from tools.workflows.segmenter import SEGMENTER
@@ -224,6 +224,7 @@ def compare(
         "synthesizer_sha256": sha256(synthesizer) if synthesizer else None,
         "hosts": str(Path(hosts).resolve()) if hosts else None,
     }
+    check_cluster(workers, scheduler, output)
     output = open_run(Path(output), settings)
     if inner is not None:
         datalist = output / "datalist.json"
