@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tools.data.datalist import Case
-from tools.gate.copies import HU_WINDOW, TILES_KEPT, TileBank
+from tools.gate.copies import HU_WINDOW, TILES_KEPT, TileBank, box_of
 from tools.gate.realness import Realness, Sample, sample, tile_features
 from tools.gate.tissue import Tissue, card, describe, none_for_nan, out_of_distribution
 from tools.io.files import InputError
@@ -32,6 +32,7 @@ MARGINS = {
 WITHOUT_CALIBRATION = 0.03  # limit of a distance to the nearest tile where no tissue is held by two patients
 Limit = tuple[float | None, float | None]  # lowest and highest value allowed
 REGION, PATCH = 16, 32  # edge of the tiles, voxels: painted voxels alone, and with their surroundings
+AROUND = 2 * PATCH  # voxels in-plane beyond a tissue, that all measures look at
 
 
 class Gate:
@@ -80,11 +81,13 @@ class Gate:
             where = label == value
             if np.count_nonzero(where) < MIN_VOXELS:
                 continue
-            tissue = self._describe(name, case.name, case.patient, hu, where, (label > 0) & ~where)
-            self.real[name].append(tissue)
             self.samples[name].append(sample(case.patient, hu, where, healthy, number))
+            box = box_of(where, AROUND)
+            inside, shown = where[box], hu[box]
+            tissue = self._describe(name, case.name, case.patient, shown, inside, (label[box] > 0) & ~inside)
+            self.real[name].append(tissue)
             for bank in (self.regions[name], self.patches[name]):
-                bank.add(case.name, tissue.owner, hu, where)
+                bank.add(case.name, tissue.owner, shown, inside)
 
     def _describe(
         self, name: str, case: str, owner: str, hu: np.ndarray, where: np.ndarray, around: np.ndarray
@@ -174,7 +177,9 @@ class Gate:
         """
         if source not in self.owners:
             raise InputError(f"source {source} of {case} is not a training case")
-        measured = {}
+        measured, box = {}, box_of(region, AROUND)
+        hu, target, region = hu[box], target[box], region[box]
+        answer = None if answer is None else answer[box]
         for name, value in self.labels.items():
             where = region & (target == value)
             if not where.any():
