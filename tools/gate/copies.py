@@ -72,6 +72,11 @@ class TileBank:
         self.cases.append(case)
         self.owners.append(owner)
 
+    def extend(self, other: "TileBank") -> None:
+        """Keep what another bank of the same kind keeps."""
+        for mine, its in zip(*([bank.tiles, bank.slices, bank.cases, bank.owners] for bank in (self, other))):
+            mine += its
+
     def _cut(self, hu: np.ndarray, where: np.ndarray, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the samples of the tiles with the given corners in one slice, and which lie in the tissue."""
         step = self.edge // GRID

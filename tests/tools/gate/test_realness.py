@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tools.data.datalist import Case
 from tools.bundles import load_script
+from tools.data.datalist import Case
 from tools.gate.copies import box_of, spread
 from tools.gate.fakes import FAKES, REACH, fakes
 from tools.gate.power import another_tissue, judge_fakes, unchanged_host
