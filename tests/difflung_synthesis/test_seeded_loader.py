@@ -7,9 +7,18 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 from monai.data import CacheDataset
-from monai.transforms import Compose, RandFlipd, RandGaussianNoised, RandSpatialCropSamplesd
+from monai.transforms import (
+    Compose,
+    OneOf,
+    RandAffined,
+    RandFlipd,
+    RandGaussianNoised,
+    RandLambdad,
+    RandSpatialCropd,
+    RandSpatialCropSamplesd,
+)
 from scripts import weight_average
-from scripts.seeded_loader import SeededLoader, loader_workers
+from scripts.seeded_loader import SeededLoader, loader_workers, reseed
 from scripts.weight_average import WeightAverage
 from torch.utils.data import RandomSampler
 
@@ -51,6 +60,35 @@ def test_any_number_of_workers_makes_the_same_batches(order):
     assert not torch.equal(one[0]["image"], one[len(one) // 2]["image"]), "another epoch"
     assert not torch.equal(one[0]["image"], epochs(0, seed=4, draw=drawn, **order)[0][0]["image"]), "another seed"
     assert one[0]["image"].shape == (4, 1, 4, 4) and len({float(t) for batch in one for t in batch["t"]}) > 15
+
+
+class Own(RandLambdad):
+    """A transform that seeds itself in its own way."""
+
+    def set_random_state(self, seed=None, state=None):
+        return super().set_random_state(seed + 1, state)
+
+
+def test_generators_that_are_kept_draw_what_new_ones_would():
+    def pipeline():
+        crops = [RandSpatialCropd("image", size, random_size=False) for size in ([6, 6], [4, 4])]
+        affine = RandAffined("image", prob=0.9, rotate_range=[0.5])
+        own = Own("image", lambda image: image + 1, prob=0.5)
+        return Compose([OneOf([Compose(crops[:1]), crops[1]]), affine, own, RandGaussianNoised("image", prob=0.5)])
+
+    kept, item, drawn = pipeline(), {"image": torch.rand(1, 8, 8)}, set()
+    for seed in (0, 7, 2**31 - 1, 2**32 + 5, 7):
+        reseed(kept, seed)
+        expected, found = (some(item)["image"] for some in (pipeline().set_random_state(seed), kept))
+        assert torch.equal(expected, found)
+        drawn.add(float(found.sum()))
+    assert len(drawn) == 4
+
+
+def test_seeding_a_batch_leaves_the_randomness_of_a_gpu_alone(monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    assert len(list(loader(0))) == 3 and not seeded
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from tools.io.files import InputError, RunError, open_run, sha256, write_json
 from tools.io.volume import relative
 from tools.painting.hosts import check_hosts
 from tools.painting.manifest import FREE_METHODS
-from tools.workflows.cluster import cluster, everywhere, say
+from tools.workflows.cluster import check_cluster, cluster, everywhere, say
 from tools.workflows.origin import named_weights
 from tools.workflows.run import versions
 from tools.workflows.segmenter import SEGMENTER
@@ -225,6 +225,7 @@ def compare(
         "synthesizer_sha256": sha256(synthesizer) if synthesizer else None,
         "hosts": relative(hosts, output) if hosts else None,
     }
+    check_cluster(workers, scheduler, output)
     output = open_run(Path(output), settings)
     if inner is not None:
         datalist = output / "datalist.json"

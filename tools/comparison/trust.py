@@ -14,7 +14,7 @@ from tools.comparison.simulate import experiment
 from tools.comparison.verdicts import MEAN, summarise
 from tools.data.datalist import Case
 from tools.flags import check_numbers
-from tools.gate.fakes import FAKES, fill
+from tools.gate.fakes import FAKES, fakes
 from tools.gate.power import judge_fakes
 from tools.gate.realness import tile_features
 from tools.io.files import InputError
@@ -214,8 +214,7 @@ def told_apart(cases: list[Case], seed: int) -> str:
             where = label == tissue_labels()[name]
             if where.any():
                 half = tiles.setdefault(name, {kind: [[], []] for kind in ("real", *FAKES)})
-                for kind in half:
-                    shown = hu if kind == "real" else fill(kind, hu, where, seed + number)
+                for kind, shown in (("real", hu), *fakes(hu, where, seed + number)):
                     half[kind][number // 2 % 2].append(tile_features(shown, where)[16])
     rows = []
     for kind in ("real", *FAKES):

@@ -58,7 +58,8 @@ class TileBank:
 
     def add(self, case: str, owner: str, hu: np.ndarray, where: np.ndarray) -> None:
         """Keep the tiles of a tissue, bool, in a patient's (``owner``) CT in HU, both of shape (W, H, D)."""
-        hu, where = self._crop(hu, where)
+        box = box_of(where, 2 * self.edge)  # what the tiles reach
+        hu, where = hu[box], where[box]
         occupied = np.flatnonzero(where.any((0, 1)))
         expected = np.count_nonzero(where) / STRIDE**2
         tiles, slices = [np.zeros((0, SAMPLES), np.float16)], [np.zeros(0, np.int32)]
@@ -71,14 +72,10 @@ class TileBank:
         self.cases.append(case)
         self.owners.append(owner)
 
-    def _crop(self, hu: np.ndarray, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Cut both in-plane to the tissue and what its tiles reach."""
-        box = []
-        for axis in (0, 1):
-            occupied = np.flatnonzero(where.any(axis=(1 - axis, 2)))
-            first, last = (occupied[0], occupied[-1]) if len(occupied) else (0, 0)
-            box.append(slice(max(int(first) - 2 * self.edge, 0), int(last) + 1 + 2 * self.edge))
-        return hu[tuple(box)], where[tuple(box)]
+    def extend(self, other: "TileBank") -> None:
+        """Keep what another bank of the same kind keeps."""
+        for mine, its in zip(*([bank.tiles, bank.slices, bank.cases, bank.owners] for bank in (self, other))):
+            mine += its
 
     def _cut(self, hu: np.ndarray, where: np.ndarray, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the samples of the tiles with the given corners in one slice, and which lie in the tissue."""
@@ -98,7 +95,8 @@ class TileBank:
 
     def ask(self, hu: np.ndarray, where: np.ndarray) -> Asked:
         """Return tiles of a tissue, bool, in a CT in HU, both of shape (W, H, D), to look for in a bank."""
-        hu, where = self._crop(hu, where)
+        box = box_of(where, 2 * self.edge)  # what the tiles reach
+        hu, where = hu[box], where[box]
         corners = np.zeros((0, 3), int)
         for z in spread(np.flatnonzero(where.any((0, 1))), SLICES_ASKED):
             found = tile_corners(where[..., z], self.edge)
@@ -202,6 +200,16 @@ def tile_corners(where: np.ndarray, edge: int) -> np.ndarray:
                 if part.sum() >= FILLED * CORE**2:
                     corners.append((i + (CORE - edge) // 2, j + (CORE - edge) // 2))
     return np.array(corners, int).reshape(-1, 2)
+
+
+def box_of(where: np.ndarray, margin: int) -> tuple[slice, slice, slice]:
+    """Return the box of all slices that holds a tissue (bool, shape (W, H, D)) and a margin in-plane, in voxels."""
+    box, flat = [], where.any(axis=2)
+    for axis in (0, 1):
+        occupied = np.flatnonzero(flat.any(axis=1 - axis))
+        first, last = (occupied[0], occupied[-1]) if len(occupied) else (0, 0)
+        box.append(slice(max(int(first) - margin, 0), min(int(last) + 1 + margin, where.shape[axis])))
+    return (*box, slice(0, where.shape[2]))
 
 
 def spread(rows: np.ndarray, most: int) -> np.ndarray:

@@ -5,12 +5,13 @@ measured as if it were painted and the other patients were the training set; hel
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from tqdm import tqdm
 
 from tools.data.datalist import Case
-from tools.gate.copies import HU_WINDOW, TILES_KEPT, TileBank
+from tools.gate.copies import HU_WINDOW, TILES_KEPT, TileBank, box_of
 from tools.gate.realness import Realness, Sample, sample, tile_features
 from tools.gate.tissue import Tissue, card, describe, none_for_nan, out_of_distribution
 from tools.io.files import InputError
@@ -32,6 +33,18 @@ MARGINS = {
 WITHOUT_CALIBRATION = 0.03  # limit of a distance to the nearest tile where no tissue is held by two patients
 Limit = tuple[float | None, float | None]  # lowest and highest value allowed
 REGION, PATCH = 16, 32  # edge of the tiles, voxels: painted voxels alone, and with their surroundings
+AROUND = 2 * PATCH  # voxels in-plane beyond a tissue, that all measures look at
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What is known of a painted case by itself, before it is compared with those painted before."""
+
+    case: str
+    measured: dict[str, dict] = field(default_factory=dict)  # tissue to what needs no other case
+    tissues: dict[str, Tissue] = field(default_factory=dict)  # those that could be measured
+    nearest: dict[str, tuple[str, str]] = field(default_factory=dict)  # place of the region, and of the patch
+    tiles: dict[str, TileBank] = field(default_factory=dict)  # to find near-duplicates of it
 
 
 class Gate:
@@ -80,11 +93,13 @@ class Gate:
             where = label == value
             if np.count_nonzero(where) < MIN_VOXELS:
                 continue
-            tissue = self._describe(name, case.name, case.patient, hu, where, (label > 0) & ~where)
-            self.real[name].append(tissue)
             self.samples[name].append(sample(case.patient, hu, where, healthy, number))
+            box = box_of(where, AROUND)
+            inside, shown = where[box], hu[box]
+            tissue = self._describe(name, case.name, case.patient, shown, inside, (label[box] > 0) & ~inside)
+            self.real[name].append(tissue)
             for bank in (self.regions[name], self.patches[name]):
-                bank.add(case.name, tissue.owner, hu, where)
+                bank.add(case.name, tissue.owner, shown, inside)
 
     def _describe(
         self, name: str, case: str, owner: str, hu: np.ndarray, where: np.ndarray, around: np.ndarray
@@ -155,7 +170,14 @@ class Gate:
         self, case: str, source: str, hu: np.ndarray, target: np.ndarray, region: np.ndarray,
         answer: np.ndarray | None = None,
     ) -> dict[str, dict]:  # fmt: skip
-        """Return what is measured of each painted tissue of a case; the case is remembered, to find near-duplicates.
+        """Return what is measured of each painted tissue of a case: what :meth:`remember` makes of :meth:`look`."""
+        return self.remember(self.look(case, source, hu, target, region, answer))
+
+    def look(
+        self, case: str, source: str, hu: np.ndarray, target: np.ndarray, region: np.ndarray,
+        answer: np.ndarray | None = None,
+    ) -> Looked:  # fmt: skip
+        """Measure a painted case by itself, which can be done anywhere and in any order.
 
         Args:
             case: Its name.
@@ -164,6 +186,33 @@ class Gate:
             target: Its tissue map, the same shape.
             region: Painted voxels, bool, the same shape.
             answer: The segmenter's tissue map of the painted CT, the same shape; without it faithfulness is unknown.
+        """
+        if source not in self.owners:
+            raise InputError(f"source {source} of {case} is not a training case")
+        looked, box = Looked(case), box_of(region, AROUND)
+        hu, target, region = hu[box], target[box], region[box]
+        answer = None if answer is None else answer[box]
+        for name, value in self.labels.items():
+            where = region & (target == value)
+            if not where.any():
+                continue
+            measures = {"voxels": int(where.sum()), "not_finite": int((~np.isfinite(hu[where])).sum())}
+            looked.measured[name] = measures
+            if measures["not_finite"] or measures["voxels"] < MIN_VOXELS or name not in self.real:
+                continue
+            tissue = self._describe(name, case, self.owners[source], hu, where, (target > 0) & ~region)
+            looked.nearest[name] = self._compare(name, tissue, leave_out=None)
+            tissue.patch = None
+            score, limit = self.realness[name].judge(tile_features(hu, where))
+            tissue.measures |= {"earlier_distance": float("nan"), "realness": score, "realness_limit": limit}
+            if answer is not None:
+                tissue.measures["recall"] = recall(answer, value, where)
+            looked.tissues[name], looked.tiles[name] = tissue, TileBank(REGION, most=self.earlier[name].most)
+            looked.tiles[name].add(case, case, hu, where)
+        return looked
+
+    def remember(self, looked: Looked) -> dict[str, dict]:
+        """Compare a case with those painted before, and remember it to find near-duplicates of it.
 
         Returns:
             Tissue to measures: ``voxels``; ``not_finite`` voxels, and if there are any nothing more; ``median_hu``,
@@ -172,31 +221,15 @@ class Gate:
             (1 - r to the nearest tile of the training set, of other patients with surroundings, and of cases painted
             before), each with its ``_nearest``, such as "case007 slice 12"; ``recall``. None where unmeasurable.
         """
-        if source not in self.owners:
-            raise InputError(f"source {source} of {case} is not a training case")
-        measured = {}
-        for name, value in self.labels.items():
-            where = region & (target == value)
-            if not where.any():
-                continue
-            measures = {"voxels": int(where.sum()), "not_finite": int((~np.isfinite(hu[where])).sum())}
-            measured[name] = measures
-            if measures["not_finite"] or measures["voxels"] < MIN_VOXELS or name not in self.real:
-                continue
-            owner = self.owners[source]
-            tissue = self._describe(name, case, owner, hu, where, (target > 0) & ~region)
-            nearest = self._compare(name, tissue, leave_out=None)
-            twin = self.earlier[name].nearest(tissue.region, case)
-            tissue.region = tissue.patch = None
+        measured = dict(looked.measured)
+        for name, tissue in looked.tissues.items():
+            twin = self.earlier[name].nearest(tissue.region, looked.case)
+            tissue.region = None
             tissue.measures["earlier_distance"] = twin.distance
-            score, limit = self.realness[name].judge(tile_features(hu, where))
-            tissue.measures |= {"realness": score, "realness_limit": limit}
-            if answer is not None:
-                tissue.measures["recall"] = recall(answer, value, where)
-            self.earlier[name].add(case, case, hu, where)
+            self.earlier[name].extend(looked.tiles[name])
             self.painted[name].append(tissue)
-            places = zip(("region_nearest", "patch_nearest", "earlier_nearest"), (*nearest, twin.where))
-            measured[name] = none_for_nan(measures | tissue.measures | dict(places))
+            places = zip(("region_nearest", "patch_nearest", "earlier_nearest"), (*looked.nearest[name], twin.where))
+            measured[name] = none_for_nan(measured[name] | tissue.measures | dict(places))
         return measured
 
     def forget(self) -> None:

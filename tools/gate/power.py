@@ -6,7 +6,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tools.data.datalist import Case
-from tools.gate.fakes import FAKES, fill
+from tools.gate.fakes import fakes
 from tools.gate.gate import MIN_VOXELS, Gate
 from tools.tissues import pathological_tissues, tissue_labels
 
@@ -44,8 +44,8 @@ def scenes(hu: np.ndarray, label: np.ndarray, value: int, seed: int) -> Iterator
     """Yield "real" and the name of each fake, and its scene, for one tissue of a case."""
     where = label == value
     yield "real", (hu, where)
-    for name in FAKES:
-        yield name, (fill(name, hu, where, seed), where)
+    for name, filled in fakes(hu, where, seed):
+        yield name, (filled, where)
     for fake in (unchanged_host, another_tissue):
         scene = fake(hu, label, value)
         if scene:

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import special
+from scipy import ndimage, special
 
 from tools.bundles import load_script
-from tools.gate.copies import HU_WINDOW, spread
-from tools.gate.fakes import FAKES, fill
+from tools.gate.copies import HU_WINDOW, box_of, spread
+from tools.gate.fakes import REACH, fakes
 from tools.workflows.synthesizer import SYNTHESIZER
 
 TILES = (16, 8)  # edges in voxels; a case is judged by the first that its tissue fills
@@ -29,18 +29,50 @@ HEALTHY, REAL = "healthy", "real"
 Features = dict[int, np.ndarray]  # edge of the tiles -> features, shape (tiles, features)
 
 
+@dataclass(frozen=True)
+class Tiles:
+    """Where some tiles of a tissue lie in a CT; N tiles of T x T voxels."""
+
+    corners: np.ndarray  # x, y and slice, shape (N, 3); a tile may reach beyond the CT
+    inside: np.ndarray  # which of their voxels lie in the tissue, bool, shape (N, T, T)
+
+    def cut(self, hu: np.ndarray) -> np.ndarray:
+        """Return the tiles of a CT in HU, float32, shape (N, T, T); beyond the CT, where no tissue is, any HU."""
+        steps = np.arange(self.inside.shape[1])
+        x, y = ((self.corners[:, axis, None] + steps).clip(0, hu.shape[axis] - 1) for axis in (0, 1))
+        return hu[x[:, :, None], y[:, None, :], self.corners[:, 2, None, None]].astype(np.float32)
+
+
+def tiles(where: np.ndarray) -> dict[int, Tiles]:
+    """Return at most ``TILES_PER_CASE`` tiles of each edge of ``TILES`` in a tissue (bool), shape (W, H, D)."""
+    texture, margin = load_script(SYNTHESIZER, "texture"), max(TILES)
+    box = box_of(where, 0)
+    where, offset = where[box], (box[0].start - margin, box[1].start - margin, 0)
+    found: dict[int, list[np.ndarray]] = {edge: [np.zeros((0, 4), int)] for edge in TILES}
+    slices = {}
+    for z in np.flatnonzero(where.any((0, 1))):
+        slices[z] = np.pad(ndimage.label(where[..., z])[0], margin)
+        boxes = ndimage.find_objects(slices[z])
+        for edge in TILES:
+            places = texture.tile_places(slices[z], boxes, edge)
+            found[edge].append(np.insert(places, 2, z, axis=1))
+    chosen = {}
+    for edge, parts in found.items():
+        places = spread(np.concatenate(parts), TILES_PER_CASE)
+        inside = [slices[z][x : x + edge, y : y + edge] == piece for x, y, z, piece in places]
+        chosen[edge] = Tiles(places[:, :3] + offset, np.reshape(inside, (-1, edge, edge)).astype(bool))
+    return chosen
+
+
+def features(hu: np.ndarray, places: dict[int, Tiles]) -> Features:
+    """Return the features of some tiles of a CT in HU."""
+    describe = load_script(SYNTHESIZER, "texture").tile_features
+    return {edge: describe(some.cut(hu), some.inside, HU_WINDOW) for edge, some in places.items()}
+
+
 def tile_features(hu: np.ndarray, where: np.ndarray) -> Features:
     """Return the features of at most ``TILES_PER_CASE`` tiles of a tissue (bool) in a CT in HU, shapes (W, H, D)."""
-    texture = load_script(SYNTHESIZER, "texture")
-    found = {}
-    for edge in TILES:
-        cut = [texture.cut_tiles(hu[..., z], where[..., z], edge) for z in np.flatnonzero(where.any((0, 1)))]
-        if not cut:
-            found[edge] = np.zeros((0, len(texture.FEATURES)))
-            continue
-        values, inside = (spread(np.concatenate(parts), TILES_PER_CASE) for parts in zip(*cut))
-        found[edge] = texture.tile_features(values, inside, HU_WINDOW)
-    return found
+    return features(hu, tiles(where))
 
 
 @dataclass
@@ -48,13 +80,15 @@ class Sample:
     """What one training case says of one tissue."""
 
     owner: str  # patient
-    kinds: dict[str, Features] = field(default_factory=dict)  # REAL, HEALTHY, the names of FAKES
+    kinds: dict[str, Features] = field(default_factory=dict)  # REAL, HEALTHY, the names of ``fakes.FAKES``
 
 
 def sample(owner: str, hu: np.ndarray, where: np.ndarray, healthy: Features, seed: int) -> Sample:
     """Return the tiles of a tissue and of its fakes; ``healthy`` are those of the case's healthy lung."""
-    kinds = {REAL: tile_features(hu, where), HEALTHY: healthy}
-    return Sample(owner, kinds | {name: tile_features(fill(name, hu, where, seed), where) for name in FAKES})
+    box = box_of(where, REACH)
+    places = tiles(where[box])
+    kinds = {REAL: features(hu[box], places), HEALTHY: healthy}
+    return Sample(owner, kinds | {name: features(fake, places) for name, fake in fakes(hu, where, seed, box)})
 
 
 class Realness:

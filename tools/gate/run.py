@@ -1,6 +1,8 @@
 """Putting painted cases through the quality gate: what it reads, and what it writes down."""
 
+import pickle
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,14 +11,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from tools.bundles import load_script
 from tools.data.datalist import Case
 from tools.data.provenance import GATE_CARD, cases_read
 from tools.gate.gate import Gate
-from tools.io.files import read_json, sha256, write_json
+from tools.io.files import RunError, read_json, sha256, write_bytes, write_json
 from tools.io.volume import canonical
 from tools.maps.bank import PlannedCase
 from tools.tissues import pathological_tissues, tissue_labels
-from tools.workflows.segmenter import Answers, segment
+from tools.workflows.cluster import Job, parts, perform
+from tools.workflows.segmenter import segment
+from tools.workflows.synthesizer import SYNTHESIZER
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -37,7 +42,8 @@ def check_painted(
         segmenter: Weights with their card, or None to ask none; several candidates need them.
         candidates: Number of paintings of each map. The one is kept that the gate accepts and of which the segmenter
             finds least; the first if none is accepted.
-        client: From ``cluster``; its workers ask the segmenter, this process judges.
+        client: From ``cluster``; its workers ask the segmenter and measure each case by itself. This process learns
+            what is real, and compares the painted cases with each other, in their order.
 
     Returns:
         Case to tissue to ``accepted``, ``reasons`` and measures; and case to its candidates, each with ``accepted`` and
@@ -46,8 +52,7 @@ def check_painted(
     labels = {name: tissue_labels()[name] for name in pathological_tissues()}
     gate = Gate(training, labels)
     gate.owners |= {planned.source.name: planned.source.patient for planned in plan}
-    answers: Mapping[str, np.ndarray] = {}
-    found: dict[str, list[dict]] = {}
+    several: list[Mapping[str, np.ndarray]] = [{}]
     if segmenter:
         card = read_json(Path(segmenter).with_name("card.json"))
         real = {case.name: case.image for case in training}
@@ -58,14 +63,14 @@ def check_painted(
             folder = candidate_folder(work, number)
             painted = {planned.name: folder / f"{planned.name}.nii.gz" for planned in plan}
             several.append(segment(painted, segmenter, card, work / f"judged{number}", client, threads))
-        answers = several[0]
-        if candidates > 1:
-            found, answers = _keep_hardest(gate, plan, work, several)
     else:
         print("no segmenter was given, so how well one finds what was painted is not measured")
+    _look_at_all(gate, plan, work, several, client)
+    found = _keep_hardest(gate, plan, work, candidates) if candidates > 1 else {}
     checks = {}
-    for planned in tqdm(plan, desc="checking", unit="case", disable=None):
-        checks[planned.name] = _judge(gate, planned, candidate_folder(work, 0), answers)
+    for planned in plan:
+        rows = found.get(planned.name, [{"kept": True}])
+        checks[planned.name] = _judge(gate, planned, work, [row["kept"] for row in rows].index(True))
     accepted = {
         name: {case for case, tissues in checks.items() if name in tissues and tissues[name]["accepted"]}
         for name in labels
@@ -83,26 +88,66 @@ def candidate_folder(work: Path, number: int) -> Path:
     return work / (f"painted{number}" if number else "painted")
 
 
-def _judge(gate: Gate, planned: PlannedCase, folder: Path, answers: Mapping[str, np.ndarray]) -> dict[str, dict]:
-    """Measure and judge a painted case; ``answers`` holds the segmenter's, by case."""
-    case, image = planned.name, nib.load(folder / f"{planned.name}.nii.gz")
-    arrays = image.get_fdata(dtype=np.float32), *planned.maps()
-    hu, label, target = (canonical(array, image.affine) for array in arrays)
-    return gate.judge(gate.measure(case, planned.source.name, hu, target, target != label, answers.get(case)))
+def _look_at_all(
+    gate: Gate, plan: list[PlannedCase], work: Path, several: list[Mapping[str, np.ndarray]], client: "Client | None"
+) -> None:
+    """Measure every painting of every map by itself, on workers where there are some; ``several`` are the answers."""
+    given: Gate | Path = gate
+    if client is not None:
+        given = work / "gate.pickle"
+        write_bytes(given, pickle.dumps(gate))
+    jobs = []
+    for number, answers in enumerate(several):
+        for part in parts(plan, client):
+            do = partial(look_at, part, given, candidate_folder(work, number), answers, _looked(work, number))
+            jobs.append(Job(f"checking {part[0].name} and {len(part) - 1} more, candidate {number}", do))
+    _, failed = perform(jobs, client)
+    if failed:
+        raise RunError(next(iter(failed.values())))
 
 
-def _keep_hardest(
-    gate: Gate, plan: list[PlannedCase], work: Path, answers: list[Answers]
-) -> tuple[dict[str, list[dict]], Answers]:
-    """Move the candidates that are kept into ``painted``; return what was found of each, and the answers to those kept.
+def look_at(
+    part: list[PlannedCase], gate: Gate | Path, folder: Path, answers: Mapping[str, np.ndarray], looked: Path
+) -> None:
+    """Measure some painted cases by themselves, and leave what is known of each in a file.
 
-    ``answers`` are the segmenter's, per candidate and case.
+    Args:
+        part: What was painted.
+        gate: The gate, or the file that holds it.
+        folder: Folder of the painted CTs.
+        answers: The segmenter's, by case; none where it was not asked.
+        looked: Folder for the files.
     """
-    found, kept = {}, {}
-    for planned in tqdm(plan, desc="choosing candidates", unit="case", disable=None):
+    hidden = isinstance(gate, Path) or None  # the bar; None hides it where nobody looks
+    if isinstance(gate, Path):
+        load_script(SYNTHESIZER, "classifier")  # whose class the file names
+        gate = pickle.loads(gate.read_bytes())
+    for planned in tqdm(part, desc="checking", unit="case", disable=hidden):
+        case, image = planned.name, nib.load(folder / f"{planned.name}.nii.gz")
+        arrays = image.get_fdata(dtype=np.float32), *planned.maps()
+        hu, label, target = (canonical(array, image.affine) for array in arrays)
+        found = gate.look(case, planned.source.name, hu, target, target != label, answers.get(case))
+        write_bytes(looked / f"{case}.pickle", pickle.dumps(found))
+
+
+def _looked(work: Path, number: int) -> Path:
+    """Return the folder of what is known of one painting of all maps by itself."""
+    return work / f"looked{number}"
+
+
+def _judge(gate: Gate, planned: PlannedCase, work: Path, number: int) -> dict[str, dict]:
+    """Judge one painting of a map, and remember it."""
+    file = _looked(work, number) / f"{planned.name}.pickle"
+    return gate.judge(gate.remember(pickle.loads(file.read_bytes())))
+
+
+def _keep_hardest(gate: Gate, plan: list[PlannedCase], work: Path, candidates: int) -> dict[str, list[dict]]:
+    """Move the candidates that are kept into ``painted``; return what was found of each."""
+    found = {}
+    for planned in plan:
         rows = []
-        for number, own in enumerate(answers):
-            checks = _judge(gate, planned, candidate_folder(work, number), own).values()
+        for number in range(candidates):
+            checks = _judge(gate, planned, work, number).values()
             recalls = [check["recall"] for check in checks if check.get("recall") is not None]
             row = {"accepted": all(check["accepted"] for check in checks)}
             rows.append(row | {"recall": float(np.mean(recalls)) if recalls else None, "kept": False})
@@ -111,9 +156,9 @@ def _keep_hardest(
         if number:
             name = f"{planned.name}.nii.gz"
             (candidate_folder(work, number) / name).replace(candidate_folder(work, 0) / name)
-        found[planned.name], kept[planned.name] = rows, answers[number].files[planned.name]
+        found[planned.name] = rows
     gate.forget()
-    return found, Answers(kept)
+    return found
 
 
 def hardest(rows: list[dict]) -> int:

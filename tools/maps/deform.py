@@ -1,6 +1,7 @@
 """A lesion turned, scaled and bent, and how much of it two masks share."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import ndimage
@@ -41,13 +42,19 @@ def source_plane(lesion: Lesion, spacing: np.ndarray, deformation: Deformation) 
     half = np.array(deformation.bend.shape[1:]) // 2
     grid = np.stack(np.mgrid[-half[0] : half[0] + 1, -half[1] : half[1] + 1]).astype(float)
     position = grid * spacing[:2, None, None]  # mm from the centre
-    smooth = np.maximum(half / 3, 1.0)
-    bend = np.stack([ndimage.gaussian_filter(component, smooth, mode="nearest") for component in deformation.bend])
+    across, along = (smoothing(2 * int(size) + 1, max(size / 3, 1.0)) for size in half)
+    bend = across @ deformation.bend @ along.T
     bend *= 0.12 * radius / max(np.abs(bend).max(), 1e-9)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / deformation.scale
     source = np.einsum("ij,jxy->ixy", turn, position + bend)
     source[0] *= deformation.mirror
     return source / lesion.spacing[:2, None, None] + (np.array(lesion.shape[:2])[:, None, None] - 1) / 2
+
+
+@lru_cache(maxsize=128)
+def smoothing(size: int, sigma: float) -> np.ndarray:
+    """Return the matrix that smooths a line by a Gaussian: so wide a one takes far longer as a filter."""
+    return ndimage.gaussian_filter1d(np.eye(size), sigma, axis=0, mode="nearest")
 
 
 def deform(

@@ -132,8 +132,7 @@ class LesionModel:
         if mask is None or np.count_nonzero(mask) < MIN_LESION_VOXELS:
             return 0
         inside = tuple(slice(places[0], places[-1] + 1) for places in box.places)
-        receiver.target[inside][mask] = value
-        receiver.room -= np.count_nonzero(mask)
+        receiver.enter(inside, mask, value)
         return int(np.count_nonzero(mask))
 
     def draw_shape(self, wanted: dict[str, float], spacing: np.ndarray, rng: np.random.Generator) -> Shape:

@@ -40,6 +40,8 @@ class Receiver:
         self.box = (
             ndimage.find_objects((self.label > 0).astype(np.uint8))[0] if self.label.any() else (slice(0, 0),) * 3
         )
+        self.free = np.count_nonzero(self.label == self.healthy, axis=2)  # healthy voxels per line, shape (W, H)
+        self.added = np.zeros(max(tissue_labels().values()) + 1, int)  # voxels per label value
 
     def likely_places(
         self, height: float, depth_mm: float, rng: np.random.Generator, looked_at: int = 400, kept: int = 40
@@ -49,14 +51,16 @@ class Receiver:
         They are the ``kept`` most alike of ``looked_at`` drawn at random: indices, shape (kept, 3), or (0, 3) if none
         is healthy. The height is 0 at the base and 1 at the apex.
         """
-        free = self.target[self.box] == self.healthy
-        candidates = np.flatnonzero(free)
-        if not len(candidates):
+        lines = self.free[self.box[:2]]
+        last = np.cumsum(lines)  # in C order
+        if not lines.any():
             return np.zeros((0, 3), int)
-        candidates = np.stack(
-            np.unravel_index(candidates[rng.integers(len(candidates), size=looked_at)], free.shape), axis=1
-        )
-        candidates += [axis.start for axis in self.box]
+        ranks = rng.integers(last[-1], size=looked_at)
+        line = np.searchsorted(last, ranks, side="right")
+        x, y = np.unravel_index(line, lines.shape) + np.array([[axis.start] for axis in self.box[:2]])
+        nth = ranks - (last - lines.ravel())[line]
+        z = np.argmax(np.cumsum(self.target[x, y] == self.healthy, axis=1) > nth[:, None], axis=1)
+        candidates = np.stack([x, y, z], axis=1)
         depth = self.depth_mm[tuple(candidates.T)]
         unlike = np.abs(self.height[candidates[:, 2]] - height) / 0.15 + np.abs(depth - depth_mm) / 8.0
         return candidates[np.argsort(unlike, kind="stable")[:kept]]
@@ -81,19 +85,25 @@ class Receiver:
             own = value
             if lesion.values is not None:
                 own = deform_values(lesion, self.spacing, deformation, mask)[window][free]
-            self.target[inside][free] = own
+            self.enter(inside, free, own)
             if self.pasted is not None:
                 self.pasted[inside][free] = hu[window][free]
-            self.room -= voxels
             self.donors.append({"case": lesion.case, "tissue": lesion.tissue, "voxels": voxels})
             return voxels
         return 0
 
+    def enter(self, inside: tuple[slice, slice, slice], mask: np.ndarray, own: int | np.ndarray) -> None:
+        """Enter a lesion, bool and healthy so far, into a part of the map; ``own`` are its label values, or one."""
+        self.target[inside][mask] = own
+        voxels = np.count_nonzero(mask)
+        self.free[inside[:2]] -= np.count_nonzero(mask, axis=2)
+        self.added += np.bincount(np.broadcast_to(own, voxels), minlength=len(self.added))
+        self.room -= voxels
+
     def new_ml(self, labels: dict[str, int]) -> dict[str, float]:
         """Return tissue to the volume in ml that was added to the map; tissues that were not are absent."""
-        counts = np.bincount(self.target[self.target != self.label], minlength=max(labels.values()) + 1)
         voxel_ml = float(np.prod(self.spacing)) / 1000
-        return {name: counts[value] * voxel_ml for name, value in labels.items() if counts[value]}
+        return {name: self.added[value] * voxel_ml for name, value in labels.items() if self.added[value]}
 
     def new_lesions(self, name: str) -> list[Lesion]:
         """Return the lesions that the placed ones make together, where they touch as one; old lesions do not count."""

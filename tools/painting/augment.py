@@ -19,7 +19,7 @@ from tools.painting.hosts import check_hosts, cut_hosts
 from tools.painting.manifest import FREE_METHODS, MANIFEST_SCHEMA, write_painted
 from tools.painting.shards import Painting, paint_all
 from tools.painting.told import Densities, Joint
-from tools.workflows.cluster import cluster, everywhere, perform_one, threads_on
+from tools.workflows.cluster import check_cluster, cluster, everywhere, perform_one, threads_on
 from tools.workflows.origin import named_weights
 from tools.workflows.run import check_overrides
 from tools.workflows.segmenter import SEGMENTER
@@ -131,6 +131,7 @@ def augment(
         "context": context or None, "candidates": candidates if candidates > 1 else None,
         "tune_steps": tune_steps or None, "densities": densities or None,
     }  # fmt: skip
+    check_cluster(workers, scheduler, output)
     output = open_run(output, settings)
     if (output / "datalist.json").is_file():
         print(f"{output} is complete already")

@@ -84,14 +84,23 @@ def cluster(
     if scheduler is None and workers == 1:
         yield None
         return
-    if scheduler is not None and workers != 1:
-        raise InputError(f"--workers {workers} starts workers here, --scheduler {scheduler} has its own; give one")
     with contextlib.ExitStack() as stack:
-        client = stack.enter_context(_standing(scheduler) if scheduler else _local(workers))
+        client = stack.enter_context(_local(workers) if scheduler is None else _standing(workers, scheduler))
         if scheduler:
             check_workers(client, folder, needed)
         say(f"{len(workers_of(client))} workers; dashboard: {client.dashboard_link}")
         yield client
+
+
+def check_cluster(workers: int, scheduler: str | None, folder: Path) -> None:
+    """Check that a scheduler that is asked for stands and has a worker, before a new folder of results is made.
+
+    Raises:
+        InputError: as ``cluster`` does.
+    """
+    if scheduler is not None and not Path(folder).exists():
+        with _standing(workers, scheduler):
+            pass
 
 
 def everywhere(*paths: Path | str | None) -> list[Path | None]:
@@ -153,10 +162,12 @@ def _local(workers: int) -> Iterator["Client"]:
 
 
 @contextlib.contextmanager
-def _standing(scheduler: str) -> Iterator["Client"]:
-    """Connect with a scheduler that stands."""
+def _standing(workers: int, scheduler: str) -> Iterator["Client"]:
+    """Connect with a scheduler that stands, where no workers here are asked for too."""
     from distributed import Client
 
+    if workers != 1:
+        raise InputError(f"--workers {workers} starts workers here, --scheduler {scheduler} has its own; give one")
     address = read_json(Path(scheduler)).get("address") if scheduler.endswith(".json") else scheduler
     try:
         client = Client(address, timeout=CONNECT_S)

@@ -46,18 +46,32 @@ def cut_tiles(hu: np.ndarray, mask: np.ndarray, tile: int = 16, share: float = 0
         raise ValueError(f"a slice and its mask must share one shape (W, H), but have {hu.shape} and {mask.shape}")
     hu = np.pad(hu, tile)
     pieces = np.pad(ndimage.label(mask)[0], tile)
-    values, insides = [], []
-    for piece, box in enumerate(ndimage.find_objects(pieces), start=1):
-        if (box[0].stop - box[0].start) * (box[1].stop - box[1].start) < share * tile**2:
-            continue
-        for i in _tile_starts(box[0], tile):
-            for j in _tile_starts(box[1], tile):
-                inside = pieces[i : i + tile, j : j + tile] == piece
-                if inside.sum() >= share * tile**2:
-                    insides.append(inside)
-                    values.append(hu[i : i + tile, j : j + tile])
+    places = tile_places(pieces, ndimage.find_objects(pieces), tile, share)
+    values = [hu[i : i + tile, j : j + tile] for i, j, _ in places]
+    insides = [pieces[i : i + tile, j : j + tile] == piece for i, j, piece in places]
     shape = (len(values), tile, tile)
     return np.reshape(values, shape).astype(np.float32), np.reshape(insides, shape).astype(bool)
+
+
+def tile_places(pieces: np.ndarray, boxes: list[tuple[slice, slice]], tile: int, share: float = 0.5) -> np.ndarray:
+    """Return where the tiles of :func:`cut_tiles` lie: corner and number of the piece, int, shape (N, 3).
+
+    Args:
+        pieces: Number of each voxel's connected piece, 0 outside, shape (W, H), with ``tile`` voxels of 0 all round.
+        boxes: Box of each piece.
+        tile: Edge T of a tile, voxels.
+        share: Share of a tile's voxels that must lie in its piece of the region.
+    """
+    places = [np.zeros((0, 3), int)]
+    for piece, box in enumerate(boxes, start=1):
+        if (box[0].stop - box[0].start) * (box[1].stop - box[1].start) < share * tile**2:
+            continue
+        rows, columns = (_tile_starts(side, tile) for side in box)
+        grid = pieces[rows.start : rows.stop, columns.start : columns.stop] == piece
+        filled = grid.reshape(len(rows), tile, len(columns), tile).sum((1, 3))
+        i, j = np.nonzero(filled >= share * tile**2)
+        places.append(np.column_stack([rows.start + i * tile, columns.start + j * tile, np.full(len(i), piece)]))
+    return np.concatenate(places)
 
 
 def _tile_starts(box: slice, tile: int) -> range:

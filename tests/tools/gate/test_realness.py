@@ -3,12 +3,16 @@
 import numpy as np
 import pytest
 
+from tools.bundles import load_script
 from tools.data.datalist import Case
-from tools.gate.fakes import FAKES, fill
+from tools.gate.copies import box_of, spread
+from tools.gate.fakes import FAKES, REACH, fakes
 from tools.gate.power import another_tissue, judge_fakes, unchanged_host
-from tools.gate.realness import Realness, lower_limit, sample, tile_features
+from tools.gate.realness import TILES_PER_CASE, Realness, lower_limit, sample, tile_features, tiles
 from tools.phantom.phantom import phantom
 from tools.tissues import pathological_tissues, tissue_labels
+
+cut_tiles = load_script("difflung_synthesis", "texture").cut_tiles
 
 
 def texture(seed, size=96):
@@ -40,9 +44,31 @@ def test_the_real_tissue_of_an_unseen_patient_lies_above_the_limit(realness):
 @pytest.mark.parametrize("name", FAKES)
 def test_fakes_in_an_unseen_patient_lie_below_it(realness, name):
     hu, where = texture(30)
-    filled = fill(name, hu, where, seed=1)
+    filled = dict(fakes(hu, where, seed=1))[name]
     score, limit = realness.judge(tile_features(filled, where))
     assert score < limit and (filled[~where] == hu[~where]).all()
+
+
+def test_a_box_of_a_fake_holds_the_voxels_of_the_whole():
+    hu, where = np.random.default_rng(0).normal(-700, 90, (40, 30, 5)).astype(np.float32), np.zeros((40, 30, 5), bool)
+    where[12:20, 3:9, 1:3] = where[16, 7:20, 2] = True
+    box = box_of(where, REACH)
+    assert hu[box].shape == (16, 24, 5)
+    for (name, whole), (_, part) in zip(fakes(hu, where, 3), fakes(hu, where, 3, box), strict=True):
+        assert np.array_equal(whole[where], part[where[box]]), name
+    rng = np.random.default_rng(3)
+    assert np.array_equal(dict(fakes(hu, where, 3))["histogram_draws"][where], rng.choice(hu[where], hu.shape)[where])
+
+
+def test_tiles_are_those_of_each_slice_evenly_spread():
+    rng = np.random.default_rng(1)
+    hu, where = rng.normal(-700, 90, (70, 60, 9)).astype(np.float32), rng.random((70, 60, 9)) < 0.8
+    for edge, places in tiles(where).items():
+        cut = [cut_tiles(hu[..., z], where[..., z], edge) for z in range(9)]
+        values, inside = (spread(np.concatenate(parts), TILES_PER_CASE) for parts in zip(*cut))
+        assert len(inside) == TILES_PER_CASE and np.array_equal(places.inside, inside)
+        assert np.array_equal(places.cut(hu)[inside], values[inside])
+    assert not len(tiles(np.zeros((9, 9, 2), bool))[8].corners)
 
 
 def test_a_region_too_small_for_large_tiles_is_judged_by_small_ones_and_a_speck_by_none(realness):

@@ -8,7 +8,7 @@ import pytest
 from scipy import ndimage
 
 from tools.io.volume import canonical, canonical_spacing, original
-from tools.maps.deform import deform, draw_deformation
+from tools.maps.deform import deform, draw_deformation, smoothing
 from tools.maps.lesions import find_lesions, lung_height
 from tools.maps.placement import Receiver
 from tools.quantify.extents import pleura_distance
@@ -35,6 +35,31 @@ def donor():
 def receiver():
     label, hu = chest()
     return Receiver(label, hu, np.array([2.2, 1.8, 7.0]), healthy=1)
+
+
+def test_a_map_counts_what_was_entered_and_finds_places_as_if_it_looked_at_all_voxels():
+    chosen, rng, (lesion,) = receiver(), np.random.default_rng(2), donor()
+    for _ in range(6):
+        chosen.place(lesion, 5, rng)
+        free = chosen.target == 1
+        assert np.array_equal(chosen.free, free.sum(2))
+        assert chosen.added[5] == np.count_nonzero(chosen.target != chosen.label) == chosen.added.sum()
+        same = np.random.default_rng(chosen.room)
+        places = np.argwhere(free)[same.integers(free.sum(), size=400)]
+        depth = chosen.depth_mm[tuple(places.T)]
+        unlike = np.abs(chosen.height[places[:, 2]] - 0.4) / 0.15 + np.abs(depth - 9.0) / 8.0
+        expected = places[np.argsort(unlike, kind="stable")[:40]]
+        assert np.array_equal(chosen.likely_places(0.4, 9.0, np.random.default_rng(chosen.room)), expected)
+    assert chosen.donors
+    chosen.target[:], chosen.free[:] = 0, 0
+    assert not len(chosen.likely_places(0.4, 9.0, rng))
+
+
+def test_a_bend_is_smoothed_as_by_a_filter():
+    noise = np.random.default_rng(0).normal(size=(31, 43))
+    across, along = (smoothing(size, size / 6) for size in noise.shape)
+    expected = ndimage.gaussian_filter(noise, (31 / 6, 43 / 6), mode="nearest")
+    np.testing.assert_allclose(across @ noise @ along.T, expected, atol=1e-14)
 
 
 def deformed(lesion, spacing, seed):

@@ -9,6 +9,7 @@ import pytest
 import tools.painting.augment as module
 from tests.tools.fakes.augmented import AFFINE, manifest, write_case
 from tools.__main__ import main
+from tools.comparison.compare import compare
 from tools.comparison.leaks import augmented_stages
 from tools.data.datalist import read_fold
 from tools.data.provenance import cases_read, digest
@@ -18,7 +19,7 @@ from tools.painting.augment import augment
 from tools.painting.replay import replay
 from tools.report.tables import map_table
 from tools.tissues import tissue_labels
-from tools.workflows import synthesizer
+from tools.workflows import cluster, synthesizer
 
 pytestmark = pytest.mark.slow  # the file takes seconds: make check leaves it to make test
 
@@ -189,6 +190,15 @@ def test_finished_run_is_left_alone_and_other_settings_are_refused(datalist, sta
     assert len(stand_in) == runs and "complete already" in capsys.readouterr().out
     with pytest.raises(InputError, match="steps was 8, now 20"):
         augment(datalist=datalist, fold=0, output=tmp_path / "out", steps=20)
+
+
+def test_a_scheduler_that_cannot_be_reached_leaves_no_folder(datalist, stand_in, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "CONNECT_S", 1)
+    with pytest.raises(InputError, match="scheduler tcp://127.0.0.1:9 cannot be reached"):
+        augment(datalist=datalist, fold=0, output=tmp_path / "out", scheduler="tcp://127.0.0.1:9")
+    with pytest.raises(InputError, match="scheduler tcp://127.0.0.1:9 cannot be reached"):
+        compare(datalist, tmp_path / "out", arms="real,cbmat", folds=0, seeds=0, scheduler="tcp://127.0.0.1:9")
+    assert not (tmp_path / "out").exists()
 
 
 def test_interrupted_run_goes_on_with_the_trained_synthesizer(datalist, stand_in, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 
 from tools.io.files import InputError
 from tools.workflows import cluster as module
-from tools.workflows.cluster import Job, check_workers, cluster, environment, parts, perform, workers_of
+from tools.workflows.cluster import Job, check_cluster, check_workers, cluster, environment, parts, perform, workers_of
 
 
 def many(folder):
@@ -128,6 +128,10 @@ def test_a_scheduler_that_cannot_be_reached_is_named(address, tmp_path, monkeypa
     with pytest.raises(InputError, match=f"scheduler {address} cannot be reached .*leave --scheduler out"):
         with cluster(1, address, tmp_path):
             pass
+    with pytest.raises(InputError, match=f"scheduler {address} cannot be reached"):
+        check_cluster(1, address, tmp_path / "new")
+    check_cluster(1, address, tmp_path)  # an older folder may hold all that is wanted
+    check_cluster(4, None, tmp_path / "new")
 
 
 def test_workers_here_and_elsewhere_are_not_both_asked_for(tmp_path):
