@@ -7,6 +7,7 @@ from tools.comparison.arms import ARMS, HEADROOM, REFERENCE, arm_key
 from tools.comparison.checks import (
     check,
     check_headroom,
+    check_norm_apart,
     check_steps,
     held_back_cases,
     inner_datalist,
@@ -46,6 +47,7 @@ def compare(
     prevalence: bool = False,
     schedule: str = "mixed",
     real_share: float = 0.25,
+    norm_apart: bool = False,
     fractions: tuple = (1,),
     patients: tuple | None = None,
     external: Path | None = None,
@@ -99,6 +101,8 @@ def compare(
         schedule: When painted cases are drawn: mixed, synthetic_first (they alone, then real ones alone) or real_last
             (mixed, then real ones alone).
         real_share: Share of the steps at the end with real cases alone, where the schedule is not mixed.
+        norm_apart: Whether batch norm takes painted cases apart in training, so that the segmenter keeps the statistics
+            of real ones alone.
         fractions: Shares of the training patients, for a learning curve, for example 0.1,0.25,0.5,1.
         patients: Numbers of training patients instead, the same in each fold, for example 1,2,5,10,20,all.
         external: A datalist.json of other patients; every segmenter is tested on them too.
@@ -162,8 +166,10 @@ def compare(
     check(real, datalist, arms, folds, seeds, ratios, fractions, counted, overrides, overlays)
     counts = share_counts(real, folds, fractions, listed(patients))
     fractions = list(counts) if patients is not None else fractions
-    mixing = Mixing(dict(ratio_per_tissue or {}), prevalence, schedule, real_share)
+    mixing = Mixing(dict(ratio_per_tissue or {}), prevalence, schedule, real_share, norm_apart)
     mixing.check(real["training"], real["labels"], budgets(iterations)[0] if until else iterations)
+    if norm_apart:
+        check_norm_apart(arms, overrides)
     recipe = shared_recipe(real, arms, folds, start, overlays, overrides, mixing)
     check_steps(real, arms, folds, iterations, until, longer)
     if by_error and not (until and mixture == "joint"):
