@@ -60,6 +60,7 @@ def compare(
     balance: float = 1.0,
     mixture: str = "balanced",
     by_error: bool = False,
+    look_alikes: bool = False,
     context: bool = False,
     densities: bool = False,
     steps: int = 8,
@@ -120,6 +121,8 @@ def compare(
         mixture: balanced, or joint for tissues and volumes as they lie together in training cases; as augment takes it.
         by_error: With joint and until plateau, training cases whose tissues the inner segmenter finds badly are
             followed more often.
+        look_alikes: With joint and until plateau, training cases are followed more often that show what the inner
+            segmenter takes for another tissue, and lack that one.
         context: Whether lesions are moved with what touches them, halos and mixtures.
         densities: Whether each tissue is painted with the mean HU of the cases whose lesions are moved.
         steps: Sampling steps of the synthesizer.
@@ -172,8 +175,9 @@ def compare(
         check_norm_apart(arms, overrides)
     recipe = shared_recipe(real, arms, folds, start, overlays, overrides, mixing)
     check_steps(real, arms, folds, iterations, until, longer)
-    if by_error and not (until and mixture == "joint"):
-        raise InputError("by_error asks the inner segmenter of --until plateau, for --mixture joint; give both")
+    if (by_error or look_alikes) and not (until and mixture == "joint"):
+        named = "by_error" if by_error else "look_alikes"
+        raise InputError(f"{named} asks the inner segmenter of --until plateau, for --mixture joint; give both")
     trained_anew = sorted({ARMS[arm].method for arm in arms} - {None, *FREE_METHODS, "cbmat"})
     check_tuning(tune_steps, synthesizer)
     if synthesizer and trained_anew:
@@ -216,6 +220,7 @@ def compare(
         **painting,
         "mixture": None if mixture == "balanced" else mixture,
         "by_error": by_error or None,
+        "look_alikes": look_alikes or None,
         "context": context or None,
         "tune_steps": tune_steps or None,
         "densities": densities or None,
@@ -241,7 +246,7 @@ def compare(
     painting |= {"tune_steps": tune_steps, "densities": densities}
     experiment = Experiment(
         datalist, real, output, seeds[0], iterations, recipe, painting, others, paint_per_seed, bool(until), longer,
-        more, by_error, {share: count for share, count in counts.items() if share < 1},
+        more, by_error, look_alikes, {share: count for share, count in counts.items() if share < 1},
     )  # fmt: skip
     runs = [
         Run(fold, float(fraction), seed, key)

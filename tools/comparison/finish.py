@@ -73,6 +73,11 @@ def finish(
         painting = {name: settings[name] for name in ("balance", "steps", "max_cases")}
         painting |= {"hosts": settings.get("hosts"), "mixture": settings.get("mixture") or "balanced"}
         painting |= {name: settings[name] for name in CHOSEN if settings.get(name)}
+        asked = {"dice": settings.get("by_error"), "look_alikes": settings.get("look_alikes")}
+        plateau = (
+            Path(comparison) / f"fold{summary['folds'][0]}/plateau/plateau.json"
+        )  # of its first fold, as the judge
+        painting |= {name: plateau for name, wanted in asked.items() if wanted}
         own = dict(settings["synthesis_overrides"]) | ({} if device is None else {"device": device})
         if is_painted(arm):
             painting |= {"synthesizer": synthesizer, "overrides": own, "segmenter": _judge(Path(comparison), summary)}

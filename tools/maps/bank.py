@@ -1,6 +1,6 @@
 """A bank of new tissue maps: drawn, written with its card, and read again."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import nibabel as nib
@@ -158,7 +158,7 @@ def draw_bank(
     real, new = pandas.DataFrame(known), pandas.DataFrame(added)
     settings = {"seed": seed, "balance": balance, "max_cases": max_cases, "procedural": procedural}
     settings |= {"context": True} if context else {}
-    settings |= {"mixture": "joint", "dice": joint.dice} if joint else {}
+    settings |= {"mixture": "joint", **asdict(joint)} if joint else {}
     card = maps_card(training, plan, settings) | {"table": table_of(real, new)}
     write_json(folder.with_name(MAPS_CARD), card)
     return Bank(plan, card, real, new)

@@ -94,9 +94,15 @@ def test_joint_mixtures_by_error_ask_the_inner_segmenter(datalist, standin, tmp_
     given = {"arms": "real,cbmat", "folds": 0, "seeds": 0, "iterations": 500, "mixture": "joint"}
     with pytest.raises(InputError, match="by_error asks the inner segmenter of --until plateau"):
         compare.compare(datalist, tmp_path / "out", **given, by_error=True)
-    compare.compare(datalist, tmp_path / "out", **given, by_error=True, until="plateau")
+    with pytest.raises(InputError, match="look_alikes asks the inner segmenter of --until plateau"):
+        compare.compare(datalist, tmp_path / "out", **given, look_alikes=True)
+    compare.compare(datalist, tmp_path / "out", **given, by_error=True, look_alikes=True, until="plateau")
     assert standin.asked["mixture"] == "joint"
     assert read_json(standin.asked["dice"])["dice"].keys() <= LABELS.keys()
+    found = read_json(standin.asked["look_alikes"])["look_alikes"]
+    assert found["fibrosis"] == {"ground_glass": 0, "emphysema": 0, "consolidation": round(40 / 110, 4)}
+    assert found.keys() == {"fibrosis", "consolidation"} and sum(found["consolidation"].values()) == 0
+    assert read_json(tmp_path / "out/run.json")["look_alikes"] is True
 
 
 @pytest.mark.parametrize(
