@@ -39,12 +39,12 @@ class Followed:
     dice: dict[str, float] | None = None
     look_alikes: dict[str, dict[str, float]] | None = None
 
-    def draw(self, training: list[Case], rng: np.random.Generator) -> dict[str, float]:
-        """Return tissue to volume in ml of the pathological tissues of a case, empty for one that has none."""
+    def draw(self, training: list[Case], rng: np.random.Generator) -> tuple[Case, dict[str, float]]:
+        """Return a case, and the volume in ml of each pathological tissue that it holds, empty for one without any."""
         weights = self.weights(training)
         case = training[rng.choice(len(training), p=weights / weights.sum())]
         held = tissues_ml(case)
-        return {name: held[name] for name in pathological_tissues() if name in held}
+        return case, {name: held[name] for name in pathological_tissues() if name in held}
 
     def weights(self, training: list[Case]) -> np.ndarray:
         """Return how often each case is followed: by the mean over the tissues that it holds, or the product of two.

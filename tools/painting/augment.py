@@ -76,7 +76,8 @@ def augment(
             maps with the donors' own HU, or drawn to fill them with the phantom's tissues (the free rivals).
         balance: Volume that each pathological tissue shall reach, as a share of the most frequent one's.
         mixture: What a new case gets: balanced adds the rarest tissues until balance is reached; joint gives each case
-            the tissues and volumes that a random training case has together, so that all are as frequent as there.
+            the tissues and volumes that a random training case has together, so that all are as frequent as there, and
+            a host without a history that case's.
         dice: JSON file with the Dice per tissue of a segmenter of other patients, such as plateau.json of compare; with
             joint, training cases whose tissues it finds badly are followed more often.
         look_alikes: JSON file with the tissues that such a segmenter takes one for, plateau.json too; with joint, cases

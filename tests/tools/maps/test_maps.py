@@ -90,6 +90,13 @@ def test_joint_maps_hold_negatives_so_that_the_prevalence_of_a_rare_tissue_can_b
     assert prevalence_weights(always, wanted) @ always == pytest.approx([1.0])
 
 
+def test_a_joint_map_says_which_case_it_follows_and_says_it_again(training, tmp_path):
+    drawn = draw_bank(training, tmp_path / "maps", 1.0, 0, 3, joint=Followed()).plan
+    follows = {row.name: row.follows for row in drawn}
+    assert set(follows.values()) <= {case.name for case in training}
+    assert {row.name: row.follows for row in read_maps(tmp_path / "maps", training)} == follows
+
+
 def test_bank_reads_training_patients_only_and_its_card_names_every_file_read(datalist, training, tmp_path):
     for number in (0, 3):  # the held-out cases; unreadable files would be noticed
         (datalist.parent / f"labels/case{number}.nii.gz").write_bytes(b"")
