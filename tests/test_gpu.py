@@ -58,14 +58,15 @@ def a_step(parser, gpu):
 
 
 @pytest.mark.parametrize(
-    ("bundle", "overlay"),
-    [(SYNTHESIZER, []), (SYNTHESIZER, ["few_step.yaml"]), (SYNTHESIZER, ["ddpm.yaml"]), (SEGMENTER, []),
-     (SEGMENTER, ["whole_slices.yaml"])],
+    ("bundle", "overlay", "more"),
+    [(SYNTHESIZER, [], {}), (SYNTHESIZER, ["few_step.yaml"], {}), (SYNTHESIZER, ["ddpm.yaml"], {}), (SEGMENTER, [], {}),
+     (SEGMENTER, ["whole_slices.yaml"], {}),
+     (SEGMENTER, ["whole_slices.yaml"], {"norm_apart": True, "extra_ratio": 1.0, "patches_per_case": 2})],
 )  # fmt: skip
-def test_a_training_step_never_waits_for_a_gpu_and_mixes_no_devices(bundle, overlay, tmp_path, cohort):
+def test_a_training_step_never_waits_for_a_gpu_and_mixes_no_devices(bundle, overlay, more, tmp_path, cohort):
     gpu = FakeGpu()
     with gpu.working():
-        parser = parser_of(bundle, ["train.json", *overlay], tmp_path, cohort)
+        parser = parser_of(bundle, ["train.json", *overlay], tmp_path, cohort, **more)
         if "few_step.yaml" in overlay:
             torch.save(parser.get_parsed_content("network").state_dict(), tmp_path / "start.pt")
             parser["start"] = str(tmp_path / "start.pt")

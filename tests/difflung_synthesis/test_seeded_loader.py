@@ -41,6 +41,7 @@ def loader(workers, **settings):
 def epochs(workers, seed=3, **settings):
     """Return the batches of two epochs, between which the main process draws too, and what it drew."""
     torch.manual_seed(seed)
+    torch.rand(1)  # as the network's weights are drawn before the loader is made
     made, batches, own = loader(workers, **settings), [], []
     for _ in range(2):
         for batch in made:

@@ -17,6 +17,7 @@ from tools.workflows.segmenter import SEGMENTER
 RESERVED = (
     *("dataset_dir", "datalist", "fold", "seed", "model_dir", "output_dir"),
     *("max_epochs", "epoch_length", "val_interval", "extra_ratio", "extra_schedule", "real_share"),
+    "norm_apart",
 )
 
 
@@ -92,6 +93,15 @@ def shared_recipe(real, arms, folds, start, overlays, overrides, mixing) -> Reci
     if theirs != ours:
         raise InputError(f"start weights {start} have network_channels {theirs}, but the arms have {ours}")
     return Recipe(overrides, overlays, start, card.get("spacing_mm"), mixing)
+
+
+def check_norm_apart(arms, overrides) -> None:
+    """Raise InputError where batch norm cannot take painted cases apart: there are none, or no batch norm."""
+    if not any(ARMS[arm].method and not ARMS[arm].alone for arm in arms):
+        raise InputError("norm_apart takes painted cases apart from real ones, but no arm mixes them; add cbmat")
+    norm = {key.replace("#", "::"): value for key, value in overrides.items()}.get("network_def::norm", "batch")
+    if "batch" not in str(norm).lower():
+        raise InputError(f"norm_apart needs batch norm, but overrides give network_def::norm {norm}")
 
 
 def check_steps(real, arms, folds, iterations, until, longer) -> None:

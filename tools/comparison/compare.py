@@ -7,6 +7,7 @@ from tools.comparison.arms import ARMS, HEADROOM, REFERENCE, arm_key
 from tools.comparison.checks import (
     check,
     check_headroom,
+    check_norm_apart,
     check_steps,
     held_back_cases,
     inner_datalist,
@@ -47,6 +48,7 @@ def compare(
     prevalence: bool = False,
     schedule: str = "mixed",
     real_share: float = 0.25,
+    norm_apart: bool = False,
     fractions: tuple = (1,),
     patients: tuple | None = None,
     external: Path | None = None,
@@ -59,6 +61,7 @@ def compare(
     balance: float = 1.0,
     mixture: str = "balanced",
     by_error: bool = False,
+    look_alikes: bool = False,
     context: bool = False,
     densities: bool = False,
     steps: int = 8,
@@ -100,6 +103,8 @@ def compare(
         schedule: When painted cases are drawn: mixed, synthetic_first (they alone, then real ones alone) or real_last
             (mixed, then real ones alone).
         real_share: Share of the steps at the end with real cases alone, where the schedule is not mixed.
+        norm_apart: Whether batch norm takes painted cases apart in training, so that the segmenter keeps the statistics
+            of real ones alone.
         fractions: Shares of the training patients, for a learning curve, for example 0.1,0.25,0.5,1.
         patients: Numbers of training patients instead, the same in each fold, for example 1,2,5,10,20,all.
         external: A datalist.json of other patients; every segmenter is tested on them too.
@@ -117,6 +122,8 @@ def compare(
         mixture: balanced, or joint for tissues and volumes as they lie together in training cases; as augment takes it.
         by_error: With joint and until plateau, training cases whose tissues the inner segmenter finds badly are
             followed more often.
+        look_alikes: With joint and until plateau, training cases are followed more often that show what the inner
+            segmenter takes for another tissue, and lack that one.
         context: Whether lesions are moved with what touches them, halos and mixtures.
         densities: Whether each tissue is painted with the mean HU of the cases whose lesions are moved.
         steps: Sampling steps of the synthesizer.
@@ -163,12 +170,15 @@ def compare(
     check(real, datalist, arms, folds, seeds, ratios, fractions, counted, overrides, overlays)
     counts = share_counts(real, folds, fractions, listed(patients))
     fractions = list(counts) if patients is not None else fractions
-    mixing = Mixing(dict(ratio_per_tissue or {}), prevalence, schedule, real_share)
+    mixing = Mixing(dict(ratio_per_tissue or {}), prevalence, schedule, real_share, norm_apart)
     mixing.check(real["training"], real["labels"], budgets(iterations)[0] if until else iterations)
+    if norm_apart:
+        check_norm_apart(arms, overrides)
     recipe = shared_recipe(real, arms, folds, start, overlays, overrides, mixing)
     check_steps(real, arms, folds, iterations, until, longer)
-    if by_error and not (until and mixture == "joint"):
-        raise InputError("by_error asks the inner segmenter of --until plateau, for --mixture joint; give both")
+    if (by_error or look_alikes) and not (until and mixture == "joint"):
+        named = "by_error" if by_error else "look_alikes"
+        raise InputError(f"{named} asks the inner segmenter of --until plateau, for --mixture joint; give both")
     trained_anew = sorted({ARMS[arm].method for arm in arms} - {None, *FREE_METHODS, "cbmat"})
     check_tuning(tune_steps, synthesizer)
     if synthesizer and trained_anew:
@@ -211,6 +221,7 @@ def compare(
         **painting,
         "mixture": None if mixture == "balanced" else mixture,
         "by_error": by_error or None,
+        "look_alikes": look_alikes or None,
         "context": context or None,
         "tune_steps": tune_steps or None,
         "densities": densities or None,
@@ -237,7 +248,7 @@ def compare(
     painting |= {"tune_steps": tune_steps, "densities": densities}
     experiment = Experiment(
         datalist, real, output, seeds[0], iterations, recipe, painting, others, paint_per_seed, bool(until), longer,
-        more, by_error, {share: count for share, count in counts.items() if share < 1},
+        more, by_error, look_alikes, {share: count for share, count in counts.items() if share < 1},
     )  # fmt: skip
     runs = [
         Run(fold, float(fraction), seed, key)

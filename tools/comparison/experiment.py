@@ -68,6 +68,7 @@ class Experiment:
         longer: Steps of the arm longer over those of the others; None for what the painted cases cost.
         held_back: Real cases that the arm more_real trains on too.
         by_error: Whether training cases that the fold's inner segmenter finds hard are followed more often.
+        look_alikes: Whether those are that show what it takes for another tissue, and lack that one.
         counts: Share of the training patients to their number, where a number was asked for.
     """
 
@@ -84,6 +85,7 @@ class Experiment:
     longer: float | None = None
     held_back: list[Case] = field(default_factory=list)
     by_error: bool = False
+    look_alikes: bool = False
     counts: dict[float, int] = field(default_factory=dict)
 
     def run_all(self, runs: list[Run], client: "Client | None") -> list[str]:
@@ -200,7 +202,8 @@ class Experiment:
             raise RunError(f"{judge}, which the quality gate asks, is not finished")
         own = {"seed": self.augmentation["seed"] + run.seed} if self.paint_per_seed else {}
         own |= {"candidates": 1, "tune_steps": 0} if method in FREE_METHODS else {}
-        own |= {"dice": self._plateau_folder(run.fold) / "plateau.json"} if self.by_error else {}
+        asked = {"dice": self.by_error, "look_alikes": self.look_alikes}
+        own |= {name: self._plateau_folder(run.fold) / "plateau.json" for name, wanted in asked.items() if wanted}
         with timed(clock(folder)):
             augment(
                 datalist=self.shares[run.fold, run.fraction][0],

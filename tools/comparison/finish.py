@@ -5,7 +5,7 @@ from pathlib import Path
 from tools.comparison.arms import REFERENCE, arm_datalist, arm_of, is_painted
 from tools.comparison.leaks import augmented_stages
 from tools.comparison.mixing import Mixing
-from tools.comparison.run import Recipe, Run, arm_settings
+from tools.comparison.run import Recipe, Run, arm_settings, share_folder
 from tools.data.datalist import SYNTHETIC, patients, read_datalist
 from tools.data.provenance import cases_read
 from tools.io.files import InputError, open_run, read_json, sha256, write_json
@@ -74,6 +74,9 @@ def finish(
         hosts = Path(comparison, settings["hosts"]) if settings.get("hosts") else None
         painting |= {"hosts": hosts, "mixture": settings.get("mixture") or "balanced"}
         painting |= {name: settings[name] for name in CHOSEN if settings.get(name)}
+        asked = {"dice": settings.get("by_error"), "look_alikes": settings.get("look_alikes")}
+        plateau = share_folder(comparison, summary["folds"][0], 1) / "plateau/plateau.json"  # of its first fold
+        painting |= {name: plateau for name, wanted in asked.items() if wanted}
         own = dict(settings["synthesis_overrides"]) | ({} if device is None else {"device": device})
         if is_painted(arm):
             painting |= {"synthesizer": synthesizer, "overrides": own, "segmenter": _judge(Path(comparison), summary)}

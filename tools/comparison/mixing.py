@@ -24,12 +24,14 @@ class Mixing:
         prevalence: Whether each tissue lies in as large a share of the painted draws as of the real cases.
         schedule: When painted cases are drawn: in all epochs, alone before the last ones, or in all but the last ones.
         real_share: Share of the epochs, at the end, with real cases alone, where the schedule is not mixed.
+        norm_apart: Whether batch norm takes painted cases apart, so that the segmenter keeps real statistics alone.
     """
 
     ratios: dict[str, float] = field(default_factory=dict)
     prevalence: bool = False
     schedule: str = "mixed"
     real_share: float = 0.25
+    norm_apart: bool = False
 
     def check(self, real: list[Case], labels: dict[str, int], iterations: int) -> None:
         """Raise InputError for a mixing that cannot be made of these real cases in so many steps."""
@@ -56,6 +58,11 @@ class Mixing:
                 f"schedule {self.schedule} with real_share {self.real_share:g} needs more than the {number} "
                 f"epoch{'s' * (number > 1)} of {iterations} iterations; an epoch has 50 or more of them"
             )
+
+    def settings(self) -> dict:
+        """Return the ids of the segmenter's config, and their values, for an arm that mixes painted and real cases."""
+        told = {} if self.schedule == "mixed" else {"extra_schedule": self.schedule, "real_share": self.real_share}
+        return told | ({"norm_apart": True} if self.norm_apart else {})
 
     def described(self) -> dict | None:
         """Return what differs from the defaults, or None."""

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas
 
 from tools.comparison.arms import REFERENCE
 from tools.comparison.run import Recipe, Run, train
@@ -91,7 +92,8 @@ def find_plateau(
 
     Returns:
         Content of plateau.json: ``iterations`` to train every arm with, ``reached``, ``scores`` (steps to mean Dice of
-        the inner held-out patients), ``dice`` per tissue at that budget, ``patients`` and ``sentence``.
+        the inner held-out patients), ``dice`` per tissue and ``look_alikes`` at that budget, ``patients`` and
+        ``sentence``.
     """
     found = folder / "plateau.json"
     if found.is_file():
@@ -109,6 +111,7 @@ def find_plateau(
     settled = settle(scores)
     steps = settled or most
     row = {"iterations": steps, "reached": settled is not None, "scores": scores, "dice": tissues[steps]}
+    row |= {"look_alikes": look_alikes(folder / f"steps{steps}/confusion.csv")}
     row |= {"patients": patients(training), "sentence": sentence(scores)}
     write_json(found, row)
     return read_json(found)
@@ -122,6 +125,25 @@ def tissue_dice(scores: dict[str, dict[str, dict]]) -> dict[str, float]:
             if measures["dice"] is not None:
                 found.setdefault(tissue, []).append(measures["dice"])
     return {tissue: float(np.mean(values)) for tissue, values in found.items()}
+
+
+def look_alikes(path: Path) -> dict[str, dict[str, float]]:
+    """Return tissue to the tissues that it was taken for, each with the Dice that it lost by that.
+
+    Of the voxels of all cases together the Dice of x is 2 TP / (A + T), so 1 - Dice is (FP + FN) / (A + T), with A
+    voxels called x and T voxels of x. The part of it that voxels of tissue t make is their number among FP / (A + T).
+
+    Args:
+        path: confusion.csv of the segmenter, a row per true label, a column per answer.
+    """
+    table = pandas.read_csv(path, index_col="true")
+    names = [name for name in table.columns if name not in ("background", "healthy")]
+    size = {name: max(1, int(table[name].sum() + table.loc[name].sum())) for name in names}
+    return {
+        name: {other: round(float(table.loc[name, other] / size[other]), 4) for other in names if other != name}
+        for name in names
+        if table.loc[name].sum()
+    }
 
 
 def sentence(scores: dict[int, float]) -> str:

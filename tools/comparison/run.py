@@ -206,8 +206,8 @@ def arm_settings(
         "spacing_mm": recipe.spacing_mm or median_spacing_mm(real_training),
         "extra_ratio": None if arm.alone or arm.more else ratio if synthetic else 0,
     } | recipe.overrides
-    if synthetic and not arm.alone and recipe.mixing.schedule != "mixed":
-        settings |= {"extra_schedule": recipe.mixing.schedule, "real_share": recipe.mixing.real_share}
+    if synthetic and not arm.alone:
+        settings |= recipe.mixing.settings()
     if arm.weighted:
         settings["tissue_weights"] = tissue_weights(real_training, labels, recipe.tissue_weights())
     return settings

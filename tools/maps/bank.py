@@ -1,6 +1,6 @@
 """A bank of new tissue maps: drawn, written with its card, and read again."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -39,6 +39,7 @@ class PlannedCase:
         voxels: Number of voxels in which the target map differs from the source's map.
         donors: Per lesion that was moved, its case, tissue and voxels.
         grown: Per lesion that was grown, its tissue and voxels.
+        follows: Name of the training case whose tissues and volumes it was given together, or None.
     """
 
     name: str
@@ -50,6 +51,7 @@ class PlannedCase:
     voxels: int
     donors: list[dict] = field(default_factory=list)
     grown: list[dict] = field(default_factory=list)
+    follows: str | None = None
 
     @property
     def tissues(self) -> list[str]:
@@ -134,9 +136,10 @@ def draw_bank(
         if not (short or joint):
             break
         waiting = waiting or list(rng.permutation(len(receivers)))
-        source = receivers[waiting.pop()]
+        source, followed = receivers[waiting.pop()], None
         if joint:
-            wanted_ml = {name: ml for name, ml in joint.draw(training, rng).items() if name in lesions}
+            followed, held = joint.draw(training, rng)
+            wanted_ml = {name: ml for name, ml in held.items() if name in lesions}
         else:
             rarest = sorted(short, key=short.get)
             wanted_ml = dict.fromkeys(rarest[: 1 + int(len(rarest) > 1 and rng.random() < 0.5)])
@@ -146,7 +149,7 @@ def draw_bank(
         for tissue, volume_ml in painted.items():
             total[tissue] += volume_ml
         planned = _write_map(f"{source.name}_s{len(plan):03d}", source, receiver, painted, folder, pasted)
-        plan.append(planned)
+        plan.append(replace(planned, follows=followed.name if followed else None))
         added += [lesion_row(lesion, source.patient) for lesion in receiver.new_lesions(planned.name)]
         progress.update()
     progress.close()
@@ -164,7 +167,7 @@ def draw_bank(
     real, new = pandas.DataFrame(known), pandas.DataFrame(added)
     settings = {"seed": seed, "balance": balance, "max_cases": max_cases, "procedural": procedural}
     settings |= {"context": True} if context else {}
-    settings |= {"mixture": "joint", "dice": joint.dice} if joint else {}
+    settings |= {"mixture": "joint", **asdict(joint)} if joint else {}
     card = maps_card(training, plan, settings) | {"table": table_of(real, new)}
     write_json(folder.with_name(MAPS_CARD), card)
     return Bank(plan, card, real, new)
@@ -269,6 +272,7 @@ def maps_card(training: list[Case], plan: list[PlannedCase], settings: dict) -> 
             "donors": [donor | {"patient": patients[donor["case"]]} for donor in planned.donors],
             "procedural": planned.grown,
         }
+        | ({"follows": planned.follows} if planned.follows else {})
         for planned in plan
     ]
     return {"schema": SCHEMA} | settings | {"patients": sorted(set(patients.values())), "cases": cases, "maps": maps}
@@ -299,7 +303,10 @@ def read_maps(folder: Path, training: list[Case]) -> list[PlannedCase]:
         kind = known["map_kind"] if known.get("map_sha256") == hashed else "supplied"
         name = f"{name}_supplied" if name in cases else name
         volume_ml = {tissue: round(amount, 2) for tissue, amount in finding.volume_ml.items()}
-        plan.append(PlannedCase(name, finding.case, path, hashed, kind, volume_ml, finding.voxels, donors))
+        follows = None if kind == "supplied" else known.get("follows")
+        plan.append(
+            PlannedCase(name, finding.case, path, hashed, kind, volume_ml, finding.voxels, donors, follows=follows)
+        )
     return plan
 
 

@@ -13,7 +13,7 @@ from tools.gate.run import check_painted
 from tools.io.files import InputError, open_run, read_json, sha256, write_json
 from tools.io.volume import relative
 from tools.maps.bank import PlannedCase, draw_bank, maps_card, read_maps
-from tools.maps.followed import Followed
+from tools.maps.followed import Followed, read_dice, read_look_alikes
 from tools.painting.drawn import draw_cases
 from tools.painting.hosts import check_hosts, cut_hosts
 from tools.painting.manifest import FREE_METHODS, MANIFEST_SCHEMA, write_painted
@@ -46,6 +46,7 @@ def augment(
     balance: float = 1.0,
     mixture: str = "balanced",
     dice: Path | None = None,
+    look_alikes: Path | None = None,
     context: bool = False,
     densities: bool = False,
     steps: int = 8,
@@ -75,9 +76,12 @@ def augment(
             maps with the donors' own HU, or drawn to fill them with the phantom's tissues (the free rivals).
         balance: Volume that each pathological tissue shall reach, as a share of the most frequent one's.
         mixture: What a new case gets: balanced adds the rarest tissues until balance is reached; joint gives each case
-            the tissues and volumes that a random training case has together, so that all are as frequent as there.
+            the tissues and volumes that a random training case has together, so that all are as frequent as there, and
+            a host without a history that case's.
         dice: JSON file with the Dice per tissue of a segmenter of other patients, such as plateau.json of compare; with
             joint, training cases whose tissues it finds badly are followed more often.
+        look_alikes: JSON file with the tissues that such a segmenter takes one for, plateau.json too; with joint, cases
+            are followed more often that show what it takes for another tissue and lack that one.
         context: Whether lesions are moved with what touches them, halos and mixtures, instead of tissue by tissue.
         densities: Whether each tissue is told the mean HU that it has in the cases whose lesions make the new map.
         steps: Network evaluations per painted window.
@@ -108,9 +112,12 @@ def augment(
     if scheduler is not None:
         places = everywhere(datalist, output, maps, segmenter, synthesizer, hosts)
         datalist, output, maps, segmenter, synthesizer, hosts = places
-    _check(method, balance, mixture, dice, steps, candidates, max_cases, procedural, maps, hosts, overrides)
+    _check(
+        method, balance, mixture, dice or look_alikes, steps, candidates, max_cases, procedural, maps, hosts, overrides
+    )
     check_numbers({"workers": workers})
     found = read_dice(dice) if dice else None
+    taken = read_look_alikes(look_alikes) if look_alikes else None
     check_tuning(tune_steps, synthesizer)
     if candidates > 1 and (segmenter is None or method in FREE_METHODS):
         raise InputError(
@@ -127,7 +134,7 @@ def augment(
         "procedural": procedural, "maps": relative(maps, output) if maps else None, "overrides": overrides,
         "synthesizer": sha256(synthesizer) if synthesizer else None,
         "segmenter": sha256(segmenter) if segmenter else None, "hosts": relative(hosts, output) if hosts else None,
-        "mixture": None if mixture == "balanced" else mixture, "dice": found,
+        "mixture": None if mixture == "balanced" else mixture, "dice": found, "look_alikes": taken,
         "context": context or None, "candidates": candidates if candidates > 1 else None,
         "tune_steps": tune_steps or None, "densities": densities or None,
     }  # fmt: skip
@@ -148,7 +155,7 @@ def augment(
             if hosts:
                 rows = [{key: value for key, value in row.items() if key != "path"} for row in strangers]
                 write_json(output / HOSTS_CARD, {"cases": rows})
-            joint = Followed(found) if mixture == "joint" else None
+            joint = Followed(found, taken) if mixture == "joint" else None
             plan = draw_bank(
                 training, output / "maps", balance, seed, most, procedural, pasted, cut, joint, context
             ).plan
@@ -212,7 +219,7 @@ def augment(
     )
 
 
-def _check(method, balance, mixture, dice, steps, candidates, max_cases, procedural, maps, hosts, overrides) -> None:
+def _check(method, balance, mixture, errors, steps, candidates, max_cases, procedural, maps, hosts, overrides) -> None:
     """Raise InputError for a setting that is out of range."""
     if method not in METHODS:
         raise InputError(f"method must be one of {', '.join(METHODS)}, not {method}")
@@ -220,8 +227,10 @@ def _check(method, balance, mixture, dice, steps, candidates, max_cases, procedu
         raise InputError(f"balance must be above 0 and at most 1, not {balance}")
     if mixture not in MIXTURES:
         raise InputError(f"mixture must be one of {', '.join(MIXTURES)}, not {mixture}")
-    if dice and mixture != "joint":
-        raise InputError("--dice decides which training cases are followed, so it needs --mixture joint")
+    if errors and mixture != "joint":
+        raise InputError(
+            "--dice and --look_alikes decide which training cases are followed, so they need --mixture joint"
+        )
     if not 0 <= procedural <= 1:
         raise InputError(f"procedural must be from 0 to 1, not {procedural}")
     if method == "copy_paste" and (procedural or maps):
@@ -230,15 +239,6 @@ def _check(method, balance, mixture, dice, steps, candidates, max_cases, procedu
         raise InputError("maps are drawn for the training cases; leave out --maps or --hosts")
     check_numbers({"steps": steps, "candidates": candidates, "max_cases": 1 if max_cases is None else max_cases})
     check_overrides(SYNTHESIZER, ["train.json"], overrides)
-
-
-def read_dice(path: Path) -> dict[str, float]:
-    """Return tissue to Dice from the key ``dice`` of a JSON file; InputError if it has no numbers from 0 to 1."""
-    found = read_json(path).get("dice")
-    numbers = found.values() if isinstance(found, dict) else ()
-    if not numbers or not all(isinstance(value, int | float) and 0 <= value <= 1 for value in numbers):
-        raise InputError(f"{path} has no dice with a number from 0 to 1 for each tissue")
-    return {str(name): float(value) for name, value in found.items()}
 
 
 def of_candidate(painting: dict, number: int) -> dict:

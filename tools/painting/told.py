@@ -5,7 +5,7 @@ import numpy as np
 from tools.bundles import BUNDLES
 from tools.data.datalist import Case, tissue_voxels
 from tools.io.files import read_json
-from tools.maps.bank import PlannedCase
+from tools.maps.bank import TOO_MUCH, PlannedCase
 from tools.tissues import pathological_tissues, tissue_labels
 from tools.workflows.synthesizer import DENSITY, SYNTHESIZER
 
@@ -70,6 +70,7 @@ class Joint:
     """
 
     def __init__(self, training: list[Case]) -> None:
+        self._histories = {case.name: case.about.get(HISTORY) for case in training}
         self.largest: dict[str, dict[str, float]] = {}
         differences = []
         for case in training:
@@ -86,16 +87,21 @@ class Joint:
         """Return what is known of a planned case's patient and still true of its target map.
 
         Severity is that of the target map where it is the diseased share of the lung, and withheld elsewhere, since it
-        was told of the CT before. A history is withheld if no training case with it holds as much of each tissue.
+        was told of the CT before. A patient without a history, such as a host that nobody labelled, gets that of the
+        training case which the map follows. A history is withheld if no training case with it holds as much of each
+        tissue; of a case that is followed ``TOO_MUCH`` times as much is allowed, since a lesion may be larger than what
+        was lacking of its volume.
         """
         known = {key: value for key, value in planned.source.about.items() if key not in (SEVERITY, HISTORY)}
         counts = np.bincount(planned.maps()[1].ravel(), minlength=max(tissue_labels().values()) + 1)
         own, about = shares(counts), planned.source.about
         if about.get(SEVERITY) is not None and self.severity_is_share:
             known[SEVERITY] = round(sum(own.values()), 4)
-        history = about.get(HISTORY)
+        history, room = about.get(HISTORY), 1.0
+        if history is None:
+            history, room = self._histories.get(planned.follows), TOO_MUCH
         if history is not None:
             largest = self.largest.get(str(history), {})
-            if all(share <= largest.get(name, 0.0) for name, share in own.items()):
+            if all(share <= room * largest.get(name, 0.0) for name, share in own.items()):
                 known[HISTORY] = history
         return known

@@ -11,6 +11,7 @@ from ignite.engine import Engine, Events
 
 from .prior import COMPONENTS, fit_mixture
 from .scan import append_scan, voxel_mm
+from .seeded_loader import reseed
 from .tissue_channels import tissue_values
 
 MOST_VALUES = 5_000  # of a tissue in one item of the dataset; blocks hold millions
@@ -132,9 +133,9 @@ class MeasurePresence:
         while drawn < self.num_patches:
             with torch.random.fork_rng(devices=[]):
                 seed = int(torch.randint(2**31, (), generator=seeds))
-                torch.manual_seed(seed)
+                torch.default_generator.manual_seed(seed)
                 if hasattr(self.dataset, "transform"):
-                    self.dataset.transform.set_random_state(seed=seed)
+                    reseed(self.dataset.transform, seed)
                 item = self.dataset[index % len(self.dataset)]
             patches = item if isinstance(item, list) else [item]
             images, maps = (torch.stack([torch.as_tensor(patch[key]) for patch in patches]) for key in KEYS)

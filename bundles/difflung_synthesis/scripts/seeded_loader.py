@@ -48,6 +48,8 @@ class SeededLoader(DataLoader):
         super().__init__(
             SeededBatches(dataset, draw), sampler=SeededSampler(sampler), collate_fn=_made_already, **settings
         )
+        # MONAI begins the global randomness anew where there are no workers, and only there
+        torch.default_generator.manual_seed(torch.initial_seed())
 
 
 class SeededSampler(Sampler):

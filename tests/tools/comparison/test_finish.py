@@ -75,6 +75,16 @@ def test_a_painted_arm_is_trained_on_all_patients_as_in_the_comparison_and_its_v
         )  # no patient is named
 
 
+def test_maps_follow_what_the_comparisons_segmenters_found_hard_or_took_for_another(world, tmp_path):
+    comparison, datalist, asked = world
+    summary = read_json(comparison / "summary.json")
+    summary["settings"] |= {"mixture": "joint", "by_error": True, "look_alikes": True}
+    write_json(comparison / "summary.json", summary)
+    finish(comparison, "cbmat", datalist, tmp_path / "model")
+    plateau = comparison / "fold0/plateau/plateau.json"
+    assert (asked["augment"]["dice"], asked["augment"]["look_alikes"]) == (plateau, plateau)
+
+
 def test_real_and_rebalanced_arms_need_no_painting_and_a_second_start_trains_nothing(world, tmp_path):
     comparison, datalist, asked = world
     finish(comparison, "oversampled", datalist, tmp_path / "model")

@@ -50,15 +50,18 @@ def test_painted_draws_get_the_prevalence_of_the_real_cases():
 def test_ratios_per_tissue_and_schedule_reach_the_segmenter(datalist, standin, tmp_path, monkeypatch):
     with_tissues(standin, monkeypatch, ["consolidation"])
     given = {"arms": "real,cbmat", "folds": 0, "seeds": 0, "iterations": 400, "schedule": "real_last"}
+    given |= {"norm_apart": True}
     compare.compare(datalist, tmp_path / "out", **given, ratio_per_tissue={"consolidation": 0.25})
     painted, real = (standin.settings[f"fold0/seed0/{arm}"] for arm in ("cbmat", "real"))
     assert (painted["extra_ratio"], painted["extra_schedule"], painted["real_share"]) == (0.25, "real_last", 0.25)
-    assert real["extra_ratio"] == 0 and "extra_schedule" not in real
+    assert painted["norm_apart"] is True
+    assert real["extra_ratio"] == 0 and not {"extra_schedule", "norm_apart"} & set(real)
     own = read_json(tmp_path / "out/fold0/seed0/cbmat/datalist.json")["training"]
     assert [item["draw_weight"] for item in own if item.get("synthetic")] == [0.25]
     assert read_json(tmp_path / "out/run.json")["mixing"] == {
         "ratios": {"consolidation": 0.25},
         "schedule": "real_last",
+        "norm_apart": True,
     }
     with pytest.raises(InputError, match="mixing was"):
         compare.compare(datalist, tmp_path / "out", **given | {"schedule": "mixed"})
@@ -91,9 +94,15 @@ def test_joint_mixtures_by_error_ask_the_inner_segmenter(datalist, standin, tmp_
     given = {"arms": "real,cbmat", "folds": 0, "seeds": 0, "iterations": 500, "mixture": "joint"}
     with pytest.raises(InputError, match="by_error asks the inner segmenter of --until plateau"):
         compare.compare(datalist, tmp_path / "out", **given, by_error=True)
-    compare.compare(datalist, tmp_path / "out", **given, by_error=True, until="plateau")
+    with pytest.raises(InputError, match="look_alikes asks the inner segmenter of --until plateau"):
+        compare.compare(datalist, tmp_path / "out", **given, look_alikes=True)
+    compare.compare(datalist, tmp_path / "out", **given, by_error=True, look_alikes=True, until="plateau")
     assert standin.asked["mixture"] == "joint"
     assert read_json(standin.asked["dice"])["dice"].keys() <= LABELS.keys()
+    found = read_json(standin.asked["look_alikes"])["look_alikes"]
+    assert found["fibrosis"] == {"ground_glass": 0, "emphysema": 0, "consolidation": round(40 / 110, 4)}
+    assert found.keys() == {"fibrosis", "consolidation"} and sum(found["consolidation"].values()) == 0
+    assert read_json(tmp_path / "out/run.json")["look_alikes"] is True
 
 
 @pytest.mark.parametrize(
@@ -104,6 +113,12 @@ def test_joint_mixtures_by_error_ask_the_inner_segmenter(datalist, standin, tmp_
         ({"ratio_per_tissue": {"fibrosis": 1}, "prevalence": True}, "give either ratio_per_tissue or prevalence"),
         ({"schedule": "never"}, "schedule must be one of mixed, synthetic_first, real_last, not never"),
         ({"real_share": 1}, "real_share must be above 0 and below 1, not 1"),
+        ({"norm_apart": True, "arms": "real,synthetic_only"}, "but no arm mixes them; add cbmat"),
+        (
+            {"norm_apart": True, "overrides": {"network_def#norm": "instance"}},
+            "norm_apart needs batch norm, but overrides give network_def::norm instance",
+        ),
+        ({"overrides": {"norm_apart": True}}, "overrides may not hold 'norm_apart'"),
         ({"schedule": "real_last", "iterations": 50}, "needs more than the 1 epoch of 50 iterations"),
     ],
 )

@@ -112,6 +112,11 @@ class Standin:
                 row |= {"state": "false" if dice is None else "present"}
                 rows.append(row | {"percent_error": -3.0 if folder.name == "real" else 1.0})
         pandas.DataFrame(rows).to_csv(folder / results.SCORES_FILE, index=False)
+        confusion = pandas.DataFrame(0, index=list(LABELS), columns=list(LABELS))
+        confusion.loc["fibrosis", ["fibrosis", "consolidation"]] = 60, 40
+        confusion.loc["healthy", ["healthy", "consolidation"]] = 50, 50
+        confusion.loc["consolidation", "consolidation"] = 10
+        confusion.to_csv(folder / "confusion.csv", index_label="true")
 
 
 def install(monkeypatch) -> Standin:

@@ -8,10 +8,12 @@ import numpy as np
 import pandas
 import pytest
 
+from tools.comparison.mixing import prevalence_weights
 from tools.data.datalist import read_fold
 from tools.io.files import InputError, sha256
 from tools.maps.bank import draw_bank, maps_card, read_maps
 from tools.maps.check import check_maps
+from tools.maps.followed import Followed
 from tools.maps.maps import maps
 from tools.maps.statistics import compare_lesions, floor
 from tools.tissues import tissue_labels
@@ -70,6 +72,29 @@ def test_map_adds_lesions_to_healthy_lung_and_its_row_says_which(training, tmp_p
         assert bool(row.donors) == (kind == "transplanted")
         assert np.array_equal(nib.load(row.map).affine, AFFINE)
         assert b"SYNTHETIC" in nib.load(row.map).header["descrip"].tobytes()
+
+
+def test_joint_maps_hold_negatives_so_that_the_prevalence_of_a_rare_tissue_can_be_held(training, tmp_path):
+    """Half of the training cases have consolidation; the hosts are their lungs without any disease."""
+    hosts = []
+    for case in training:
+        image, path = nib.load(case.label), tmp_path / f"{case.name}_host.nii.gz"
+        nib.save(nib.Nifti1Image((np.asarray(image.dataobj) > 0).astype(np.uint8), image.affine), path)
+        hosts.append(replace(case, label=path))
+    joint = draw_bank(training, tmp_path / "joint/maps", 1.0, 0, 12, hosts=hosts, joint=Followed()).plan
+    balanced = draw_bank(training, tmp_path / "balanced/maps", 1.0, 0, 12, hosts=hosts).plan
+    rare, always = (np.array([[5 in voxels(row.map)] for row in plan]) for plan in (joint, balanced))
+    assert 2 < rare.sum() < len(rare) - 2 and always.all()
+    wanted = np.array([0.25])
+    assert prevalence_weights(rare, wanted) @ rare == pytest.approx(wanted, abs=0.02)
+    assert prevalence_weights(always, wanted) @ always == pytest.approx([1.0])
+
+
+def test_a_joint_map_says_which_case_it_follows_and_says_it_again(training, tmp_path):
+    drawn = draw_bank(training, tmp_path / "maps", 1.0, 0, 3, joint=Followed()).plan
+    follows = {row.name: row.follows for row in drawn}
+    assert set(follows.values()) <= {case.name for case in training}
+    assert {row.name: row.follows for row in read_maps(tmp_path / "maps", training)} == follows
 
 
 def test_bank_reads_training_patients_only_and_its_card_names_every_file_read(datalist, training, tmp_path):

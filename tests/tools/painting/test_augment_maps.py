@@ -34,10 +34,32 @@ def test_joint_maps_follow_training_cases_the_hard_ones_more_often(datalist, sta
     given = {"datalist": datalist, "fold": 0, "output": tmp_path / "no", "method": "copy_paste"}
     with pytest.raises(InputError, match="has no dice with a number from 0 to 1 for each tissue"):
         augment(**given, mixture="joint", dice=tmp_path / "dice.json")
-    with pytest.raises(InputError, match="so it needs --mixture joint"):
+    with pytest.raises(InputError, match="so they need --mixture joint"):
         augment(**given, dice=tmp_path / "dice.json")
+    with pytest.raises(InputError, match="has no look_alikes with a number from 0 to 1 for each tissue that one is"):
+        augment(**given, mixture="joint", look_alikes=tmp_path / "dice.json")
     with pytest.raises(InputError, match="mixture must be one of balanced, joint, not odd"):
         augment(**given, mixture="odd")
+
+
+def test_what_looks_like_a_tissue_is_followed_more_often_where_the_tissue_is_absent(datalist, stand_in, tmp_path):
+    from tools.maps.followed import Followed
+
+    both, _ = read_fold(datalist, 0)
+    write_case(datalist.parent, "negative", 9, value=2)  # ground glass alone
+    negative = module.Case(
+        datalist.parent / "images/negative.nii.gz", datalist.parent / "labels/negative.nii.gz", "p", 1
+    )
+    taken = {"ground_glass": {"consolidation": 0.3, "fibrosis": 0.1}, "consolidation": {"ground_glass": 0.2}}
+    weights = Followed(look_alikes=taken).weights([both[0], negative])
+    assert weights == pytest.approx([(0.1 + 0.05) / 2, 0.4])  # 0.05 at least
+    dice = {"ground_glass": 0.5, "consolidation": 0.9}
+    assert Followed(dice, taken).weights([both[0], negative]) == pytest.approx([0.3 * 0.075, 0.5 * 0.4])
+    assert Followed(look_alikes={"emphysema": {"fibrosis": 0.2}}).weights([negative]) == pytest.approx([0.2])  # unknown
+    write_json(tmp_path / "plateau.json", {"look_alikes": taken})
+    given = {"datalist": datalist, "fold": 0, "output": tmp_path / "out", "method": "copy_paste", "max_cases": 1}
+    augment(**given, mixture="joint", look_alikes=tmp_path / "plateau.json")
+    assert read_json(tmp_path / "out/maps.json")["look_alikes"] == taken
 
 
 def test_of_several_candidates_the_accepted_one_that_is_found_least_is_kept(datalist, stand_in, tmp_path, monkeypatch):

@@ -47,6 +47,24 @@ def test_new_tissue_lies_in_the_hosts_and_the_rest_is_theirs(datalist, stand_in,
     check_augmented(out, method, read_datalist(datalist), 0)
 
 
+def test_histories_are_drawn_with_the_tissues_they_go_with(datalist, stand_in, hosts, tmp_path):  # noqa: F811
+    """A host has no history; it is told that of the training case whose tissues and volumes it gets."""
+    content = read_json(datalist)
+    words = {item["patient"]: word for item, word in zip(content["training"], ["smoker", "none"] * 3)}
+    for item in content["training"]:
+        item["history"] = words[item["patient"]]
+    datalist.write_text(json.dumps(content))
+    given = {"datalist": datalist, "fold": 0, "hosts": hosts, "max_cases": 4}
+    augment(**given, output=tmp_path / "joint", mixture="joint")
+    follows = {row["case"]: row["follows"] for row in read_json(tmp_path / "joint/maps.json")["maps"]}
+    told = {row["case"]: row["conditions"].get("history") for row in manifest(tmp_path / "joint")}
+    assert {words[follows[case].replace("case", "p")] for case in told} == {"smoker", "none"}
+    assert all(word in (None, words[follows[case].replace("case", "p")]) for case, word in told.items())
+    assert any(told.values())
+    augment(**given, output=tmp_path / "balanced")
+    assert not any("history" in row["conditions"] for row in manifest(tmp_path / "balanced"))
+
+
 def test_every_method_gets_the_same_maps_in_the_same_hosts(datalist, stand_in, hosts, tmp_path):  # noqa: F811
     for method in ("drawn", "copy_paste"):
         augment(datalist=datalist, fold=0, output=tmp_path / method, hosts=hosts, method=method, max_cases=2)

@@ -61,6 +61,20 @@ def test_a_history_is_withheld_where_there_is_more_of_a_tissue_than_any_such_pat
     assert "history" not in joint.holds(planned(training[2], tmp_path, ground_glass=2, consolidation=3))
 
 
+def test_a_host_without_a_history_gets_that_of_the_case_which_its_map_follows(training, tmp_path):
+    joint, host = Joint(training), dataclasses.replace(training[2], about={})
+
+    def told(source=host, follows="c1", **rows):
+        return joint.holds(dataclasses.replace(planned(source, tmp_path, **rows), follows=follows)).get("history")
+
+    assert told(ground_glass=2, consolidation=2) == "post-infection" and told(ground_glass=3) == "post-infection"
+    assert told(ground_glass=4) is None, "twice what any such patient has"
+    assert told(ground_glass=2, emphysema=1) is None, "no such patient has any"
+    assert told(follows=None, ground_glass=2) is None and told(follows="c0", emphysema=2) == "smoker"
+    assert told(source=dataclasses.replace(host, about={"history": None}), emphysema=2, follows="c0") == "smoker"
+    assert told(source=training[0], follows="c1", ground_glass=2) is None, "its own history is no other's"
+
+
 def test_severity_is_that_of_the_target_map_and_withheld_where_it_is_another_number(training, tmp_path):
     """The failure that was shown: the severity told was that of the CT before painting."""
     target = planned(training[2], tmp_path, ground_glass=2, consolidation=1)
