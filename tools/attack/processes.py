@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from pathlib import Path
 POLL_S = 0.01
 GRACE_S = 15
 HANG_S = 1800  # a tiny run that takes longer hangs, on a machine that has other work too
+THREAD_CUT = re.compile(
+    r"Exception ignored in thread started by: .*\nTraceback .*\n(?:  .*\n)+KeyError: <Thread\(QueueFeederThread.*\n"
+)  # a worker of a loader that is forked while a queue's thread begins; nothing is lost by it
 PASSED_OVER = (".log", ".partial")  # a log grows all the time; half a file is no result
 
 
@@ -46,8 +50,8 @@ class Running:
 
     @property
     def told(self) -> str:
-        """What it has printed to its error stream."""
-        return self.err.read_text(encoding="utf-8", errors="replace")
+        """What it has printed to its error stream, without what Python 3.11 says of a thread that a fork cut short."""
+        return THREAD_CUT.sub("", self.err.read_text(encoding="utf-8", errors="replace"))
 
     def wait(self) -> int:
         """Return the exit code; TimeoutExpired, and everything it started is gone, if it hangs."""

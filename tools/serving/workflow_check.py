@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import multiprocessing
+import os
 import pickle
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -25,7 +26,7 @@ WORKFLOWS = {
 
 def workflow_problems(root: Path, dataset_dir: Path, cases_dir: Path, output_dir: Path) -> list[str]:
     """Build a bundle's workflows and load its weights, in a process of its own; return what is wrong."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent, (os.getpid(),)) as pool:
         return pool.submit(_problems, root, dataset_dir, cases_dir, output_dir).result()
 
 

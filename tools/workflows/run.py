@@ -108,10 +108,12 @@ def bound_command(words: list[str]) -> list[str]:
     return [sys.executable, "-c", BOUND, str(os.getpid()), *words]
 
 
-def end_with_parent() -> None:
-    """Have this process end when the one that started it does, however that ends, where the system is Linux."""
+def end_with_parent(parent: int) -> None:
+    """Have this process end when the one that started it does, or has by now, where the system is Linux."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def end_runs() -> None:
@@ -137,7 +139,7 @@ def run_measured(bundle: str, overrides: dict, log: Path) -> tuple[float, float]
         RunError: if the run fails.
     """
     # a small process in between: the system counts as a child's memory what its parent held when it started
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent, (os.getpid(),)) as pool:
         return pool.submit(_run_alone, bundle, overrides, log).result()
 
 

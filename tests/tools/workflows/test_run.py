@@ -84,9 +84,13 @@ def test_a_bundles_process_ends_with_the_one_that_was_killed(monkeypatch, tmp_pa
 def test_a_worker_of_a_pool_asks_to_end_with_its_parent():
     asked = "(lambda c, n: (c.CDLL(None).prctl(2, c.byref(n)), n.value))(ctypes, ctypes.c_int())"
     asked = asked.replace("ctypes", "__import__('ctypes')")
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), run_module.end_with_parent) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, run_module.end_with_parent, (os.getpid(),)) as pool:
         assert pool.submit(eval, asked).result() == (0, signal.SIGKILL)
     assert eval(asked) == (0, 0)  # not this one
+    with ProcessPoolExecutor(1, spawn, run_module.end_with_parent, (1,)) as pool:  # its parent died meanwhile
+        with pytest.raises(BrokenProcessPool):
+            pool.submit(abs, 1).result()
 
 
 def test_runs_that_other_threads_wait_for_are_ended(tmp_path, monkeypatch):
