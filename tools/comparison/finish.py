@@ -17,7 +17,8 @@ from tools.workflows.segmenter import SEGMENTER, epochs
 from tools.workflows.synthesizer import SYNTHESIZER
 
 TOLD = ("tissue", "arm", "patients", "folds", "mean", "difference", "interval", "p_holm", "primary", "verdict")
-CHOSEN = ("candidates", "tune_steps", "context", "densities")  # how augment painted, where it was told
+CHOSEN = ("context", "densities")  # how augment made the cases, where it was told
+PAINTED = ("candidates", "tune_steps")  # and how it painted
 TRAINED, VALIDATED = 1, 0  # folds: all cases are trained on, and one of them is validated on too, for no choice
 
 
@@ -73,7 +74,8 @@ def finish(
         painting = {name: settings[name] for name in ("balance", "steps", "max_cases")}
         hosts = Path(comparison, settings["hosts"]) if settings.get("hosts") else None
         painting |= {"hosts": hosts, "mixture": settings.get("mixture") or "balanced"}
-        painting |= {name: settings[name] for name in CHOSEN if settings.get(name)}
+        chosen = CHOSEN + PAINTED * is_painted(arm)
+        painting |= {name: settings[name] for name in chosen if settings.get(name)}
         asked = {"dice": settings.get("by_error"), "look_alikes": settings.get("look_alikes")}
         plateau = share_folder(comparison, summary["folds"][0], 1) / "plateau/plateau.json"  # of its first fold
         painting |= {name: plateau for name, wanted in asked.items() if wanted}

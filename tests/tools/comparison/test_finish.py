@@ -22,7 +22,7 @@ def world(tmp_path, monkeypatch):
     """A finished comparison of twelve patients, and what finish asks of bundles and package, by name."""
     standin, asked = install(monkeypatch), {}
     datalist = twelve_patients(tmp_path, folds=3)
-    given = {"arms": "real,oversampled,cbmat,cbmat_filter", "seeds": (0, 1), "overrides": {"batch_size": 4}}
+    given = {"arms": "real,oversampled,copy_paste,cbmat,cbmat_filter", "seeds": (0, 1), "overrides": {"batch_size": 4}}
     compare.compare(datalist, tmp_path / "out", iterations=120, **given)
 
     def augment(datalist, fold, output, method, **more):
@@ -85,6 +85,16 @@ def test_maps_follow_what_the_comparisons_segmenters_found_hard_or_took_for_anot
     assert (asked["augment"]["dice"], asked["augment"]["look_alikes"]) == (plateau, plateau)
 
 
+@pytest.mark.parametrize(("arm", "told"), [("cbmat", {"candidates", "context"}), ("copy_paste", {"context"})])
+def test_what_only_painting_knows_is_not_asked_of_copy_paste(world, tmp_path, arm, told):
+    comparison, datalist, asked = world
+    summary = read_json(comparison / "summary.json")
+    summary["settings"] |= {"candidates": 4, "context": True}
+    write_json(comparison / "summary.json", summary)
+    finish(comparison, arm, datalist, tmp_path / "model")
+    assert {"candidates", "context"} & set(asked["augment"]) == told
+
+
 def test_real_and_rebalanced_arms_need_no_painting_and_a_second_start_trains_nothing(world, tmp_path):
     comparison, datalist, asked = world
     finish(comparison, "oversampled", datalist, tmp_path / "model")
@@ -109,7 +119,7 @@ def test_what_has_no_verdict_or_is_not_the_comparisons_own_is_refused(world, tmp
         assert not output.exists()
 
     refused("holds no summary.json; let compare end first", comparison=tmp_path)
-    refused("has no arm 'konz'; it has real, oversampled, cbmat", arm="konz")
+    refused("has no arm 'konz'; it has real, oversampled, copy_paste, cbmat", arm="konz")
     other = tmp_path / "data/other.json"
     write_json(other, read_json(datalist) | {"name": "another"})
     refused("is not the datalist of", datalist=other)
