@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -207,3 +209,30 @@ def test_ctrl_c_a_full_disk_a_dead_worker_and_a_dead_rank_are_told_in_a_sentence
     assert "has ended (NCCL aborted)" in caught(type("DistBackendError", (RuntimeError,), {})("NCCL aborted"))
     assert caught(OSError("no number, so nobody knows")) is None
     assert caught(RuntimeError("something else")) is None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone can")
+def test_processes_end_with_the_torchrun_that_was_killed(tmp_path):
+    program = tmp_path / "rank.py"
+    program.write_text(
+        f"import os, pathlib, sys, time\nsys.path.insert(0, {str(BUNDLE)!r})\n"
+        "from scripts.batch import end_with_launcher\nend_with_launcher()\n"
+        f"pathlib.Path({str(tmp_path)!r}, 'pid' + os.environ['RANK']).write_text(str(os.getpid()))\ntime.sleep(300)\n"
+    )
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program)]
+    launcher = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    started = [tmp_path / "pid0", tmp_path / "pid1"]
+    try:
+        wait_until(lambda: all(path.is_file() and path.read_text() for path in started), 120)
+    finally:
+        launcher.kill()
+        launcher.wait()
+    wait_until(lambda: not any(Path(f"/proc/{path.read_text()}").exists() for path in started), 20)
+
+
+def wait_until(true, seconds):
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.1)

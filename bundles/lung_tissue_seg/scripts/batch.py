@@ -3,9 +3,11 @@
 Both bundles have this file, letter by letter, since neither may read from the other.
 """
 
+import ctypes
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -92,6 +94,12 @@ def say_errors_in_a_sentence() -> None:
     sys.excepthook = hook
     for name in LOGGERS:
         logging.getLogger(name).addFilter(_without_traceback)
+
+
+def end_with_launcher() -> None:
+    """Have a process that torchrun started end when torchrun is killed, where the system is Linux."""
+    if sys.platform.startswith("linux") and "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
