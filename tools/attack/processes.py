@@ -119,9 +119,9 @@ def changes(folder: Path, running: Running, until: int | None = None) -> int:
 
 def _state(folder: Path) -> frozenset:
     found = set()
-    for path in [*folder.rglob("*")]:
-        if not path.name.endswith(PASSED_OVER):
+    for place, folders, files in os.walk(folder):  # passes over a folder that vanishes meanwhile, as rglob does not
+        for path in (os.path.join(place, name) for name in folders + files if not name.endswith(PASSED_OVER)):
             with contextlib.suppress(OSError):
-                about = path.lstat()
+                about = os.lstat(path)
                 found.add((path, about.st_mtime_ns, about.st_size))
     return frozenset(found)
