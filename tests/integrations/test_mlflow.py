@@ -92,7 +92,7 @@ def test_training_and_evaluation_of_a_bundle_are_tracked(bundle, server, cohort,
     key = "val_mean_dice" if bundle == "lung_tissue_seg" else "hu_wasserstein"
     assert key in training["metrics"] and key in evaluating["metrics"]
     assert len(evaluating["metrics"]) > 5
-    assert any(path.startswith("config_") for path in training["files"])
+    assert any(path.startswith("config_") for path in training["files"]), training["files"]
 
 
 def test_a_finished_comparison_is_written_run_by_run_and_only_once(server, tmp_path):
