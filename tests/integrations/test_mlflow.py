@@ -74,7 +74,8 @@ def runs_of(address, experiment):
 def test_training_and_evaluation_of_a_bundle_are_tracked(bundle, server, cohort, tmp_path):
     root = BUNDLES / bundle
     settings = SMALL[bundle] | {
-        **{"dataset_dir": str(cohort), "model_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "out")},
+        # MONAI 1.6.1 sends its config to MLflow only where output_dir is an expression
+        **{"dataset_dir": str(cohort), "model_dir": str(tmp_path / "models"), "output_dir": f"$'{tmp_path}/out'"},
         **{"device": "cpu", "batch_size": 4, "max_epochs": 2, "epoch_length": 3, "val_interval": 2},
         **{"tracking": "mlflow", "experiment_name": bundle},
     }
@@ -92,7 +93,7 @@ def test_training_and_evaluation_of_a_bundle_are_tracked(bundle, server, cohort,
     key = "val_mean_dice" if bundle == "lung_tissue_seg" else "hu_wasserstein"
     assert key in training["metrics"] and key in evaluating["metrics"]
     assert len(evaluating["metrics"]) > 5
-    assert any(path.startswith("config_") for path in training["files"]), training["files"]
+    assert any(path.startswith("config_") for path in training["files"])
 
 
 def test_a_finished_comparison_is_written_run_by_run_and_only_once(server, tmp_path):
