@@ -93,14 +93,14 @@ def test_each_process_chooses_its_gpu_once_all_have_met(bundle, device, chosen, 
         parser = ConfigParser()
         parser.read_config([str(ROOT / bundle / f"configs/{part}.json") for part in ("train", name)])
         parser["device"], parser["seed"] = device, 5
-        for number in (1, 2):
+        for number in (0, 1):
             parser.get_parsed_content(f"initialize::{number}")
         assert parser.get_parsed_content("rank") == 3
     assert found == chosen * 2 and started == ["nccl" if chosen else "gloo"] * 2
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)  # by a program that runs the bundle
     parser["device"] = device
     parser.parse(reset=True)
-    assert parser.get_parsed_content("initialize::1") is None and len(started) == 2
+    assert parser.get_parsed_content("initialize::0") is None and len(started) == 2
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name_of)

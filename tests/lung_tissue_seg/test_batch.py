@@ -178,7 +178,7 @@ def test_the_sentence_survives_another_process(tmp_path):
         "from torch.utils.data import DataLoader\n"
         "class Items(list):\n    def __getitem__(self, index): volumes.check_file('/nowhere.nii')\n"
         "if __name__ == '__main__':\n"
-        "    batch.say_errors_in_a_sentence()\n    list(DataLoader(Items([1, 2]), num_workers=1))\n"
+        "    batch.prepare_process()\n    list(DataLoader(Items([1, 2]), num_workers=1))\n"
     )
     (tmp_path / "script.py").write_text(script)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -217,7 +217,7 @@ def test_processes_end_with_the_torchrun_that_was_killed(tmp_path):
     program = tmp_path / "rank.py"
     program.write_text(
         f"import os, pathlib, sys, time\nsys.path.insert(0, {str(BUNDLE)!r})\n"
-        "from scripts.batch import end_with_launcher\nend_with_launcher()\n"
+        "from scripts.batch import prepare_process\nprepare_process()\n"
         f"pathlib.Path({str(tmp_path)!r}, 'pid' + os.environ['RANK']).write_text(str(os.getpid()))\ntime.sleep(300)\n"
     )
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program)]

@@ -74,8 +74,14 @@ def _chain(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def say_errors_in_a_sentence() -> None:
-    """Have this process end with one sentence, where an error is this bundle's own, instead of with its tracebacks."""
+def prepare_process() -> None:
+    """Have this process end with one sentence where an error is this bundle's own, and with the torchrun that began it.
+
+    A sentence stands instead of tracebacks. A torchrun that is killed takes its processes along where the system is
+    Linux. It begins a run: MONAI finds the scripts of a bundle from there on, not yet in `initialize`.
+    """
+    if sys.platform.startswith("linux") and "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     before = sys.excepthook
     if getattr(before, "says", False):
         return
@@ -94,12 +100,6 @@ def say_errors_in_a_sentence() -> None:
     sys.excepthook = hook
     for name in LOGGERS:
         logging.getLogger(name).addFilter(_without_traceback)
-
-
-def end_with_launcher() -> None:
-    """Have a process that torchrun started end when torchrun is killed, where the system is Linux."""
-    if sys.platform.startswith("linux") and "TORCHELASTIC_RUN_ID" in os.environ:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
