@@ -1,12 +1,13 @@
 """``python -m tools package``: a bundle as a zip that the Model Zoo could release, proven to run alone."""
 
+import hashlib
 import shutil
 import tempfile
 from pathlib import Path
 
 from tools.bundles import BUNDLES
 from tools.flags import listed
-from tools.io.files import InputError, check_new_directory, new_directory, read_json, write_json
+from tools.io.files import InputError, check_new_directory, new_directory, read_json, sha256, write_json
 from tools.serving import exports
 from tools.serving.archive import sha1, unpack, write_zip
 from tools.serving.bundle_check import bundle_problems
@@ -39,7 +40,8 @@ def package(
     The output holds NAME_vVERSION.zip; package.json, every command that was run from the unpacked zip and how it went;
     model_info.json, the entry by which MONAI finds the release; upload.json, what publishing would send where;
     unit_tests, as the Model Zoo keeps them beside its bundles; and what the targets made. Nothing is written unless all
-    went well, and nothing leaves this machine without ``--publish``.
+    went well, and nothing leaves this machine without ``--publish``. The same command again finds what it made and
+    stays with it; it uploads from there.
 
     Args:
         bundle: The bundle's folder name below ``bundles/``.
@@ -54,7 +56,10 @@ def package(
         InputError: if the bundle, its weights or an argument is not fit; all problems of the bundle are named together.
         RunError: if a command fails in the unpacked zip, or changes it, or an upload fails.
     """
-    output, targets = check_new_directory(output), _targets(bundle, targets)
+    output, targets = Path(output), _targets(bundle, targets)
+    finished = output / "package.json"
+    if not finished.is_file():
+        check_new_directory(output)
     if repository is not None:
         check_repository(repository)
     token = credentials(publish, bundle, output, repository)
@@ -64,24 +69,17 @@ def package(
         )
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        with new_directory(output) as partial:
-            staged = _stage(bundle, weights, data_license, work / "staged" / bundle)
-            dataset_dir, cases_dir = draw_patients(work / "drawn", bundle)
-            problems = bundle_problems(staged) + workflow_problems(staged, dataset_dir, cases_dir, work / "built")
-            if problems:
-                raise InputError(f"{bundle} is not fit for release: {'; '.join(problems)}")
-            (staged / "large_files.yml").unlink(missing_ok=True)  # the zip holds the large files themselves
-            version = read_json(staged / "configs/metadata.json")["version"]
-            archive = partial / f"{bundle}_v{version}.zip"
-            write_zip(staged, archive)
-            root = unpack(archive, work / "somebody else/bundles")
-            proof = Proof(root, work / "runs", dataset_dir, cases_dir, output.with_name(f"{output.name}.failed.log"))
-            _prove(proof, targets, partial)
-            _describe(archive, root, repository or UNNAMED, proof.steps)
-        archive = output / archive.name
+        staged = _stage(bundle, weights, data_license, work / "staged" / bundle)
+        asked = {"targets": targets, "repository": repository, "content": _content(staged)}
+        if finished.is_file():
+            archive = _made_earlier(output, asked)
+            print(f"{archive} was made earlier by the same command and stays as it is")
+        else:
+            archive = _make(staged, output, asked, work)
+            print(f"wrote {archive} ({archive.stat().st_size / 1e6:.1f} MB); package.json says what was run from it")
         if publish:
+            root, version = unpack(archive, work / "published/bundles"), archive.stem.rsplit("_v", 1)[1]
             print(f"uploaded as {to_hugging_face(root, version, repository, token)}")
-    print(f"wrote {archive} ({archive.stat().st_size / 1e6:.1f} MB); package.json says what was run from it")
     if not publish:
         print("nothing was uploaded; upload.json says what --publish huggingface or gh release create would send where")
 
@@ -139,11 +137,50 @@ def _prove(proof: Proof, targets: list[str], output: Path) -> None:
     proof.check_untouched()
 
 
-def _describe(archive: Path, root: Path, repository: str, steps: list[dict]) -> None:
+def _content(staged: Path) -> str:
+    """Return one SHA-256 of all files of a staged bundle and their names."""
+    files = sorted(path for path in staged.rglob("*") if path.is_file())
+    told = "".join(f"{sha256(path)} {path.relative_to(staged).as_posix()}\n" for path in files)
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _made_earlier(output: Path, asked: dict) -> Path:
+    """Return the zip that the same command made in ``output``; InputError if another command did, or it is damaged."""
+    card = read_json(output / "package.json")
+    if card.get("asked") != asked:
+        raise InputError(f"output {output} is not empty: it holds another package; remove it or name another folder")
+    archive = output / card["zip"]
+    if not archive.is_file() or sha1(archive) != card["sha1"]:
+        raise InputError(f"output {output} holds a package whose zip is missing or damaged; remove it")
+    return archive
+
+
+def _make(staged: Path, output: Path, asked: dict, work: Path) -> Path:
+    """Return the zip of a staged bundle in ``output``, once it was unpacked elsewhere and proven to run there."""
+    bundle = staged.name
+    with new_directory(output) as partial:
+        dataset_dir, cases_dir = draw_patients(work / "drawn", bundle)
+        problems = bundle_problems(staged) + workflow_problems(staged, dataset_dir, cases_dir, work / "built")
+        if problems:
+            raise InputError(f"{bundle} is not fit for release: {'; '.join(problems)}")
+        (staged / "large_files.yml").unlink(missing_ok=True)  # the zip holds the large files themselves
+        version = read_json(staged / "configs/metadata.json")["version"]
+        archive = partial / f"{bundle}_v{version}.zip"
+        write_zip(staged, archive)
+        root = unpack(archive, work / "somebody else/bundles")
+        proof = Proof(root, work / "runs", dataset_dir, cases_dir, output.with_name(f"{output.name}.failed.log"))
+        _prove(proof, asked["targets"], partial)
+        _describe(archive, root, asked, proof.steps)
+    return output / archive.name
+
+
+def _describe(archive: Path, root: Path, asked: dict, steps: list[dict]) -> None:
     """Write package.json, model_info.json, upload.json and the unit tests beside the zip."""
     output, (bundle, version) = archive.parent, archive.stem.rsplit("_v", 1)
     card = {"bundle": bundle, "version": version, "zip": archive.name, "bytes": archive.stat().st_size}
-    write_json(output / "package.json", card | {"sha1": sha1(archive), "versions": versions(), "steps": steps})
+    card |= {"sha1": sha1(archive), "asked": asked, "versions": versions(), "steps": steps}
+    repository = asked["repository"] or UNNAMED
+    write_json(output / "package.json", card)
     write_json(output / "model_info.json", model_info(archive, repository))
     write_json(output / "upload.json", upload_plan(archive, root, repository))
     (output / "unit_tests").mkdir()

@@ -61,6 +61,25 @@ def test_an_output_that_holds_something_is_refused(tmp_path):
         package(SEGMENTER, tmp_path)
 
 
+def test_the_same_command_stays_with_what_it_made_and_another_is_refused(tmp_path, weights, monkeypatch, capsys):
+    monkeypatch.setattr(module, "_prove", lambda *_: None)
+    monkeypatch.setattr(module, "workflow_problems", lambda *_: [])
+    output = tmp_path / "out"
+    package(SEGMENTER, output, weights)
+    (archive,) = output.glob("*.zip")
+    made = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in output.rglob("*")}
+    capsys.readouterr()
+    package(SEGMENTER, output, weights)
+    assert "was made earlier by the same command and stays" in capsys.readouterr().out
+    assert made == {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in output.rglob("*")}
+    for different in ({"targets": "torchscript"}, {"repository": "owner/name"}, {"weights": None}):
+        with pytest.raises(InputError, match="is not empty: it holds another package; remove it or"):
+            package(**{"bundle": SEGMENTER, "output": output, "weights": weights} | different)
+    archive.write_bytes(archive.read_bytes()[:-100])
+    with pytest.raises(InputError, match="holds a package whose zip is missing or damaged; remove it"):
+        package(SEGMENTER, output, weights)
+
+
 def test_weights_and_licence_of_the_data_are_what_is_shipped(tmp_path, weights):
     (tmp_path / "licence.txt").write_text("CC BY 4.0")
     root = module._stage(SEGMENTER, weights, tmp_path / "licence.txt", tmp_path / "staged")
