@@ -65,6 +65,7 @@ def test_resumed_training_equals_training_that_was_not_stopped(tmp_path):
     assert not list(tmp_path.glob("*/*.partial"))
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_ends_with_the_same_weights(tmp_path):
     weights = [list(train(tmp_path / str(workers), workers=workers)[0].parameters()) for workers in (0, 1, 2)]
     for other in weights[1:]:

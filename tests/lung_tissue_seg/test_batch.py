@@ -170,6 +170,7 @@ def test_a_gzip_bomb_and_a_shape_of_terabytes_are_refused_by_their_headers(tmp_p
         volumes.check_file(path)
 
 
+@pytest.mark.slow
 def test_the_sentence_survives_another_process(tmp_path):
     """Torch's loader hands on an error of a worker as text."""
     script = (

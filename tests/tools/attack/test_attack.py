@@ -10,6 +10,7 @@ from tools.io.files import InputError
 from tools.io.volume import load_ct
 
 
+@pytest.mark.slow
 def test_no_kind_of_damage_gets_past_the_door():
     counts, findings = campaign(1, len(kinds()))
     assert findings == []

@@ -102,6 +102,7 @@ def test_a_command_that_goes_on_ends_the_same_after_every_fault(bench, monkeypat
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "do"), [
     ("twice", disturb.killed), ("orphan", disturb.killed), ("traceback", disturb.interrupted),
     ("mute", disturb.interrupted), ("differs", disturb.killed),
@@ -155,6 +156,7 @@ def test_what_does_not_exist_is_refused_before_anything_runs(tmp_path):
         faults(tmp_path / "page.md", rounds=0)
 
 
+@pytest.mark.slow
 def test_a_finding_is_in_the_table_and_ends_the_command(tmp_path, monkeypatch):
     monkeypatch.setitem(JOBS, "stand-in", stand_in(SPOILED["differs"]))
     monkeypatch.setattr("tools.attack.faults.FAULTS", (Fault("killed", disturb.killed, ("stand-in",)),))

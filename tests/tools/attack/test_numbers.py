@@ -106,6 +106,7 @@ def test_dataset_and_quantify_give_finite_numbers_for_every_odd_case(cohort, tmp
     assert "nan" not in (tmp_path / "q/quantification.csv").read_text(encoding="utf-8").lower()
 
 
+@pytest.mark.slow
 def test_segment_labels_every_odd_case_on_its_grid(cohort, tmp_path):
     weights = segmenter_weights(tmp_path / "weights")  # random ones find no lung
     for name, (label, slices_mm, change) in ODD.items():
@@ -133,6 +134,7 @@ def test_maps_are_drawn_from_odd_cases_or_it_is_said_why_not(cohort, tmp_path):
             assert list(csv.DictReader(stream))
 
 
+@pytest.mark.slow
 def test_paint_paints_finite_hu_or_says_why_not(cohort, tmp_path):
     weights, painted = synthesizer_weights(tmp_path / "weights"), []
     for name in ODD:

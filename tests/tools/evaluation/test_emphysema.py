@@ -35,6 +35,7 @@ def files(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_painted_drawn_and_unchanged_lung_are_set_beside_real_patches(files, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "OneCtPainter", HolesOfAir)
     bench_emphysema(files / "patches.npz", files / "drawn/images", tmp_path / "out.json", patches_share=0.1)

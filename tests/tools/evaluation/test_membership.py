@@ -56,6 +56,7 @@ def test_the_unit_is_the_patient(tmp_path):
     assert by_patient(cases, {"a1": 1.0, "a2": 3.0, "b1": 5.0, "c1": float("nan")}) == [2.0, 5.0]
 
 
+@pytest.mark.slow
 def test_sides_go_by_what_the_card_says_was_read(cohort):
     cases = real(cohort)
     rows = cases_read(cases[:3])

@@ -314,6 +314,7 @@ def test_the_last_line_names_the_next_command(tmp_path, capsys):
     assert last.startswith(f"wrote 1 drawn patients to {tmp_path}/out; next: python -m tools dataset --images ")
 
 
+@pytest.mark.slow
 def test_cohorts_for_a_study_of_kernels_and_textures(tmp_path):
     phantom(tmp_path / "usual", patients=2, size=SMALL)
     phantom(tmp_path / "own", patients=2, size=SMALL, own_textures=True, name="tests")

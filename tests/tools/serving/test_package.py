@@ -61,6 +61,7 @@ def test_an_output_that_holds_something_is_refused(tmp_path):
         package(SEGMENTER, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_same_command_stays_with_what_it_made_and_another_is_refused(tmp_path, weights, monkeypatch, capsys):
     monkeypatch.setattr(module, "_prove", lambda *_: None)
     monkeypatch.setattr(module, "workflow_problems", lambda *_: [])

@@ -58,6 +58,7 @@ def test_both_bundles_build_their_components_in_one_process(monkeypatch):
         assert Path(sys.modules[built.__module__].__file__).is_relative_to(BUNDLES / bundle / "scripts")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux ends a child with its parent")
 def test_a_bundles_process_ends_with_the_one_that_was_killed(monkeypatch, tmp_path):
     """A module that waits stands in for monai.bundle; its parent is killed, as a system short of memory would."""
@@ -81,6 +82,7 @@ def test_a_bundles_process_ends_with_the_one_that_was_killed(monkeypatch, tmp_pa
     raise AssertionError("the child lives on")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux ends a child with its parent")
 def test_a_worker_of_a_pool_asks_to_end_with_its_parent():
     asked = "(lambda c, n: (c.CDLL(None).prctl(2, c.byref(n)), n.value))(ctypes, ctypes.c_int())"
