@@ -31,7 +31,7 @@ class Setting:
         segmenter: Config ids of the segmenter.
         new_cases: Most cases to paint.
         synthesizer: Config ids of the synthesizer's training; None paints with the weights of the bundle.
-        folds: Number of folds, of which one is tested.
+        folds: Number of folds, of which one is tested; a verdict on the same patients needs three.
     """
 
     patients: int
@@ -42,7 +42,7 @@ class Setting:
     segmenter: dict
     new_cases: int
     synthesizer: dict | None
-    folds: int = 2
+    folds: int = 3
 
 
 SHORT = Setting(
