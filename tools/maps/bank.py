@@ -153,13 +153,16 @@ def draw_bank(
         added += [lesion_row(lesion, source.patient) for lesion in receiver.new_lesions(planned.name)]
         progress.update()
     progress.close()
+    small = [name for name, amount in total.items() if (joint or amount < wanted) and name not in lesions]
+    why = (
+        f"all lesions of {' and '.join(map(words, small))} have less than the {MIN_LESION_VOXELS} voxels that one "
+        "needs to be moved"
+    )
+    if small and plan:
+        print(f"no new map holds {' or '.join(map(words, small))}: {why}", flush=True)
     if not plan and (joint or any(amount < wanted for amount in total.values())):
-        small = [name for name, amount in total.items() if amount < wanted and name not in lesions]
         if small and not short and not joint:
-            raise InputError(
-                f"no new map could be drawn: all lesions of {' and '.join(map(words, small))} have less than the "
-                f"{MIN_LESION_VOXELS} voxels that one needs to be moved"
-            )
+            raise InputError(f"no new map could be drawn: {why}")
         raise InputError("no new map could be drawn: the lungs have too little healthy room for the lesions")
     patients = {case.name: case.patient for case in training}
     shown = lesion_bank(training)[0] if context else lesions  # the table compares lesions of one tissue

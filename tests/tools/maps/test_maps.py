@@ -238,6 +238,19 @@ def test_command_writes_maps_card_and_statistics(datalist, tmp_path, capsys):
     assert "| consolidation (" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("joint", [None, Followed()], ids=["balanced", "joint"])
+def test_a_tissue_too_small_to_move_is_told_where_others_can_be(datalist, tmp_path, capsys, joint):
+    path = datalist.parent / "labels/case1.nii.gz"
+    label = voxels(path).astype(np.uint8)
+    label[31, 10:13, 2] = tissue_labels()["emphysema"]
+    nib.save(nib.Nifti1Image(label, AFFINE), path)
+    assert draw_bank(read_fold(datalist, 0)[0], tmp_path / "maps", 1.0, 0, 3, joint=joint).plan
+    told = (
+        "no new map holds emphysema: all lesions of emphysema have less than the 24 voxels that one needs to be moved"
+    )
+    assert told in capsys.readouterr().out
+
+
 def test_distance_and_floor_have_known_answers():
     names = ("volume_ml", "depth_mm", "height", "elongation", "fullness")
 
