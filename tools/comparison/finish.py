@@ -136,7 +136,9 @@ def _check(summary: dict, comparison: Path, arm: str, datalist: Path, start, syn
         wanted, needed = settings.get(f"{name}_sha256"), name == "synthesizer" and is_painted(arm)
         needed = needed or (name == "start" and arm_of(arm)[0].started)
         if needed and wanted != (sha256(given) if given else None):
-            told = "was made without such weights" if wanted is None else "used other weights than the ones given"
+            if wanted and not given:
+                raise InputError(f"--{name} is needed: the weights that {comparison} used for arm {arm}, or shipped")
+            told = "used other weights than the ones given" if wanted else "was made without such weights"
             raise InputError(f"--{name}: {comparison} {told} for arm {arm}")
 
 

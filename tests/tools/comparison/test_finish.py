@@ -125,6 +125,12 @@ def test_what_has_no_verdict_or_is_not_the_comparisons_own_is_refused(world, tmp
     refused("is not the datalist of", datalist=other)
     refused("--synthesizer: .* was made without such weights", synthesizer=comparison / "run.json")
     summary = read_json(comparison / "summary.json")
+    with_weights = summary["settings"] | {"synthesizer_sha256": "0" * 64}
+    write_json(comparison / "summary.json", summary | {"settings": with_weights})
+    refused("--synthesizer is needed: the weights that .* used for arm cbmat, or shipped")
+    refused("--synthesizer: .* used other weights than the ones given for arm", synthesizer=comparison / "run.json")
+    write_json(comparison / "summary.json", summary)
+    summary = read_json(comparison / "summary.json")
     lost = [run for run in summary["runs"] if (run["arm"], run["fold"], run["seed"]) != ("cbmat", 2, 1)]
     write_json(comparison / "summary.json", summary | {"runs": lost})
     refused("lacks runs .fold 2, seed 1, arm cbmat.; start compare again")
