@@ -48,7 +48,7 @@ class Setting:
 SHORT = Setting(
     patients=16,
     size=(240, 240, 8),  # voxels of the size that the weights know
-    arms=("real", "copy_paste", "cbmat_filter"),
+    arms=("real", "copy_paste", "cbmat"),
     seeds=1,
     iterations=150,
     segmenter={"batch_size": 8, "patch_size": 96},

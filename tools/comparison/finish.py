@@ -55,7 +55,8 @@ def finish(
         device: Device to train on, such as cpu or cuda; the bundles' own choice if absent.
 
     Raises:
-        InputError: if the comparison has no verdict or lacks runs, the arm is none of it, or files are not its own.
+        InputError: if the comparison has no verdict or lacks runs, the arm is none of it, files are not its own, or the
+            gate accepts none of the painted cases.
         RunError: if training, painting or packaging fails.
     """
     summary = _read_summary(Path(comparison))
@@ -84,6 +85,11 @@ def finish(
             painting |= {"synthesizer": synthesizer, "overrides": own, "segmenter": _judge(Path(comparison), summary)}
         augment(datalist, None, folder, about.method, seed=seed, **painting)
         source = read_datalist(folder / ("datalist.json" if about.filtered else "datalist_unfiltered.json"))
+        if not any(case.fold == SYNTHETIC for case in source["training"]):
+            raise InputError(
+                f"none of the cases of {folder} was accepted, so {arm} would be {REFERENCE}; manifest.jsonl there says "
+                "why; choose another arm"
+            )
         stages = {
             stage: sorted({str(row["patient"]) for row in cases})
             for stage, cases in augmented_stages(folder, about.method).items()

@@ -95,6 +95,22 @@ def test_what_only_painting_knows_is_not_asked_of_copy_paste(world, tmp_path, ar
     assert {"candidates", "context"} & set(asked["augment"]) == told
 
 
+def test_an_arm_none_of_whose_cases_was_accepted_is_not_finished(world, tmp_path, monkeypatch):
+    comparison, datalist, asked = world
+    augment = module.augment
+
+    def rejecting(datalist, fold, output, method, **more):
+        augment(datalist, fold, output, method, **more)
+        listed = read_json(output / "datalist.json")
+        listed["training"] = [item for item in listed["training"] if item["fold"] >= 0]
+        write_json(output / "datalist.json", listed)
+
+    monkeypatch.setattr(module, "augment", rejecting)
+    with pytest.raises(InputError, match="none of the cases of .*augment was accepted, so cbmat_filter would be real"):
+        finish(comparison, "cbmat_filter", datalist, tmp_path / "model")
+    assert "training" not in asked and "package" not in asked
+
+
 def test_real_and_rebalanced_arms_need_no_painting_and_a_second_start_trains_nothing(world, tmp_path):
     comparison, datalist, asked = world
     finish(comparison, "oversampled", datalist, tmp_path / "model")
